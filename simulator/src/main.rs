@@ -1,0 +1,2 @@
+//! The `kvscout-sim` command.
+fn main() {}

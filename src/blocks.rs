@@ -1,0 +1,280 @@
+//! Token ids → chain of [`BlockKey`]: the names under which prompts and events meet.
+//!
+//! A key covers what vLLM's own block hash covers (`kv_cache_utils.hash_block_tokens`): every
+//! token up to the block's end, the LoRA adapter, and the extra keys of each block on the way
+//! (`cache_salt`, multimodal identifiers, prompt-embedding digests). Engine hashes are opaque:
+//! their seed may differ per process, so they are never compared across servers.
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
+
+/// A token's id in the model's vocabulary.
+pub type TokenId = u32;
+
+/// Names a block and everything before it. Equal keys mean equal KV contents: 64 bits of
+/// XXH3, so two of 50 million different blocks collide with probability below 1e-4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockKey(u64);
+
+impl BlockKey {
+    /// The parent of every first block: the base model, or one of its LoRA adapters.
+    #[must_use]
+    pub fn root(adapter: Option<&str>) -> Self {
+        match adapter {
+            None => Self(0x6b76_7363_6f75_7401),
+            Some(name) => Self(xxh3_64_with_seed(name.as_bytes(), 0x6c6f_7261)),
+        }
+    }
+
+    /// The key of the block that follows `self` and holds `tokens`.
+    #[must_use]
+    pub fn child(self, tokens: &[TokenId], extras: &[ExtraKey]) -> Self {
+        // On the stack for every block size in common use; longer blocks go in pieces. The
+        // one-shot hash and the streamed one agree on equal bytes.
+        let mut bytes = [0u8; 8 + 4 * PIECE_TOKENS];
+        bytes[..8].copy_from_slice(&self.0.to_le_bytes());
+        if tokens.len() <= PIECE_TOKENS && extras.is_empty() {
+            let end = 8 + write_tokens(&mut bytes[8..], tokens);
+            return Self(xxh3_64(&bytes[..end]));
+        }
+        let mut hasher = Xxh3::new();
+        hasher.update(&bytes[..8]);
+        for piece in tokens.chunks(PIECE_TOKENS) {
+            let end = write_tokens(&mut bytes, piece);
+            hasher.update(&bytes[..end]);
+        }
+        for extra in extras {
+            extra.feed(&mut hasher);
+        }
+        Self(hasher.digest())
+    }
+}
+
+/// Tokens hashed at a time: 256 bytes.
+const PIECE_TOKENS: usize = 64;
+
+fn write_tokens(bytes: &mut [u8], tokens: &[TokenId]) -> usize {
+    for (slot, token) in bytes.chunks_exact_mut(4).zip(tokens) {
+        slot.copy_from_slice(&token.to_le_bytes());
+    }
+    4 * tokens.len()
+}
+
+/// Something besides tokens that makes a block differ, as vLLM puts it into `extra_keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ExtraKey {
+    /// A cache salt, or a multimodal identifier (0.17.1 and before).
+    Text(String),
+    /// A multimodal identifier with its offset from the block's start (0.19.1 and later).
+    At(String, i64),
+    /// A digest of prompt embeddings.
+    Digest(Vec<u8>),
+}
+
+impl ExtraKey {
+    /// Each kind has its own tag and every text its length, so that no two lists read alike.
+    fn feed(&self, hasher: &mut Xxh3) {
+        let (tag, bytes): (u8, &[u8]) = match self {
+            Self::Text(text) => (1, text.as_bytes()),
+            Self::At(text, _) => (2, text.as_bytes()),
+            Self::Digest(bytes) => (3, bytes),
+        };
+        hasher.update(&[tag]);
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+        if let Self::At(_, offset) = self {
+            hasher.update(&offset.to_le_bytes());
+        }
+    }
+}
+
+/// What decides, besides its tokens, which blocks a prompt may share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The LoRA adapter that the request names as its model.
+    pub adapter: Option<String>,
+    /// The request's `cache_salt`: an extra key of the first block only.
+    pub cache_salt: Option<String>,
+}
+
+/// The keys of a prompt's leading full blocks that a server may serve from its cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Tokens in each block.
+    pub block_size: u32,
+    /// One key per block, in prompt order.
+    pub keys: Vec<BlockKey>,
+}
+
+impl Chain {
+    /// The chain of a prompt: at most `floor((n - 1) / block_size)` blocks, since the engine
+    /// always computes the last token itself (measured on vLLM 0.9 to 0.33).
+    #[must_use]
+    pub fn of_prompt(tokens: &[TokenId], block_size: u32, identity: &Identity) -> Self {
+        let size = block_size.max(1) as usize;
+        let hittable = tokens.len().saturating_sub(1) / size;
+        let salt: Vec<ExtraKey> = identity
+            .cache_salt
+            .iter()
+            .cloned()
+            .map(ExtraKey::Text)
+            .collect();
+        let mut parent = BlockKey::root(identity.adapter.as_deref());
+        let keys = tokens
+            .chunks_exact(size)
+            .take(hittable)
+            .enumerate()
+            .map(|(position, block)| {
+                parent = parent.child(block, if position == 0 { &salt } else { &[] });
+                parent
+            })
+            .collect();
+        Self { block_size, keys }
+    }
+}
+
+/// What a server calls a block: the low 64 bits of its hash, meaningful to that server alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EngineHash(pub u64);
+
+/// Where a server keeps a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Medium {
+    /// The engine's own KV cache (vLLM says "GPU" on every platform, CPU included).
+    Gpu,
+    /// Host memory, by an offload connector.
+    Cpu,
+    /// Disk or remote storage, by an offload connector.
+    Storage,
+    /// A medium that this version does not know.
+    Other,
+}
+
+/// A KV cache group of a hybrid model; plain models have one, with index 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Group {
+    /// `group_idx`; 0 where the engine does not say.
+    pub index: u32,
+    /// Whether a block of this group is needed for every later token (full attention), as
+    /// opposed to a sliding window or a recurrent state.
+    pub partial_attention: bool,
+}
+
+/// One KV cache event of one server, free of any wire format.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BlockEvent {
+    /// Physical copies of blocks came to be.
+    Stored(Stored),
+    /// Physical copies went away; the same hash may have others.
+    Removed {
+        /// One entry per copy.
+        hashes: Vec<EngineHash>,
+        /// Where they were.
+        medium: Medium,
+        /// Whose they were.
+        group: Group,
+    },
+    /// Everything went away.
+    Cleared,
+}
+
+/// Consecutive blocks that a server now holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// One per block, in prompt order.
+    pub hashes: Vec<EngineHash>,
+    /// The block before the first one; none where that starts a prompt.
+    pub parent: Option<EngineHash>,
+    /// `hashes.len() * block_size` ids. Placeholder events of offload connectors carry none.
+    pub tokens: Vec<TokenId>,
+    /// Tokens in each block.
+    pub block_size: u32,
+    /// `lora_name`; vLLM before 0.14.1 gives only the id.
+    pub adapter: Option<String>,
+    /// `lora_id`: the order of loading, from 1.
+    pub adapter_id: Option<i64>,
+    /// Where they are.
+    pub medium: Medium,
+    /// Whose they are.
+    pub group: Group,
+    /// Per block, the adapter's name left out; `None` where this vLLM (before 0.17.1) has no
+    /// such field, so that salted blocks look like plain ones.
+    pub extra_keys: Option<Vec<Vec<ExtraKey>>>,
+    /// Tokens after each block that its hash also covers (0.33, speculative decoding).
+    pub lookahead: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(tokens: &[TokenId], identity: &Identity) -> Vec<BlockKey> {
+        Chain::of_prompt(tokens, 4, identity).keys
+    }
+
+    #[test]
+    fn the_last_token_is_always_recomputed() {
+        let tokens: Vec<TokenId> = (0..9).collect();
+        let blocks = |n: usize| chain(&tokens[..n], &Identity::default()).len();
+        assert_eq!(
+            (blocks(0), blocks(4), blocks(5), blocks(8), blocks(9)),
+            (0, 0, 1, 1, 2)
+        );
+    }
+
+    #[test]
+    fn a_key_covers_everything_before_its_block() {
+        let plain = Identity::default();
+        let one = chain(&[7, 7, 7, 7, 7, 7, 7, 7, 1], &plain);
+        let two = chain(&[8, 7, 7, 7, 7, 7, 7, 7, 1], &plain);
+        assert_ne!(
+            one[0], one[1],
+            "equal tokens at another depth are another block"
+        );
+        assert_ne!(one[1], two[1]);
+    }
+
+    #[test]
+    fn salt_and_adapter_separate_tenants() {
+        let tokens: Vec<TokenId> = (0..9).collect();
+        let keys = |adapter: Option<&str>, salt: Option<&str>| {
+            chain(
+                &tokens,
+                &Identity {
+                    adapter: adapter.map(str::to_owned),
+                    cache_salt: salt.map(str::to_owned),
+                },
+            )[1]
+        };
+        let all = [
+            keys(None, None),
+            keys(Some("a"), None),
+            keys(None, Some("a")),
+            keys(Some("a"), Some("a")),
+        ];
+        for (i, one) in all.iter().enumerate() {
+            assert!(!all[..i].contains(one), "identity {i} is not its own");
+        }
+    }
+
+    #[test]
+    fn streamed_and_one_shot_hashes_agree() {
+        let tokens: Vec<TokenId> = (0..130).collect();
+        let mut bytes = BlockKey::root(None).0.to_le_bytes().to_vec();
+        bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+        assert_eq!(BlockKey::root(None).child(&tokens, &[]).0, xxh3_64(&bytes));
+        let end = 8 + 4 * 16;
+        assert_eq!(
+            BlockKey::root(None).child(&tokens[..16], &[]).0,
+            xxh3_64(&bytes[..end])
+        );
+    }
+
+    #[test]
+    fn long_blocks_hash_all_their_tokens() {
+        let mut tokens: Vec<TokenId> = (0..2096).collect();
+        let root = BlockKey::root(None);
+        let before = root.child(&tokens, &[]);
+        tokens[2095] += 1;
+        assert_ne!(before, root.child(&tokens, &[]));
+    }
+}

@@ -1,0 +1,1 @@
+//! The words an operator types.

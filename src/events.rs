@@ -1,0 +1,1 @@
+//! next → decode → order → apply.

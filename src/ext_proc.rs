@@ -1,0 +1,1 @@
+//! Streams, deadlines, back-pressure.

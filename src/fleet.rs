@@ -1,0 +1,247 @@
+//! The endpoints that serve, as an immutable snapshot, and what we know of each right now.
+//!
+//! Discovery is a value: a `watch::Receiver<Arc<Fleet>>` with one writer ([`fixed`] today).
+//! An [`Endpoint`] is shared between snapshots, so that its load and trust outlive a change
+//! elsewhere in the fleet.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+pub mod fixed;
+
+/// A dense number for an endpoint, never reused within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId(pub u32);
+
+/// Where an endpoint publishes its KV events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventAddress {
+    /// The PUB socket, `tcp://host:port`.
+    pub publisher: String,
+    /// The ROUTER socket that replays, where the server has one.
+    pub replay: Option<String>,
+}
+
+/// A server of the model: an ip:port.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Its number in the index.
+    pub id: EndpointId,
+    /// A name for people: the pod's.
+    pub name: String,
+    /// What Envoy connects to.
+    pub address: SocketAddr,
+    /// Where its events come from; none makes it `Silent`.
+    pub events: Option<EventAddress>,
+    /// What we placed there and has not ended.
+    pub load: Load,
+    trust: Mutex<TrustSince>,
+}
+
+impl Endpoint {
+    /// A server that we know nothing of yet.
+    #[must_use]
+    pub fn new(
+        id: EndpointId,
+        name: String,
+        address: SocketAddr,
+        events: Option<EventAddress>,
+    ) -> Self {
+        let reason = if events.is_some() {
+            "no event seen yet"
+        } else {
+            "no event address"
+        };
+        let trust = TrustSince {
+            trust: Trust::Silent,
+            reason: reason.into(),
+            since: Instant::now(),
+        };
+        Self {
+            id,
+            name,
+            address,
+            events,
+            load: Load::default(),
+            trust: Mutex::new(trust),
+        }
+    }
+
+    /// How complete our picture of its cache is.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        self.trust.lock().trust
+    }
+
+    /// The same with its reason, for people.
+    #[must_use]
+    pub fn trust_since(&self) -> TrustSince {
+        self.trust.lock().clone()
+    }
+
+    /// Records a change of trust; `true` where it is one.
+    pub fn set_trust(&self, trust: Trust, reason: &str, now: Instant) -> bool {
+        let mut held = self.trust.lock();
+        let changed = held.trust != trust;
+        if changed || held.reason != reason {
+            *held = TrustSince {
+                trust,
+                reason: reason.to_owned(),
+                since: now,
+            };
+        }
+        changed
+    }
+}
+
+/// How complete our picture of an endpoint's cache is. Later is worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Trust {
+    /// Free of gaps since a known point.
+    Live,
+    /// Being rebuilt, from replay or a snapshot.
+    Learning,
+    /// A gap that could not be filled: what we hold may be gone, what we lack may be there.
+    Doubtful,
+    /// No events configured, or none ever seen.
+    Silent,
+}
+
+impl Trust {
+    /// The word for labels and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Learning => "learning",
+            Self::Doubtful => "doubtful",
+            Self::Silent => "silent",
+        }
+    }
+}
+
+/// A trust, why, and since when.
+#[derive(Debug, Clone)]
+pub struct TrustSince {
+    /// How complete.
+    pub trust: Trust,
+    /// What made it so, for an operator.
+    pub reason: String,
+    /// When it became so.
+    pub since: Instant,
+}
+
+/// The work that this process placed at an endpoint and that has not ended.
+#[derive(Debug, Default)]
+pub struct Load {
+    requests: AtomicU32,
+    prefill_tokens: AtomicU64,
+}
+
+impl Load {
+    /// Requests between choice and end of response.
+    pub fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Uncached prompt tokens of requests whose first output has not come.
+    pub fn prefill_tokens(&self) -> u64 {
+        self.prefill_tokens.load(Ordering::Relaxed)
+    }
+}
+
+/// Books one request's work at an endpoint; dropping it releases whatever is still booked, so
+/// that no path out of an exchange can leak load.
+#[derive(Debug)]
+pub struct Booking {
+    endpoint: Arc<Endpoint>,
+    prefill_tokens: u64,
+}
+
+impl Booking {
+    /// Books `prefill_tokens` of work.
+    #[must_use]
+    pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64) -> Self {
+        endpoint.load.requests.fetch_add(1, Ordering::Relaxed);
+        endpoint
+            .load
+            .prefill_tokens
+            .fetch_add(prefill_tokens, Ordering::Relaxed);
+        Self {
+            endpoint,
+            prefill_tokens,
+        }
+    }
+
+    /// Who does the work.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The first output arrived: the prefill is done, decoding goes on.
+    pub fn prefilled(&mut self) {
+        let tokens = std::mem::take(&mut self.prefill_tokens);
+        self.endpoint
+            .load
+            .prefill_tokens
+            .fetch_sub(tokens, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        self.prefilled();
+        self.endpoint.load.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Who serves, as of now.
+#[derive(Debug, Clone, Default)]
+pub struct Fleet {
+    /// In the order of their numbers.
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> Arc<Endpoint> {
+        let address = "127.0.0.1:8000".parse().expect("an address");
+        Arc::new(Endpoint::new(EndpointId(0), "pod-1".into(), address, None))
+    }
+
+    #[test]
+    fn a_dropped_booking_leaves_no_load() {
+        let endpoint = endpoint();
+        let mut first = Booking::new(endpoint.clone(), 100);
+        let second = Booking::new(endpoint.clone(), 50);
+        first.prefilled();
+        first.prefilled();
+        assert_eq!(
+            (endpoint.load.requests(), endpoint.load.prefill_tokens()),
+            (2, 50)
+        );
+        drop(first);
+        drop(second);
+        assert_eq!(
+            (endpoint.load.requests(), endpoint.load.prefill_tokens()),
+            (0, 0)
+        );
+    }
+
+    #[test]
+    fn trust_keeps_the_time_of_its_last_change() {
+        let endpoint = endpoint();
+        assert_eq!(endpoint.trust(), Trust::Silent);
+        let now = Instant::now();
+        assert!(endpoint.set_trust(Trust::Live, "complete from sequence 0", now));
+        assert!(!endpoint.set_trust(Trust::Live, "complete from sequence 0", Instant::now()));
+        assert_eq!(endpoint.trust_since().since, now);
+    }
+}

@@ -1,0 +1,50 @@
+//! kvscout picks the model server that should get a request, from what every server's
+//! KV cache holds right now. Two sentences are the whole program:
+//!
+//! ```text
+//! request → prompt → tokens → blocks → overlap → choice → reply
+//! event   → decoded → ordered → index
+//! ```
+//!
+//! Modules stand in the order that data flows, and use only what is declared above them
+//! (`tests/tidy.rs` checks it). `ARCHITECTURE.md` is the tour.
+//!
+//! # Vocabulary
+//!
+//! | word | meaning |
+//! |---|---|
+//! | endpoint | an ip:port that serves the model; a data-parallel rank is one |
+//! | fleet | the endpoints as of now, an immutable snapshot |
+//! | prompt | what a request asks the model to read, before tokenization |
+//! | block | `block_size` consecutive tokens whose KV a server keeps or drops as one |
+//! | chain, key | the blocks of a prompt in order; a key names a block *and all before it* |
+//! | holder | an endpoint that holds a block |
+//! | overlap | how many leading blocks of a chain an endpoint holds |
+//! | basis | how much of a choice rests on knowledge: `Overlap`, `Partial`, `LoadOnly` |
+//! | trust | how complete our picture of an endpoint is: `Live`, `Learning`, `Doubtful`, `Silent` |
+//! | exchange | one request's conversation with Envoy |
+//!
+//! # Invariants
+//!
+//! * Predicted cached tokens equal the `cached_tokens` that vLLM reports, to the token, for
+//!   every endpoint that claims `Live`.
+//! * No request is refused that some endpoint could serve.
+//! * Everything has a limit; every limit is in [`config`].
+
+pub mod config;
+pub mod metrics;
+pub mod proto;
+pub mod prompt;
+pub mod tokens;
+pub mod blocks;
+pub mod fleet;
+pub mod index;
+pub mod choice;
+pub mod events;
+pub mod audit;
+pub mod scheduler;
+pub mod ext_proc;
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod tools;

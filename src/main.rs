@@ -1,0 +1,2 @@
+//! The `kvscout` command: parse, build, wait.
+fn main() {}

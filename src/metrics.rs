@@ -1,0 +1,1 @@
+//! What an operator may watch: every family is declared here.
