@@ -18,6 +18,9 @@ pub struct Follower {
     endpoint: EndpointId,
     order: Order,
     verdict: Verdict,
+    /// The verdict before the connection was lost; it stands again if the next sequence number
+    /// is the one expected.
+    unheard: Option<Verdict>,
 }
 
 /// How complete the endpoint's picture is, and why.
@@ -66,6 +69,7 @@ impl Follower {
             endpoint,
             order: Order::default(),
             verdict,
+            unheard: None,
         }
     }
 
@@ -100,10 +104,35 @@ impl Follower {
         followed
     }
 
+    /// The publisher can be heard. What it said in between shows in the next sequence number.
+    pub fn on_connected(&mut self) -> Followed {
+        match (&self.unheard, self.verdict.trust) {
+            (None, Trust::Silent) => self.verdict.reason = "connected; no event seen yet".into(),
+            (None, _) => {}
+            (Some(_), _) => {
+                let reason = "connected again; the next batch shows whether any was lost";
+                self.verdict = Verdict::new(Trust::Doubtful, reason);
+            }
+        }
+        Followed::default()
+    }
+
+    /// The publisher cannot be heard: what we hold may be gone by now.
+    pub fn on_disconnected(&mut self, reason: &str) -> Followed {
+        if self.verdict.trust == Trust::Silent {
+            self.verdict.reason = format!("not connected: {reason}");
+        } else {
+            self.unheard.get_or_insert_with(|| self.verdict.clone());
+            self.verdict = Verdict::new(Trust::Doubtful, format!("not connected: {reason}"));
+        }
+        Followed::default()
+    }
+
     fn on_place(&mut self, index: &Index, seq: u64, followed: &mut Followed) {
+        let unheard = self.unheard.take();
         match self.order.place(seq) {
             Place::First => self.verdict = Verdict::new(Trust::Live, "complete from sequence 0"),
-            Place::Next => {}
+            Place::Next => self.verdict = unheard.unwrap_or_else(|| self.verdict.clone()),
             Place::Late { missed: 0 } | Place::Restart { missed: 0 } => {
                 self.forget(index, followed);
                 self.verdict = Verdict::new(Trust::Live, "complete since the engine restarted");
@@ -159,5 +188,107 @@ impl Follower {
     fn forget(&self, index: &Index, followed: &mut Followed) {
         index.apply(self.endpoint, &[BlockEvent::Cleared]);
         followed.forgotten = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::{Chain, Identity};
+
+    const POD: EndpointId = EndpointId(0);
+
+    /// A batch that stores one two-token block.
+    fn stored(hash: u64, parent: Option<u64>) -> Vec<u8> {
+        rmp_serde::to_vec(&(1.0, (("BlockStored", (hash,), parent, (1, 1), 2, ()),), 0))
+            .expect("packs")
+    }
+
+    fn holds_anything(index: &Index) -> bool {
+        !index
+            .overlap(&Chain::of_prompt(&[1, 1, 0], 2, &Identity::default()))
+            .is_empty()
+    }
+
+    fn follow(seqs: &[(u64, Vec<u8>)]) -> (Index, Follower) {
+        let (index, mut follower) = (Index::default(), Follower::new(POD));
+        for (seq, payload) in seqs {
+            follower.on_batch(&index, *seq, payload);
+        }
+        (index, follower)
+    }
+
+    #[test]
+    fn a_gap_is_never_silent() {
+        let (index, follower) = follow(&[(0, stored(1, None)), (2, stored(7, Some(6)))]);
+        assert_eq!(follower.verdict().trust, Trust::Doubtful);
+        assert!(
+            follower
+                .verdict()
+                .reason
+                .starts_with("1 batches lost before sequence 2")
+        );
+        assert!(
+            !holds_anything(&index),
+            "what a lost batch may have removed is not claimed"
+        );
+    }
+
+    #[test]
+    fn a_restarted_engine_is_live_again_with_an_empty_cache() {
+        let (index, follower) = follow(&[
+            (0, stored(1, None)),
+            (1, stored(2, Some(1))),
+            (0, stored(9, Some(8))),
+        ]);
+        assert!(!holds_anything(&index));
+        assert_eq!(
+            follower.verdict().trust,
+            Trust::Doubtful,
+            "its block has a parent that we never saw"
+        );
+        let (index, follower) = follow(&[
+            (0, stored(5, None)),
+            (1, stored(6, Some(5))),
+            (0, stored(1, None)),
+        ]);
+        assert!(holds_anything(&index));
+        assert_eq!(follower.verdict().trust, Trust::Live);
+    }
+
+    #[test]
+    fn a_late_joiner_knows_what_it_heard_and_does_not_claim_more() {
+        let (index, follower) = follow(&[(41, stored(1, None))]);
+        assert!(holds_anything(&index));
+        assert_eq!(follower.verdict().trust, Trust::Doubtful);
+    }
+
+    #[test]
+    fn a_cleared_cache_ends_all_doubt() {
+        let cleared = rmp_serde::to_vec(&(1.0, (("AllBlocksCleared",),), 0)).expect("packs");
+        let (_, follower) = follow(&[(41, stored(1, None)), (42, cleared)]);
+        assert_eq!(follower.verdict().trust, Trust::Live);
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_read_is_a_gap() {
+        let (index, follower) = follow(&[(0, stored(1, None)), (1, b"\xc1".to_vec())]);
+        assert!(!holds_anything(&index));
+        assert_eq!(follower.verdict().trust, Trust::Doubtful);
+    }
+
+    #[test]
+    fn a_lost_connection_is_doubtful_until_the_next_batch_proves_otherwise() {
+        let (index, mut follower) = follow(&[(0, stored(1, None))]);
+        follower.on_disconnected("reset by peer");
+        follower.on_connected();
+        assert_eq!(follower.verdict().trust, Trust::Doubtful);
+        assert!(holds_anything(&index));
+        follower.on_batch(&index, 1, &stored(2, Some(1)));
+        assert_eq!(follower.verdict().trust, Trust::Live);
+        follower.on_disconnected("reset by peer");
+        follower.on_connected();
+        follower.on_batch(&index, 3, &stored(2, Some(1)));
+        assert_eq!(follower.verdict().trust, Trust::Doubtful);
     }
 }
