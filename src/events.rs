@@ -1,1 +1,4 @@
 //! next → decode → order → apply.
+pub mod wire;
+pub mod order;
+pub mod follow;

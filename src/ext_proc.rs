@@ -15,6 +15,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::config::Tls;
 use crate::proto::ext_proc::external_processor_server::{
     ExternalProcessor, ExternalProcessorServer,
 };
@@ -31,7 +32,7 @@ pub mod usage;
 
 pub use exchange::Rules;
 pub use health::Health;
-pub use tls::{Tls, TlsError};
+pub use tls::TlsError;
 
 /// Replies between a driver and its gRPC stream. Eight chunks of 62 kB keep a connection busy.
 const REPLIES_MAX: usize = 8;
@@ -55,6 +56,8 @@ pub struct ExtProcSettings {
     /// Exchanges that may read their bodies at once. Beyond it nothing is refused, but requests
     /// are placed by load, so that memory has a limit: this many bodies.
     pub reading_max: usize,
+    /// Names in a self-signed certificate. In a cluster, add `<service>.<namespace>.svc`.
+    pub certificate_names: Vec<String>,
     /// How long exchanges may go on after a shutdown began.
     pub grace: Duration,
 }
@@ -65,6 +68,7 @@ impl Default for ExtProcSettings {
             rules: Rules::default(),
             deadline: Duration::from_secs(5),
             reading_max: 4096,
+            certificate_names: vec!["kvscout".to_owned(), "localhost".to_owned()],
             grace: Duration::from_secs(30),
         }
     }
@@ -88,7 +92,7 @@ pub enum ServeError {
 /// Where the certificate or the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    tls: Tls,
+    tls: &Tls,
     scheduler: Arc<Scheduler>,
     health: &Health,
     settings: ExtProcSettings,
@@ -99,7 +103,7 @@ pub async fn serve(
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    if let Some(tls) = tls.config().await? {
+    if let Some(tls) = tls::config(tls, &settings.certificate_names).await? {
         server = server.tls_config(tls)?;
     }
     let service = ExternalProcessorServer::new(Service::new(scheduler, settings))

@@ -8,7 +8,6 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::audit::Usage;
-use crate::choice::{Basis, Choice};
 use crate::fleet::{Booking, Fleet};
 
 /// A request that wants an endpoint.
@@ -52,7 +51,6 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Placement {
     booking: Booking,
-    choice: Choice,
 }
 
 impl Placement {
@@ -62,16 +60,10 @@ impl Placement {
         self.booking.endpoint().address
     }
 
-    /// Why there.
-    #[must_use]
-    pub fn choice(&self) -> &Choice {
-        &self.choice
-    }
-
     /// Who, why and what was predicted, in one line fit for a header.
     #[must_use]
     pub fn summary(&self) -> String {
-        format!("{} {:?}", self.booking.endpoint().name, self.choice.basis)
+        format!("{} load-only", self.booking.endpoint().name)
     }
 
     /// The prefill is done.
@@ -126,15 +118,8 @@ impl Scheduler {
             .filter(|endpoint| allowed(endpoint.address))
             .min_by_key(|endpoint| endpoint.load.requests())
             .ok_or(Refusal::NoneInSubset)?;
-        let choice = Choice {
-            endpoint: endpoint.id,
-            basis: Basis::LoadOnly("stub"),
-            predicted_cached_tokens: 0,
-            prompt_tokens: 0,
-        };
         Ok(Placement {
             booking: Booking::new(endpoint.clone(), 0),
-            choice,
         })
     }
 }

@@ -1,1 +1,2 @@
 //! What each command does.
+pub mod replay;

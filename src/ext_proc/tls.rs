@@ -5,24 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 use tonic::transport::{Identity, ServerTlsConfig};
 
-/// How the ext_proc port is encrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tls {
-    /// With a certificate made at start, as gateways that verify nothing expect.
-    SelfSigned {
-        /// The Kubernetes namespace we run in, for the certificate's names.
-        namespace: String,
-    },
-    /// With a certificate from files, in PEM.
-    Files {
-        /// The chain.
-        cert: PathBuf,
-        /// Its key.
-        key: PathBuf,
-    },
-    /// Not at all.
-    Off,
-}
+use crate::config::Tls;
 
 /// Why there is no certificate.
 #[derive(Debug, Error)]
@@ -40,24 +23,20 @@ pub enum TlsError {
     Make(#[from] rcgen::Error),
 }
 
-impl Tls {
-    /// For the gRPC server; `None` where it is off.
-    pub(super) async fn config(&self) -> Result<Option<ServerTlsConfig>, TlsError> {
-        let identity = match self {
-            Self::Off => return Ok(None),
-            Self::SelfSigned { namespace } => self_signed(namespace)?,
-            Self::Files { cert, key } => Identity::from_pem(read(cert).await?, read(key).await?),
-        };
-        Ok(Some(ServerTlsConfig::new().identity(identity)))
-    }
+/// For the gRPC server; `None` where it is off. A certificate made here bears `names`.
+pub(super) async fn config(
+    tls: &Tls,
+    names: &[String],
+) -> Result<Option<ServerTlsConfig>, TlsError> {
+    let identity = match tls {
+        Tls::Off => return Ok(None),
+        Tls::SelfSigned => self_signed(names)?,
+        Tls::Files { cert, key } => Identity::from_pem(read(cert).await?, read(key).await?),
+    };
+    Ok(Some(ServerTlsConfig::new().identity(identity)))
 }
 
-fn self_signed(namespace: &str) -> Result<Identity, TlsError> {
-    let names = [
-        "kvscout".to_owned(),
-        "localhost".to_owned(),
-        format!("kvscout.{namespace}.svc"),
-    ];
+fn self_signed(names: &[String]) -> Result<Identity, TlsError> {
     let made = rcgen::generate_simple_self_signed(names)?;
     let key = made.signing_key.serialize_pem();
     Ok(Identity::from_pem(made.cert.pem(), key))
