@@ -413,3 +413,6 @@ fn pass(mode: Mode, side: Side, body: HttpBody) -> impl Iterator<Item = Step> {
 fn send(message: ProcessingResponse) -> Step {
     Step::Send(Box::new(message))
 }
+
+#[cfg(test)]
+mod tests;
