@@ -1,0 +1,192 @@
+//! A real Envoy that runs `deploy/envoy/envoy.yaml` with other addresses.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::{PATIENCE, http, soon};
+
+const EXAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
+
+/// How Envoy shows bodies to kvscout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bodies {
+    /// Full duplex both ways.
+    FullDuplex,
+    /// The request buffered, the response in chunks that Envoy keeps.
+    Buffered,
+    /// Both buffered.
+    AllBuffered,
+    /// Neither shown.
+    Unseen,
+}
+
+/// How Envoy follows the pick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// `override_host` by dynamic metadata, as the example does and Istio.
+    Metadata,
+    /// `override_host` by header.
+    Header,
+    /// An ORIGINAL_DST cluster by header, as Envoy AI Gateway.
+    OriginalDst,
+}
+
+/// A running Envoy, killed when dropped.
+pub struct Envoy {
+    /// Least request over the pods.
+    pub plain: SocketAddr,
+    /// By way of kvscout.
+    pub routed: SocketAddr,
+    child: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Envoy {
+    /// Starts before these pods and this kvscout.
+    pub async fn start(
+        pods: &[SocketAddr],
+        kvscout: SocketAddr,
+        bodies: Bodies,
+        follow: Follow,
+    ) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = folder.path().join("envoy.yaml");
+        std::fs::write(&config, configured(pods, kvscout, bodies, follow)).expect("written");
+        let child = spawn(folder.path(), &config);
+        let admin_file = folder.path().join("admin");
+        let mut envoy = Self {
+            plain: SocketAddr::from(([127, 0, 0, 1], 0)),
+            routed: SocketAddr::from(([127, 0, 0, 1], 0)),
+            child,
+            _folder: folder,
+        };
+        let admin = soon("Envoy is ready", envoy.ready(&admin_file)).await;
+        let listeners = http::get(admin, "/listeners?format=json").await.json();
+        let port = |name: &str| {
+            let all = listeners["listener_statuses"].as_array().expect("a list");
+            let one = all
+                .iter()
+                .find(|one| one["name"] == name)
+                .expect("is there");
+            let port = &one["local_address"]["socket_address"]["port_value"];
+            u16::try_from(port.as_u64().expect("a number")).expect("a port")
+        };
+        envoy.plain.set_port(port("plain"));
+        envoy.routed.set_port(port("routed"));
+        envoy
+    }
+
+    async fn ready(&mut self, admin_file: &Path) -> SocketAddr {
+        let mut tick = tokio::time::interval(PATIENCE / 1000);
+        loop {
+            tick.tick().await;
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                let log = std::fs::read_to_string(admin_file.with_file_name("log"));
+                panic!("Envoy ended with {status}: {}", log.unwrap_or_default());
+            }
+            let written = std::fs::read_to_string(admin_file).ok();
+            let Some(admin) = written.and_then(|text| text.trim().parse().ok()) else {
+                continue;
+            };
+            if let Ok(answer) = http::try_get(admin, "/ready").await
+                && answer.status == 200
+            {
+                return admin;
+            }
+        }
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        // One that has ended by itself cannot be killed, and need not be.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(folder: &Path, config: &Path) -> Child {
+    let log = std::fs::File::create(folder.join("log")).expect("a log");
+    let binary = binary();
+    Command::new(&binary)
+        .arg("-c")
+        .arg(config)
+        .arg("--admin-address-path")
+        .arg(folder.join("admin"))
+        .args([
+            "--use-dynamic-base-id",
+            "--concurrency",
+            "1",
+            "--log-level",
+            "warning",
+        ])
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}; run make setup", binary.display()))
+}
+
+fn binary() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match std::env::var_os("KVSCOUT_ENVOY") {
+        Some(path) => path.into(),
+        None => root.join(".tools/venv/bin/envoy"),
+    }
+}
+
+fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: Follow) -> String {
+    let mut text = EXAMPLE.to_owned();
+    for port in [9901, 8080, 8081] {
+        text = swap(&text, &format!("port_value: {port}}}"), "port_value: 0}");
+    }
+    text = swap(
+        &text,
+        "port_value: 9002}",
+        &format!("port_value: {}}}", kvscout.port()),
+    );
+    text = text.replace("0.0.0.0", "127.0.0.1");
+    let first = text
+        .find("              - {endpoint:")
+        .expect("the first pod");
+    let after = text
+        .find("          # That was all")
+        .expect("the end of the pods");
+    let pods: String = pods.iter().map(|pod| pod_line(*pod)).collect();
+    text.replace_range(first..after, &pods);
+    let (request, response) = match bodies {
+        Bodies::FullDuplex => ("FULL_DUPLEX_STREAMED", "FULL_DUPLEX_STREAMED"),
+        Bodies::Buffered => ("BUFFERED", "STREAMED"),
+        Bodies::AllBuffered => ("BUFFERED", "BUFFERED"),
+        Bodies::Unseen => ("NONE", "NONE"),
+    };
+    for (side, mode) in [("request", request), ("response", response)] {
+        let line = format!("{side}_body_mode: ");
+        text = swap(
+            &text,
+            &format!("{line}FULL_DUPLEX_STREAMED"),
+            &format!("{line}{mode}"),
+        );
+    }
+    match follow {
+        Follow::Metadata => text,
+        Follow::Header => swap(
+            &text,
+            "- metadata: {key: envoy.lb, path: [{key: x-gateway-destination-endpoint}]}",
+            "- header: x-gateway-destination-endpoint",
+        ),
+        Follow::OriginalDst => swap(&text, "{cluster: picked,", "{cluster: original_dst,"),
+    }
+}
+
+fn pod_line(pod: SocketAddr) -> String {
+    let (ip, port) = (pod.ip(), pod.port());
+    let address = format!("{{address: {ip}, port_value: {port}}}");
+    format!("              - {{endpoint: {{address: {{socket_address: {address}}}}}}}\n")
+}
+
+/// Replaces what stands in the example exactly once.
+fn swap(text: &str, from: &str, to: &str) -> String {
+    assert_eq!(text.matches(from).count(), 1, "the example has one {from}");
+    text.replace(from, to)
+}

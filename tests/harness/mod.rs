@@ -1,0 +1,107 @@
+//! A gateway, pods and kvscout in one place, for tests that see kvscout as Envoy does.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod envoy;
+pub mod http;
+pub mod pod;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvscout::config::Tls;
+use kvscout::ext_proc::{self, ExtProcSettings, Health};
+use kvscout::fleet::{Endpoint, EndpointId, Fleet};
+use kvscout::scheduler::Scheduler;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// Nothing in a test may take longer.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What `future` gives, if it comes in time.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(PATIENCE, future).await;
+    waited.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// Waits for a condition that nothing announces.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let polled = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(what, polled).await;
+}
+
+/// kvscout's ext_proc server over a fleet that the test holds.
+pub struct Kvscout {
+    pub address: SocketAddr,
+    pub health: Health,
+    pub endpoints: Vec<Arc<Endpoint>>,
+    shutdown: Option<oneshot::Sender<()>>,
+    server: Option<JoinHandle<()>>,
+    _fleet: watch::Sender<Arc<Fleet>>,
+}
+
+impl Kvscout {
+    /// Starts over these pods.
+    pub async fn start(pods: &[SocketAddr], tls: Tls, settings: ExtProcSettings) -> Self {
+        let endpoints: Vec<_> = pods.iter().enumerate().map(endpoint).collect();
+        let fleet = Fleet {
+            endpoints: endpoints.clone(),
+        };
+        let (sender, fleet) = watch::channel(Arc::new(fleet));
+        let scheduler = Arc::new(Scheduler::new(fleet));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let health = Health::new().await;
+        let (shutdown, stop) = oneshot::channel::<()>();
+        let reported = health.clone();
+        let server = tokio::spawn(async move {
+            let stop = async {
+                // A dropped sender is a shutdown as well.
+                let _ = stop.await;
+            };
+            ext_proc::serve(listener, &tls, scheduler, &reported, settings, stop)
+                .await
+                .expect("it serves");
+        });
+        Self {
+            address,
+            health,
+            endpoints,
+            shutdown: Some(shutdown),
+            server: Some(server),
+            _fleet: sender,
+        }
+    }
+
+    /// Requests placed and not ended, over the fleet.
+    pub fn requests(&self) -> u32 {
+        self.endpoints.iter().map(|e| e.load.requests()).sum()
+    }
+
+    /// Begins a graceful shutdown; the task ends when the last exchange has.
+    pub fn shut_down(&mut self) -> JoinHandle<()> {
+        self.shutdown.take();
+        self.server.take().expect("shut down once")
+    }
+}
+
+impl Drop for Kvscout {
+    fn drop(&mut self) {
+        if let Some(server) = &self.server {
+            server.abort();
+        }
+    }
+}
+
+fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
+    let id = EndpointId(u32::try_from(number).expect("few pods"));
+    let name = format!("pod-{number}");
+    Arc::new(Endpoint::new(id, name, *address, None))
+}
