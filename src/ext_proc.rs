@@ -42,6 +42,9 @@ const CONNECTION_STREAMS_MAX: u32 = 16_384;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same for all streams of a connection, so that one large body does not starve the others.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// How often a silent connection is asked whether it lives, and how long it may take to say so:
+/// a gateway whose machine died says no goodbye, and its exchanges hold load until then.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 /// The largest message. In buffered mode a whole body is one, so a body beyond the limit for
 /// reading must still be heard to be passed on; Envoy's own buffer limit is what bounds it.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024 * 1024;
@@ -101,6 +104,8 @@ pub async fn serve(
     let grace = settings.grace;
     let mut server = Server::builder()
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if let Some(tls) = tls::config(tls, &settings.certificate_names).await? {

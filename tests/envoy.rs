@@ -66,7 +66,10 @@ impl World {
     }
 
     async fn post_to(&self, pod: SocketAddr, body: impl Into<Bytes>) -> Answer {
-        let request = post("/v1/completions").header(SELECT, pod.to_string());
+        // A client's own word on where to go must not count.
+        let request = post("/v1/completions")
+            .header(SELECT, pod.to_string())
+            .header("x-gateway-destination-endpoint", "127.0.0.1:1");
         let request = request.body(full(body)).expect("a request");
         http::send(self.envoy.routed, request).await
     }

@@ -128,13 +128,8 @@ impl Drive {
         let (scheduler, deadline) = (self.scheduler.clone(), self.deadline);
         Box::pin(async move {
             let subset = ask.subset.clone();
-            match tokio::time::timeout(deadline, scheduler.place(ask)).await {
-                Ok(place) => place,
-                Err(_) => {
-                    tracing::warn!(?deadline, "no choice in time: placed by load");
-                    scheduler.place_headers_only(subset.as_deref())
-                }
-            }
+            let by_load = || scheduler.place_headers_only(subset.as_deref());
+            within(deadline, scheduler.place(ask), by_load).await
         })
     }
 
@@ -156,5 +151,35 @@ async fn wait(placing: &mut Option<Placing>) -> Place {
     match placing {
         Some(placing) => placing.await,
         None => std::future::pending().await,
+    }
+}
+
+/// What `work` gives, or `otherwise` where it takes too long.
+async fn within<T>(
+    deadline: Duration,
+    work: impl Future<Output = T>,
+    otherwise: impl FnOnce() -> T,
+) -> T {
+    tokio::time::timeout(deadline, work)
+        .await
+        .unwrap_or_else(|_| {
+            tracing::warn!(?deadline, "no choice in time: placed by load");
+            otherwise()
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_choice_that_takes_too_long_is_made_by_load() {
+        let never = std::future::pending::<&str>();
+        assert_eq!(
+            within(Duration::from_millis(1), never, || "load").await,
+            "load"
+        );
+        let ready = std::future::ready("overlap");
+        assert_eq!(within(Duration::ZERO, ready, || "load").await, "overlap");
     }
 }
