@@ -1,6 +1,11 @@
 //! Generated words: Envoy's external processing protocol, from `proto/`.
 
-#[allow(missing_docs, clippy::all, reason = "generated; documented by Envoy")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; documented by Envoy"
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/envoy.rs"));
 }

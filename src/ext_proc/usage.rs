@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn an_early_usage_counts_where_the_stream_breaks_off() {
         let cut = STREAM.find("data: {\"choices\":[],").expect("is there");
-        let usage = scan(&[STREAM[..cut].as_bytes()]).expect("the second line's");
+        let usage = scan(&[&STREAM.as_bytes()[..cut]]).expect("the second line's");
         assert_eq!((usage.prompt_tokens, usage.cached_tokens), (7, None));
     }
 
