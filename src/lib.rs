@@ -46,5 +46,5 @@ pub mod scheduler;
 pub mod ext_proc;
 pub mod admin;
 pub mod app;
-pub mod cli;
 pub mod tools;
+pub mod cli;
