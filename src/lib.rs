@@ -33,6 +33,7 @@
 
 pub mod config;
 pub mod metrics;
+pub mod readiness;
 pub mod proto;
 pub mod prompt;
 pub mod tokens;

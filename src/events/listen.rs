@@ -13,6 +13,7 @@ use crate::events::{Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
+use crate::readiness::Ticket;
 
 /// Hears every endpoint of the fleet.
 pub struct Listeners {
@@ -28,6 +29,8 @@ pub struct Listeners {
     pub limits: Limits,
     /// LoRA adapters by order of loading, for servers whose events do not name them.
     pub adapters: Vec<String>,
+    /// Given back when an endpoint was first reached, or could not be.
+    pub first: HashMap<EndpointId, Ticket>,
 }
 
 impl Listeners {
@@ -58,7 +61,7 @@ impl Listeners {
         }
     }
 
-    fn listener(&self, endpoint: &Arc<Endpoint>) -> Listener {
+    fn listener(&mut self, endpoint: &Arc<Endpoint>) -> Listener {
         self.index.name_adapters(endpoint.id, self.adapters.clone());
         Listener {
             endpoint: endpoint.clone(),
@@ -66,6 +69,7 @@ impl Listeners {
             metrics: self.metrics.endpoint(&endpoint.name),
             topic: self.topic.clone(),
             limits: self.limits.clone(),
+            first: self.first.remove(&endpoint.id),
         }
     }
 }
@@ -77,21 +81,24 @@ struct Listener {
     metrics: EndpointMetrics,
     topic: String,
     limits: Limits,
+    first: Option<Ticket>,
 }
 
 impl Listener {
-    async fn run(self) {
+    async fn run(mut self) {
         let Some(events) = self.endpoint.events.as_ref() else { return };
         let mut source = match ZmqSource::connect(events, &self.topic, self.limits.clone()) {
             Ok(source) => source,
             Err(error) => {
                 self.trust(Trust::Silent, &format!("{}: {error}", events.publisher));
+                self.first = None;
                 return std::future::pending().await;
             }
         };
         let mut follower = Follower::new(self.endpoint.id);
         while let Some(delivery) = source.next().await {
             self.take(&mut follower, delivery);
+            self.first = None;
         }
     }
 
