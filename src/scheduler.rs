@@ -22,7 +22,7 @@ use crate::metrics::{EndpointMetrics, Metrics};
 
 mod reader;
 
-pub use reader::{Model, Reader};
+pub use reader::Reader;
 
 /// Chooses endpoints.
 pub struct Scheduler {
