@@ -39,17 +39,25 @@ pub async fn serve(
         // An error means that the app is gone, which is an end as well.
         let _ended = shutdown.wait_for(|ending| *ending).await;
     };
-    axum::serve(listener, pages).with_graceful_shutdown(told).await
+    axum::serve(listener, pages)
+        .with_graceful_shutdown(told)
+        .await
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     (admin.observe)();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        admin.metrics.render(),
+    )
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     match admin.readiness.pending().as_slice() {
         [] => (StatusCode::OK, "ready\n".into()),
-        pending => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}\n", pending.join(", "))),
+        pending => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("waiting for {}\n", pending.join(", ")),
+        ),
     }
 }

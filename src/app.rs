@@ -77,22 +77,32 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     }));
     let (ending, _) = watch::channel(false);
 
-    let mut app =
-        App { bound, tasks: JoinSet::new(), ending, readiness, health, scheduler: scheduler.clone() };
+    let mut app = App {
+        bound,
+        tasks: JoinSet::new(),
+        ending,
+        readiness,
+        health,
+        scheduler: scheduler.clone(),
+    };
     app.spawn("fleet", async { Ok(fleet_file.run().await) });
     if config.events.source == EventSourceKind::Zmq {
         let listeners = listeners(&config, &fleet, &index, &metrics, &app.readiness);
         app.spawn("events", async { Ok(listeners.run().await) });
     }
     let (health, told) = (app.health.clone(), app.told());
-    app.spawn("health", async move { Ok(health.serve(health_port, told).await?) });
+    app.spawn("health", async move {
+        Ok(health.serve(health_port, told).await?)
+    });
     let admin = Admin {
         metrics: metrics.handle(),
         observe: Arc::new(move || observe(&metrics, &index, &fleet.borrow())),
         readiness: app.readiness.clone(),
     };
     let ending = app.ending.subscribe();
-    app.spawn("admin", async { Ok(admin::serve(admin_port, admin, ending).await?) });
+    app.spawn("admin", async {
+        Ok(admin::serve(admin_port, admin, ending).await?)
+    });
     let (health, told) = (app.health.clone(), app.told());
     let settings = settings(&config);
     app.spawn("ext_proc", async move {
@@ -152,7 +162,10 @@ impl App {
                 break;
             }
         }
-        if tokio::time::timeout(JOIN_MAX, self.tasks.shutdown()).await.is_err() {
+        if tokio::time::timeout(JOIN_MAX, self.tasks.shutdown())
+            .await
+            .is_err()
+        {
             bail!("tasks did not end within {JOIN_MAX:?}");
         }
         tracing::info!("ended");
@@ -179,7 +192,11 @@ impl App {
 async fn bind(config: &Config) -> anyhow::Result<[TcpListener; 3]> {
     let listen = &config.listen;
     let mut bound = Vec::with_capacity(3);
-    for (field, address) in [("ext_proc", listen.ext_proc), ("health", listen.health), ("admin", listen.admin)] {
+    for (field, address) in [
+        ("ext_proc", listen.ext_proc),
+        ("health", listen.health),
+        ("admin", listen.admin),
+    ] {
         let listener = TcpListener::bind(address).await;
         bound.push(listener.with_context(|| {
             format!("listen.{field}: cannot listen on {address}; is another kvscout running? (flag --{})", field.replace('_', "-"))
@@ -196,15 +213,27 @@ fn listeners(
     readiness: &Readiness,
 ) -> Listeners {
     let first = fleet.borrow().clone();
-    let first = first.endpoints.iter().filter(|endpoint| endpoint.events.is_some());
+    let first = first
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.events.is_some());
     Listeners {
         fleet: fleet.clone(),
         index: index.clone(),
         metrics: metrics.clone(),
         topic: config.events.topic.clone(),
-        limits: zmq::Limits { queue_bytes_max: config.events.queue_bytes_max, ..zmq::Limits::default() },
-        adapters: config.models.iter().flat_map(|model| model.adapters.clone()).collect(),
-        first: first.map(|endpoint| (endpoint.id, readiness.ticket("events"))).collect(),
+        limits: zmq::Limits {
+            queue_bytes_max: config.events.queue_bytes_max,
+            ..zmq::Limits::default()
+        },
+        adapters: config
+            .models
+            .iter()
+            .flat_map(|model| model.adapters.clone())
+            .collect(),
+        first: first
+            .map(|endpoint| (endpoint.id, readiness.ticket("events")))
+            .collect(),
     }
 }
 
@@ -213,6 +242,7 @@ fn settings(config: &Config) -> ExtProcSettings {
         rules: Rules {
             body_bytes_max: config.limits.body_bytes_max,
             decision_header: config.replies.decision_header,
+            ..Rules::default()
         },
         deadline: Duration::from_millis(config.limits.decision_ms_max),
         reading_max: config.limits.exchanges_max,

@@ -21,7 +21,10 @@ pub struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-#[expect(missing_docs, reason = "each command's Args say what it does, here and in --help")]
+#[expect(
+    missing_docs,
+    reason = "each command's Args say what it does, here and in --help"
+)]
 pub enum Command {
     Serve(serve::Args),
     Check(check::Args),

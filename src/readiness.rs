@@ -12,7 +12,9 @@ pub struct Readiness {
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self { pending: watch::Sender::new(BTreeMap::new()) }
+        Self {
+            pending: watch::Sender::new(BTreeMap::new()),
+        }
     }
 }
 
@@ -27,8 +29,12 @@ impl Readiness {
     /// Announces something to wait for.
     #[must_use]
     pub fn ticket(&self, what: &'static str) -> Ticket {
-        self.pending.send_modify(|pending| *pending.entry(what).or_default() += 1);
-        Ticket { what, readiness: self.clone() }
+        self.pending
+            .send_modify(|pending| *pending.entry(what).or_default() += 1);
+        Ticket {
+            what,
+            readiness: self.clone(),
+        }
     }
 
     /// What is waited for; empty once ready.

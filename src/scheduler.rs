@@ -36,7 +36,7 @@ pub struct Scheduler {
 }
 
 /// A request that wants an endpoint.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Ask {
     /// `x-request-id`.
     pub request_id: String,
@@ -120,8 +120,23 @@ impl Scheduler {
     /// Puts one together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { fleet, index, reader, policy, decision_max, metrics } = parts;
-        Self { fleet, index, reader, policy, decision_max, metrics, counted: RwLock::default() }
+        let Parts {
+            fleet,
+            index,
+            reader,
+            policy,
+            decision_max,
+            metrics,
+        } = parts;
+        Self {
+            fleet,
+            index,
+            reader,
+            policy,
+            decision_max,
+            metrics,
+            counted: RwLock::default(),
+        }
     }
 
     /// Places a request, by overlap if its prompt can be read in time.
@@ -142,7 +157,12 @@ impl Scheduler {
     /// Places a request that has no body and so no prompt.
     pub fn place_headers_only(&self, subset: Option<&[String]>) -> Result<Placement, Refusal> {
         let allowed = self.allowed(subset)?;
-        self.settle("", &Reading::load_only("no_body", 0), allowed, &HashMap::new())
+        self.settle(
+            "",
+            &Reading::load_only("no_body", 0),
+            allowed,
+            &HashMap::new(),
+        )
     }
 
     /// Endpoints that may be chosen.
@@ -155,9 +175,14 @@ impl Scheduler {
         if fleet.endpoints.is_empty() {
             return Err(refuse(Refusal::NoEndpoint));
         }
-        let Some(subset) = subset else { return Ok(fleet) };
+        let Some(subset) = subset else {
+            return Ok(fleet);
+        };
         let named = |endpoint: &&Arc<Endpoint>| {
-            let (whole, ip) = (endpoint.address.to_string(), endpoint.address.ip().to_string());
+            let (whole, ip) = (
+                endpoint.address.to_string(),
+                endpoint.address.ip().to_string(),
+            );
             subset.iter().any(|name| *name == whole || *name == ip)
         };
         let endpoints: Vec<_> = fleet.endpoints.iter().filter(named).cloned().collect();
@@ -180,14 +205,24 @@ impl Scheduler {
         }
         let mut chains: Vec<(Chain, HashMap<EndpointId, u32>)> = Vec::new();
         for endpoint in &allowed.endpoints {
-            let Some(block_size) = self.index.block_size(endpoint.id) else { continue };
-            if !chains.iter().any(|(chain, _)| chain.block_size == block_size) {
+            let Some(block_size) = self.index.block_size(endpoint.id) else {
+                continue;
+            };
+            if !chains
+                .iter()
+                .any(|(chain, _)| chain.block_size == block_size)
+            {
                 let chain = Chain::of_prompt(&reading.tokens, block_size, &reading.identity);
                 let overlap = self.index.overlap(&chain).into_iter().collect();
                 chains.push((chain, overlap));
             }
-            let overlap = chains.iter().find(|(chain, _)| chain.block_size == block_size);
-            let blocks = overlap.and_then(|(_, overlap)| overlap.get(&endpoint.id)).copied().unwrap_or(0);
+            let overlap = chains
+                .iter()
+                .find(|(chain, _)| chain.block_size == block_size);
+            let blocks = overlap
+                .and_then(|(_, overlap)| overlap.get(&endpoint.id))
+                .copied()
+                .unwrap_or(0);
             cached.insert(endpoint.id, u64::from(blocks) * u64::from(block_size));
         }
         cached
@@ -219,14 +254,20 @@ impl Scheduler {
             request: request_id,
         };
         let choice = choose(&problem, &candidates).ok_or(Refusal::NoEndpoint)?;
-        let chosen = allowed.endpoints.iter().find(|endpoint| endpoint.id == choice.endpoint);
+        let chosen = allowed
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.id == choice.endpoint);
         let endpoint = chosen.ok_or(Refusal::NoEndpoint)?.clone();
         self.announce_report(reading, &choice);
         let counted = self.counted(&endpoint);
         counted.prompt_tokens.increment(choice.prompt_tokens);
         counted.predicted.increment(choice.predicted_cached_tokens);
-        self.metrics.answered(choice.basis.as_str(), choice.basis.reason(), "placed");
-        let work = choice.prompt_tokens.saturating_sub(choice.predicted_cached_tokens);
+        self.metrics
+            .answered(choice.basis.as_str(), choice.basis.reason(), "placed");
+        let work = choice
+            .prompt_tokens
+            .saturating_sub(choice.predicted_cached_tokens);
         Ok(Placement {
             request_id: request_id.to_owned(),
             booking: Booking::new(endpoint, work),
@@ -246,7 +287,8 @@ impl Scheduler {
         if let Some(size) = self.index.block_size(choice.endpoint) {
             let chain = Chain::of_prompt(&reading.tokens, size, &reading.identity);
             let blocks = choice.predicted_cached_tokens / u64::from(size.max(1));
-            self.index.expect_report(choice.endpoint, &chain, blocks as u32);
+            self.index
+                .expect_report(choice.endpoint, &chain, blocks as u32);
         }
     }
 
@@ -264,7 +306,12 @@ impl Scheduler {
 
     /// The log line that the ACK gateway's users look for, and the whole decision at DEBUG.
     fn tell(&self, request_id: &str, placement: &Placement) {
-        let Choice { prompt_tokens, predicted_cached_tokens, basis, .. } = placement.choice;
+        let Choice {
+            prompt_tokens,
+            predicted_cached_tokens,
+            basis,
+            ..
+        } = placement.choice;
         let ratio = placement.choice.matching_ratio();
         let min = self.policy.matching_ratio_min;
         // A JSON text, so that a hostile id cannot forge a line.
@@ -278,7 +325,10 @@ impl Scheduler {
                 "Load decides. {{\"request\": {request}, \"matching ratio\": \" {ratio:.2} <= {min:.2}\"}}"
             );
         }
-        let (endpoint, trust) = (placement.endpoint().name.as_str(), placement.choice.trust.as_str());
+        let (endpoint, trust) = (
+            placement.endpoint().name.as_str(),
+            placement.choice.trust.as_str(),
+        );
         let (basis, reason) = (basis.as_str(), basis.reason());
         tracing::debug!(
             %request, endpoint, basis, reason, trust, prompt_tokens, predicted_cached_tokens,
@@ -301,7 +351,7 @@ pub struct Placement {
 }
 
 /// How a request ended.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Outcome {
     /// The response's status.
     pub status: Option<u16>,
@@ -333,8 +383,19 @@ impl Placement {
     /// One line for a header: who, why, and what was predicted.
     #[must_use]
     pub fn summary(&self) -> String {
-        let Choice { basis, predicted_cached_tokens, prompt_tokens, prefix_aware, .. } = self.choice;
-        let name: String = self.endpoint().name.chars().filter(|c| c.is_ascii_graphic()).collect();
+        let Choice {
+            basis,
+            predicted_cached_tokens,
+            prompt_tokens,
+            prefix_aware,
+            ..
+        } = self.choice;
+        let name: String = self
+            .endpoint()
+            .name
+            .chars()
+            .filter(|c| c.is_ascii_graphic())
+            .collect();
         let decided = if prefix_aware && self.choice.matching_ratio() > self.matching_ratio_min {
             "prefix"
         } else {
@@ -370,7 +431,11 @@ impl Placement {
 
     /// Moves the prediction to the endpoint that served; `false` where we never knew it.
     fn was_served_by(&mut self, served: SocketAddr) -> bool {
-        let at = self.allowed.endpoints.iter().position(|endpoint| endpoint.address == served);
+        let at = self
+            .allowed
+            .endpoints
+            .iter()
+            .position(|endpoint| endpoint.address == served);
         let Some(at) = at else { return false };
         let candidate = self.candidates[at];
         self.choice.endpoint = candidate.endpoint;
@@ -385,12 +450,27 @@ impl Placement {
         if let Some(Verdict::Over | Verdict::Under) = verdict {
             let (request, endpoint) = (&self.request_id, self.endpoint().name.as_str());
             let (predicted, reported) = (self.choice.predicted_cached_tokens, usage.cached_tokens);
-            tracing::debug!(request, endpoint, predicted, ?reported, "the prediction differs from the report");
+            tracing::debug!(
+                request,
+                endpoint,
+                predicted,
+                ?reported,
+                "the prediction differs from the report"
+            );
         }
         let differ = usage.prompt_tokens != self.choice.prompt_tokens;
         if differ && self.choice.basis == Basis::Overlap && self.choice.trust != Trust::Silent {
-            let (request, ours, theirs) = (&self.request_id, self.choice.prompt_tokens, usage.prompt_tokens);
-            tracing::warn!(request, ours, theirs, "the server counts other prompt tokens: is its model folder ours?");
+            let (request, ours, theirs) = (
+                &self.request_id,
+                self.choice.prompt_tokens,
+                usage.prompt_tokens,
+            );
+            tracing::warn!(
+                request,
+                ours,
+                theirs,
+                "the server counts other prompt tokens: is its model folder ours?"
+            );
         }
     }
 }

@@ -9,7 +9,11 @@ fn fixtures() -> PathBuf {
 
 fn replay(folder: &Path, flags: &[&str]) -> Output {
     let kvscout = env!("CARGO_BIN_EXE_kvscout");
-    let run = Command::new(kvscout).arg("replay").arg(folder).args(flags).output();
+    let run = Command::new(kvscout)
+        .arg("replay")
+        .arg(folder)
+        .args(flags)
+        .output();
     run.expect("kvscout runs")
 }
 
@@ -35,9 +39,21 @@ fn every_recording_is_predicted_to_the_token() {
         let output = replay(&fixtures().join(folder), &[]);
         let summary = summary(&output);
         assert_eq!(output.status.code(), Some(0), "{folder}: {output:?}");
-        let count = |field: &str| summary[field].as_u64().unwrap_or_else(|| panic!("{folder}: no {field}"));
-        assert_eq!((count("wrong"), count("decode_errors")), (0, 0), "{folder}: {summary}");
-        assert_eq!((count("sequential"), count("explained")), (*sequential, *explained), "{folder}");
+        let count = |field: &str| {
+            summary[field]
+                .as_u64()
+                .unwrap_or_else(|| panic!("{folder}: no {field}"))
+        };
+        assert_eq!(
+            (count("wrong"), count("decode_errors")),
+            (0, 0),
+            "{folder}: {summary}"
+        );
+        assert_eq!(
+            (count("sequential"), count("explained")),
+            (*sequential, *explained),
+            "{folder}"
+        );
         assert_eq!(count("exact"), sequential - explained, "{folder}");
     }
 }
@@ -48,8 +64,13 @@ fn changed(folder: &str, change: impl Fn(usize, &str) -> Option<String>) -> temp
     for name in ["requests.jsonl", "meta.json"] {
         std::fs::copy(fixtures().join(folder).join(name), copy.path().join(name)).expect("copied");
     }
-    let events = std::fs::read_to_string(fixtures().join(folder).join("events.jsonl")).expect("events");
-    let lines: Vec<_> = events.lines().enumerate().filter_map(|(at, line)| change(at, line)).collect();
+    let events =
+        std::fs::read_to_string(fixtures().join(folder).join("events.jsonl")).expect("events");
+    let lines: Vec<_> = events
+        .lines()
+        .enumerate()
+        .filter_map(|(at, line)| change(at, line))
+        .collect();
     std::fs::write(copy.path().join("events.jsonl"), lines.join("\n")).expect("written");
     copy
 }
@@ -59,7 +80,10 @@ fn the_decoded_column_is_never_read() {
     let copy = changed("v0.33.0-py", |_, line| {
         let mut line: serde_json::Value = serde_json::from_str(line).expect("a line");
         let frames = line["frames"].take();
-        Some(serde_json::json!({"t": 0, "src": "live", "frames": frames, "decoded": "lies"}).to_string())
+        Some(
+            serde_json::json!({"t": 0, "src": "live", "frames": frames, "decoded": "lies"})
+                .to_string(),
+        )
     });
     assert_eq!(summary(&replay(copy.path(), &[]))["exact"], 34);
 }
@@ -71,7 +95,8 @@ fn a_lost_removal_is_noticed_and_makes_predictions_wrong_not_silent() {
     assert_eq!(output.status.code(), Some(1));
     assert!(summary(&output)["wrong"].as_u64() > Some(0));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let line: serde_json::Value = serde_json::from_str(stderr.lines().next().expect("a line")).expect("JSON");
+    let line: serde_json::Value =
+        serde_json::from_str(stderr.lines().next().expect("a line")).expect("JSON");
     assert_eq!(line["verdict"], "wrong");
 }
 
@@ -85,7 +110,13 @@ fn a_payload_that_does_not_decode_is_counted_and_the_rest_goes_on() {
         Some(line.to_string())
     });
     let summary = summary(&replay(copy.path(), &[]));
-    assert_eq!((summary["decode_errors"].as_u64(), summary["events"].as_u64()), (Some(1), Some(43)));
+    assert_eq!(
+        (
+            summary["decode_errors"].as_u64(),
+            summary["events"].as_u64()
+        ),
+        (Some(1), Some(43))
+    );
 }
 
 #[test]

@@ -10,7 +10,9 @@ fn root() -> PathBuf {
 /// The library's modules in the order that `lib.rs` declares them.
 fn modules() -> Vec<String> {
     let lib = fs::read_to_string(root().join("src/lib.rs")).expect("src/lib.rs");
-    let declared = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let declared = lib
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
     declared.map(str::to_owned).collect()
 }
 
@@ -33,14 +35,24 @@ fn rooms() -> Vec<(String, String, String)> {
     let src = root().join("src");
     let mut rooms = Vec::new();
     for path in sources(&src) {
-        let name = path.strip_prefix(&src).expect("below src").display().to_string();
-        let module = name.split(['/', '.']).next().expect("a first part").to_owned();
+        let name = path
+            .strip_prefix(&src)
+            .expect("below src")
+            .display()
+            .to_string();
+        let module = name
+            .split(['/', '.'])
+            .next()
+            .expect("a first part")
+            .to_owned();
         if name.ends_with("tests.rs") {
             continue;
         }
         let text = fs::read_to_string(&path).expect("a source file");
         let code = text.split("#[cfg(test)]").next().expect("a first part");
-        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let lines = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
         rooms.push((name, module, lines.collect::<Vec<_>>().join("\n")));
     }
     rooms
@@ -49,7 +61,10 @@ fn rooms() -> Vec<(String, String, String)> {
 /// The words that follow `crate::` in a text: `crate::a` gives a, `crate::{a, b::c}` a and b.
 fn imported(code: &str) -> Vec<String> {
     let word = |text: &str| {
-        text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+        text.trim()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
     };
     let mut words = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -65,14 +80,19 @@ fn imported(code: &str) -> Vec<String> {
 #[test]
 fn imports_point_up_the_page() {
     let modules = modules();
-    assert!(modules.len() > 10, "lib.rs declares the modules: {modules:?}");
+    assert!(
+        modules.len() > 10,
+        "lib.rs declares the modules: {modules:?}"
+    );
     let place = |name: &str| modules.iter().position(|module| module == name);
     let mut wrong = Vec::new();
     for (name, module, code) in rooms() {
         let Some(own) = place(&module) else { continue };
         for used in imported(&code) {
             if place(&used).is_some_and(|used| used > own) {
-                wrong.push(format!("{name} uses {used}, which lib.rs declares below {module}"));
+                wrong.push(format!(
+                    "{name} uses {used}, which lib.rs declares below {module}"
+                ));
             }
         }
     }
@@ -98,7 +118,14 @@ fn the_core_never_waits() {
     let mut wrong = Vec::new();
     for (name, _, code) in rooms() {
         if CORE.iter().any(|core| name.starts_with(core)) {
-            for word in ["async fn", ".await", "tokio::", "Instant::now", "SystemTime::now", "std::net::Tcp"] {
+            for word in [
+                "async fn",
+                ".await",
+                "tokio::",
+                "Instant::now",
+                "SystemTime::now",
+                "std::net::Tcp",
+            ] {
                 if code.contains(word) {
                     wrong.push(format!("{name}: {word}"));
                 }
@@ -112,9 +139,16 @@ fn the_core_never_waits() {
 fn nothing_is_unbounded() {
     let mut wrong = Vec::new();
     let simulator = root().join("simulator/src");
-    for path in sources(&root().join("src")).into_iter().chain(sources(&simulator)) {
+    for path in sources(&root().join("src"))
+        .into_iter()
+        .chain(sources(&simulator))
+    {
         let text = fs::read_to_string(&path).expect("a source file");
-        for word in ["unbounded_channel", "mpsc::unbounded", "std::sync::mpsc::channel()"] {
+        for word in [
+            "unbounded_channel",
+            "mpsc::unbounded",
+            "std::sync::mpsc::channel()",
+        ] {
             if text.contains(word) {
                 wrong.push(format!("{}: {word}", path.display()));
             }
@@ -130,7 +164,12 @@ fn nothing_is_left_unfinished() {
         for path in sources(&root().join(folder)) {
             let text = fs::read_to_string(&path).expect("a source file");
             // Split, so that this file does not find itself.
-            for word in [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("FIX", "ME"), concat!("#[ig", "nore]")] {
+            for word in [
+                concat!("todo", "!("),
+                concat!("unimplemented", "!("),
+                concat!("FIX", "ME"),
+                concat!("#[ig", "nore]"),
+            ] {
                 if text.contains(word) {
                     wrong.push(format!("{}: {word}", path.display()));
                 }

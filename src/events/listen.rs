@@ -86,7 +86,9 @@ struct Listener {
 
 impl Listener {
     async fn run(mut self) {
-        let Some(events) = self.endpoint.events.as_ref() else { return };
+        let Some(events) = self.endpoint.events.as_ref() else {
+            return;
+        };
         let mut source = match ZmqSource::connect(events, &self.topic, self.limits.clone()) {
             Ok(source) => source,
             Err(error) => {
@@ -114,7 +116,9 @@ impl Listener {
             }
             Delivery::Overrun { messages } => {
                 self.metrics.missed.increment(messages);
-                let reason = format!("{messages} batches dropped here: events come faster than they are applied");
+                let reason = format!(
+                    "{messages} batches dropped here: events come faster than they are applied"
+                );
                 follower.on_loss(&self.index, &reason)
             }
             Delivery::Connected => follower.on_connected(),
@@ -137,7 +141,9 @@ impl Listener {
         let metrics = &self.metrics;
         metrics.missed.increment(followed.missed);
         metrics.forgotten.increment(u64::from(followed.forgotten));
-        metrics.undecodable.increment(u64::from(followed.undecodable));
+        metrics
+            .undecodable
+            .increment(u64::from(followed.undecodable));
         metrics.malformed.increment(u64::from(followed.malformed));
         metrics.unknown.increment(u64::from(followed.unknown));
         metrics.stored.increment(u64::from(applied.stored));
@@ -146,7 +152,10 @@ impl Listener {
         metrics.strangers.increment(u64::from(applied.unknown));
         metrics.elsewhere.increment(u64::from(applied.elsewhere));
         metrics.unmodelled.increment(u64::from(applied.unmodelled));
-        if let (Some(timestamp), Ok(now)) = (followed.timestamp, SystemTime::now().duration_since(UNIX_EPOCH)) {
+        if let (Some(timestamp), Ok(now)) = (
+            followed.timestamp,
+            SystemTime::now().duration_since(UNIX_EPOCH),
+        ) {
             metrics.lag.record((now.as_secs_f64() - timestamp).max(0.0));
         }
     }

@@ -9,7 +9,7 @@ use super::{Ask, Reading};
 use crate::blocks::Identity;
 use crate::choice::Basis;
 use crate::config::{self, Config};
-use crate::prompt::template::{RenderSettings, Renderer};
+use crate::prompt::template::Renderer;
 use crate::prompt::{PromptError, Request};
 use crate::tokens::{self, TokenPool, Tokenizer};
 
@@ -42,21 +42,38 @@ impl Reader {
         for model in &config.models {
             let (of_config, loaded) = (model.clone(), model.folder.clone());
             let loading = tokio::task::spawn_blocking(move || load(&of_config));
-            let loaded = loading.await?.with_context(|| format!("model folder {}", loaded.display()))?;
+            let loaded = loading
+                .await?
+                .with_context(|| format!("model folder {}", loaded.display()))?;
             let loaded = Arc::new(loaded);
-            let named = |adapter| Named { model: loaded.clone(), adapter };
+            let named = |adapter| Named {
+                model: loaded.clone(),
+                adapter,
+            };
             models.extend(model.names.iter().map(|name| (name.clone(), named(None))));
-            models.extend(model.adapters.iter().map(|name| (name.clone(), named(Some(name.clone())))));
+            models.extend(
+                model
+                    .adapters
+                    .iter()
+                    .map(|name| (name.clone(), named(Some(name.clone())))),
+            );
         }
         let pool = TokenPool::new(config.limits.tokenizer_queue_max);
-        Ok(Self { models: Arc::new(models), pool: Arc::new(pool) })
+        Ok(Self {
+            models: Arc::new(models),
+            pool: Arc::new(pool),
+        })
     }
 
     /// Reads one request's prompt, as far as that is possible.
     pub(super) async fn read(&self, ask: &Ask) -> Reading {
         let (models, path, body) = (self.models.clone(), ask.path.clone(), ask.body.clone());
         let bytes = ask.body.len();
-        match self.pool.run(bytes, move || read(&models, &path, &body)).await {
+        match self
+            .pool
+            .run(bytes, move || read(&models, &path, &body))
+            .await
+        {
             Ok(Ok(reading)) => reading,
             Ok(Err(reason)) => Reading::load_only(reason, bytes),
             Err(_busy) => Reading::load_only("tokenizer_busy", bytes),
@@ -65,14 +82,15 @@ impl Reader {
 }
 
 fn load(model: &config::Model) -> anyhow::Result<Model> {
-    let settings = RenderSettings {
-        default_chat_template_kwargs: model.default_chat_template_kwargs.clone(),
-        exclude_tools_when_tool_choice_none: model.exclude_tools_when_tool_choice_none,
-        trust_request_chat_template: model.trust_request_chat_template,
-        ..RenderSettings::default()
-    };
-    let renderer = Renderer::load(&model.folder, settings, std::time::SystemTime::now)?;
-    Ok(Model { renderer, tokenizer: tokens::load(&model.folder, model.engine)? })
+    let renderer = Renderer::load(
+        &model.folder,
+        model.render.clone(),
+        std::time::SystemTime::now,
+    )?;
+    Ok(Model {
+        renderer,
+        tokenizer: tokens::load(&model.folder, model.engine)?,
+    })
 }
 
 /// The label of what stands in the way, otherwise.
@@ -80,18 +98,28 @@ fn read(models: &HashMap<String, Named>, path: &str, body: &[u8]) -> Result<Read
     let request = Request::parse(path, body).map_err(|error| explain(&error))?;
     let name = request.model().map_err(|error| explain(&error))?;
     let named = models.get(name).ok_or("unknown_model")?;
-    let prompt = request.render(&named.model.renderer).map_err(|error| explain(&error))?;
-    let texts = tokens::tokens_of(&prompt, named.model.tokenizer.as_ref()).map_err(|_| "tokenizer")?;
+    let prompt = request
+        .render(&named.model.renderer)
+        .map_err(|error| explain(&error))?;
+    let texts =
+        tokens::tokens_of(&prompt, named.model.tokenizer.as_ref()).map_err(|_| "tokenizer")?;
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
-    let basis = if texts.len() > 1 { Basis::Partial("batch") } else { Basis::Overlap };
+    let basis = if texts.len() > 1 {
+        Basis::Partial("batch")
+    } else {
+        Basis::Overlap
+    };
     Ok(Reading {
         basis,
         // A batch goes to one endpoint as a whole; its first prompt stands for it.
         tokens: texts.into_iter().next().unwrap_or_default(),
         prompt_tokens,
-        identity: Identity { adapter: named.adapter.clone(), cache_salt: prompt.cache_salt },
+        identity: Identity {
+            adapter: named.adapter.clone(),
+            cache_salt: prompt.cache_salt,
+        },
         reads_cache: prompt.reads_cache,
-        wants_report: prompt.wants_report,
+        wants_report: request.wants_cache_report(),
     })
 }
 

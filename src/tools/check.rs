@@ -34,5 +34,8 @@ pub fn run(args: &Args) -> bool {
 fn check(args: &Args) -> Result<String, Complaints> {
     let config = Config::load(&args.file)?;
     let endpoints = fixed::check(&config.fleet_file)?;
-    Ok(format!("{} models, {endpoints} endpoints", config.models.len()))
+    Ok(format!(
+        "{} models, {endpoints} endpoints",
+        config.models.len()
+    ))
 }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::app;
-use crate::config::{Config, Engine, LogFormat, Model, Tls};
+use crate::config::{Config, Engine, LogFormat, Model, RenderSettings, Tls};
 
 /// Answers Envoy over ext_proc with the endpoint that holds the longest cached prefix.
 ///
@@ -83,16 +83,17 @@ fn read_model(flag: &str) -> anyhow::Result<Model> {
     };
     let folder = PathBuf::from(folder);
     if !folder.join("tokenizer.json").is_file() {
-        bail!("--model {flag}: {} holds no tokenizer.json", folder.display());
+        bail!(
+            "--model {flag}: {} holds no tokenizer.json",
+            folder.display()
+        );
     }
     Ok(Model {
         names: vec![name.to_owned()],
         adapters: Vec::new(),
         folder,
         engine: Engine::default(),
-        default_chat_template_kwargs: serde_json::Map::new(),
-        exclude_tools_when_tool_choice_none: false,
-        trust_request_chat_template: false,
+        render: RenderSettings::default(),
     })
 }
 
@@ -100,14 +101,19 @@ fn read_model(flag: &str) -> anyhow::Result<Model> {
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config()?;
     if args.print_config {
-        std::io::stdout().lock().write_all(config.to_yaml().as_bytes())?;
+        std::io::stdout()
+            .lock()
+            .write_all(config.to_yaml().as_bytes())?;
         return Ok(());
     }
     start_log(config.log);
     let app = app::build(config).await?;
     let bound = app.bound();
     tracing::info!(ext_proc = %bound.ext_proc, health = %bound.health, admin = %bound.admin, "listening");
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     app.run(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -119,7 +125,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
