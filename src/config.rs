@@ -8,8 +8,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 mod print;
+mod render;
 pub mod yaml;
 
+pub use render::{ContentFormat, RenderSettings};
 use yaml::{Complaints, Section};
 
 /// Everything that `kvscout serve` can be told.
@@ -74,16 +76,13 @@ pub struct Model {
     pub folder: PathBuf,
     /// What tokenizes.
     pub engine: Engine,
-    /// vLLM's `--default-chat-template-kwargs`.
-    pub default_chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
-    /// vLLM's `--exclude-tools-when-tool-choice-none`.
-    pub exclude_tools_when_tool_choice_none: bool,
-    /// vLLM's `--trust-request-chat-template`.
-    pub trust_request_chat_template: bool,
+    /// The server's flags that decide what its prompts look like.
+    pub render: RenderSettings,
 }
 
 /// A tokenizer implementation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// `fastokens`: a hundred times faster, equal on every text tried.
     #[default]
@@ -322,23 +321,20 @@ fn read_models(root: &mut Section<'_>, folder: &Path) -> Vec<Model> {
             adapters,
             folder,
             engine: model.word("engine", print::ENGINES, Engine::Fast),
-            default_chat_template_kwargs: read_kwargs(model),
-            exclude_tools_when_tool_choice_none: model
-                .get("exclude_tools_when_tool_choice_none", false),
-            trust_request_chat_template: model.get("trust_request_chat_template", false),
+            render: read_render(model),
         })
     })
 }
 
-fn read_kwargs(model: &mut Section<'_>) -> serde_json::Map<String, serde_json::Value> {
-    match model.json("default_chat_template_kwargs") {
-        None => serde_json::Map::new(),
-        Some(serde_json::Value::Object(kwargs)) => kwargs,
-        Some(_) => {
-            model.complain("default_chat_template_kwargs", "must be a mapping");
-            serde_json::Map::new()
-        }
-    }
+/// The keys are vLLM's flags; the types say what each takes.
+fn read_render(model: &mut Section<'_>) -> RenderSettings {
+    let Some(flags) = model.json("server") else {
+        return RenderSettings::default();
+    };
+    serde_json::from_value(flags).unwrap_or_else(|error| {
+        model.complain("server", error.to_string());
+        RenderSettings::default()
+    })
 }
 
 fn read_events(events: &mut Section<'_>) -> Events {

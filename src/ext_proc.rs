@@ -141,7 +141,6 @@ async fn grace_over(ending: oneshot::Receiver<()>, grace: Duration) {
 }
 
 /// The gRPC service.
-#[derive(Debug)]
 struct Service {
     scheduler: Arc<Scheduler>,
     settings: ExtProcSettings,

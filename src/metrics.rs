@@ -95,11 +95,6 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         Unit::Count,
         "(endpoint, engine hash) pairs in the index",
     ),
-    (
-        "kvscout_exchanges",
-        Unit::Count,
-        "Requests in conversation with Envoy",
-    ),
     ("kvscout_build_info", Unit::Count, "1, by version"),
 ];
 const HISTOGRAMS: &[(&str, Unit, &str)] = &[
@@ -240,8 +235,6 @@ impl Metrics {
             .set(sizes.index_blocks as f64);
         self.gauge("kvscout_index_pairs", &[])
             .set(sizes.index_pairs as f64);
-        self.gauge("kvscout_exchanges", &[])
-            .set(sizes.exchanges as f64);
         for one in &sizes.endpoints {
             let by = [("endpoint", one.name)];
             self.gauge("kvscout_endpoint_requests", &by)
@@ -266,8 +259,6 @@ pub struct Sizes<'a> {
     pub index_blocks: usize,
     /// (endpoint, engine hash) pairs.
     pub index_pairs: usize,
-    /// Requests in conversation.
-    pub exchanges: usize,
     /// One per endpoint of the fleet.
     pub endpoints: Vec<EndpointSizes<'a>>,
 }

@@ -87,16 +87,9 @@ impl Config {
 }
 
 fn write_model(to: &mut String, model: &Model) -> std::fmt::Result {
-    let kwargs = serde_json::Value::Object(model.default_chat_template_kwargs.clone());
     writeln!(to, "  - names: {}", serde_json::json!(model.names))?;
     writeln!(to, "    adapters: {}", serde_json::json!(model.adapters))?;
     writeln!(to, "    folder: {}", quote(model.folder.display()))?;
     writeln!(to, "    engine: {}", word(ENGINES, &model.engine))?;
-    writeln!(to, "    default_chat_template_kwargs: {kwargs}")?;
-    let (exclude, trust) = (
-        model.exclude_tools_when_tool_choice_none,
-        model.trust_request_chat_template,
-    );
-    writeln!(to, "    exclude_tools_when_tool_choice_none: {exclude}")?;
-    writeln!(to, "    trust_request_chat_template: {trust}")
+    writeln!(to, "    server: {}", serde_json::json!(model.render))
 }

@@ -27,9 +27,12 @@ fn what_is_printed_reads_back() {
             adapters: vec!["sql: lora".into()],
             folder: folder.path().into(),
             engine: Engine::Reference,
-            default_chat_template_kwargs: kwargs,
-            exclude_tools_when_tool_choice_none: true,
-            trust_request_chat_template: false,
+            render: RenderSettings {
+                default_chat_template_kwargs: kwargs,
+                exclude_tools_when_tool_choice_none: true,
+                max_model_len: Some(32768),
+                ..RenderSettings::default()
+            },
         }],
         policy: Policy {
             strategy: Strategy::Default,
@@ -62,6 +65,7 @@ models:
   - names: [a]
   - folder: /nonexistent
     names: [b, b]
+    server: {temperature: 1}
 limits: 7
 tls:
   mode: files
@@ -75,8 +79,9 @@ tls:
         "line 8: models[0].folder: is missing",
         "line 9: models[1].folder: /nonexistent holds no tokenizer.json",
         "line 10: models[1].names: \"b\" is given twice",
-        "line 11: limits: must be a mapping",
-        "line 13: tls.mode: files needs both cert and key",
+        "line 11: models[1].server: unknown field `temperature`",
+        "line 12: limits: must be a mapping",
+        "line 14: tls.mode: files needs both cert and key",
     ];
     for start in starts {
         assert!(

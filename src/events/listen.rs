@@ -13,6 +13,7 @@ use crate::events::{Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
+use crate::readiness::Ticket;
 
 /// Hears every endpoint of the fleet.
 pub struct Listeners {
@@ -28,6 +29,8 @@ pub struct Listeners {
     pub limits: Limits,
     /// LoRA adapters by order of loading, for servers whose events do not name them.
     pub adapters: Vec<String>,
+    /// Given back when an endpoint was first reached, or could not be.
+    pub first: HashMap<EndpointId, Ticket>,
 }
 
 impl Listeners {
@@ -58,7 +61,7 @@ impl Listeners {
         }
     }
 
-    fn listener(&self, endpoint: &Arc<Endpoint>) -> Listener {
+    fn listener(&mut self, endpoint: &Arc<Endpoint>) -> Listener {
         self.index.name_adapters(endpoint.id, self.adapters.clone());
         Listener {
             endpoint: endpoint.clone(),
@@ -66,6 +69,7 @@ impl Listeners {
             metrics: self.metrics.endpoint(&endpoint.name),
             topic: self.topic.clone(),
             limits: self.limits.clone(),
+            first: self.first.remove(&endpoint.id),
         }
     }
 }
@@ -77,21 +81,26 @@ struct Listener {
     metrics: EndpointMetrics,
     topic: String,
     limits: Limits,
+    first: Option<Ticket>,
 }
 
 impl Listener {
-    async fn run(self) {
-        let Some(events) = self.endpoint.events.as_ref() else { return };
+    async fn run(mut self) {
+        let Some(events) = self.endpoint.events.as_ref() else {
+            return;
+        };
         let mut source = match ZmqSource::connect(events, &self.topic, self.limits.clone()) {
             Ok(source) => source,
             Err(error) => {
                 self.trust(Trust::Silent, &format!("{}: {error}", events.publisher));
+                self.first = None;
                 return std::future::pending().await;
             }
         };
         let mut follower = Follower::new(self.endpoint.id);
         while let Some(delivery) = source.next().await {
             self.take(&mut follower, delivery);
+            self.first = None;
         }
     }
 
@@ -107,7 +116,9 @@ impl Listener {
             }
             Delivery::Overrun { messages } => {
                 self.metrics.missed.increment(messages);
-                let reason = format!("{messages} batches dropped here: events come faster than they are applied");
+                let reason = format!(
+                    "{messages} batches dropped here: events come faster than they are applied"
+                );
                 follower.on_loss(&self.index, &reason)
             }
             Delivery::Connected => follower.on_connected(),
@@ -130,7 +141,9 @@ impl Listener {
         let metrics = &self.metrics;
         metrics.missed.increment(followed.missed);
         metrics.forgotten.increment(u64::from(followed.forgotten));
-        metrics.undecodable.increment(u64::from(followed.undecodable));
+        metrics
+            .undecodable
+            .increment(u64::from(followed.undecodable));
         metrics.malformed.increment(u64::from(followed.malformed));
         metrics.unknown.increment(u64::from(followed.unknown));
         metrics.stored.increment(u64::from(applied.stored));
@@ -139,7 +152,10 @@ impl Listener {
         metrics.strangers.increment(u64::from(applied.unknown));
         metrics.elsewhere.increment(u64::from(applied.elsewhere));
         metrics.unmodelled.increment(u64::from(applied.unmodelled));
-        if let (Some(timestamp), Ok(now)) = (followed.timestamp, SystemTime::now().duration_since(UNIX_EPOCH)) {
+        if let (Some(timestamp), Ok(now)) = (
+            followed.timestamp,
+            SystemTime::now().duration_since(UNIX_EPOCH),
+        ) {
             metrics.lag.record((now.as_secs_f64() - timestamp).max(0.0));
         }
     }

@@ -1,0 +1,169 @@
+//! The two sockets of vLLM's `ZmqEventPublisher`: PUB for live batches, ROUTER for those
+//! that a subscriber missed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use kvscout::blocks::BlockEvent;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use zeromq::{
+    PubSocket, RouterRecvHalf, RouterSendHalf, RouterSocket, Socket as _, SocketRecv as _,
+    SocketSend as _, ZmqMessage,
+};
+
+use super::{Layout, encode};
+
+/// Batches that can still be asked for: vLLM's `buffer_steps`.
+const REPLAYABLE_BATCHES_MAX: usize = 10_000;
+/// Batches that may wait for the socket before the engine does: vLLM's `max_queue_size`.
+const QUEUED_BATCHES_MAX: usize = 100_000;
+/// The sequence number that ends a replay: -1.
+const END_OF_REPLAY: [u8; 8] = [0xff; 8];
+
+/// Where to publish; what `GET /kv_event_sources` tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sources {
+    /// The PUB socket: `tcp://*:5557`.
+    pub endpoint: String,
+    /// The ROUTER socket, if there is one.
+    pub replay_endpoint: Option<String>,
+    /// First frame of every message.
+    pub topic: String,
+    /// How events are spelled. It decides the replies' shape too: vLLM sends the topic with
+    /// them from 0.26 on.
+    pub layout: Layout,
+    /// The data-parallel rank that batches carry.
+    pub rank: u32,
+}
+
+/// Sends batches to whoever subscribed. Dropping it ends the publication.
+#[derive(Debug)]
+pub struct Publisher {
+    queue: mpsc::Sender<Batch>,
+}
+
+struct Batch {
+    seconds: f64,
+    events: Vec<BlockEvent>,
+}
+
+/// What was published last, with its sequence number.
+type Past = Arc<Mutex<VecDeque<(u64, Bytes)>>>;
+
+impl Publisher {
+    /// Binds the sockets and serves them within `tasks`. Returns the addresses as bound.
+    pub async fn start(
+        sources: &Sources,
+        tasks: &mut JoinSet<()>,
+    ) -> anyhow::Result<(Self, Sources)> {
+        let mut bound = sources.clone();
+        let past = Past::default();
+        let mut live = PubSocket::new();
+        bound.endpoint = bind(&mut live, &sources.endpoint).await?;
+        if let Some(endpoint) = &sources.replay_endpoint {
+            let mut router = RouterSocket::new();
+            bound.replay_endpoint = Some(bind(&mut router, endpoint).await?);
+            let (replies, requests) = router.split();
+            let topic = (sources.layout == Layout::Map).then(|| sources.topic.clone().into());
+            tasks.spawn(replay(requests, replies, Arc::clone(&past), topic));
+        }
+        let (queue, batches) = mpsc::channel(QUEUED_BATCHES_MAX);
+        tasks.spawn(publish(live, batches, past, bound.clone()));
+        Ok((Self { queue }, bound))
+    }
+
+    /// Queues a batch; waits while the queue is full, as vLLM's scheduler does.
+    pub async fn publish(&self, events: Vec<BlockEvent>) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let batch = Batch {
+            seconds: now.as_secs_f64(),
+            events,
+        };
+        // The other end lives as long as the server; a batch of a dying one is not missed.
+        let _ = self.queue.send(batch).await;
+    }
+}
+
+/// `*` is vLLM's word for all interfaces; port 0 is any free one.
+async fn bind(socket: &mut impl zeromq::Socket, endpoint: &str) -> anyhow::Result<String> {
+    let address = endpoint.replace('*', "0.0.0.0");
+    let bound = socket.bind(&address).await;
+    let bound = bound.with_context(|| format!("cannot bind {endpoint}: is its port in use?"))?;
+    Ok(bound.to_string())
+}
+
+async fn publish(
+    mut live: PubSocket,
+    mut batches: mpsc::Receiver<Batch>,
+    past: Past,
+    sources: Sources,
+) {
+    let mut sequence = 0u64;
+    while let Some(Batch { seconds, events }) = batches.recv().await {
+        let payload = Bytes::from(encode(sources.layout, seconds, &events, sources.rank));
+        remember(&past, sequence, payload.clone());
+        let topic = Bytes::from(sources.topic.clone());
+        let message = frames([topic, number(sequence), payload]);
+        if let Err(error) = live.send(message).await {
+            tracing::warn!(%error, sequence, "batch not published");
+        }
+        sequence += 1;
+    }
+}
+
+fn remember(past: &Past, sequence: u64, payload: Bytes) {
+    let mut past = past.lock().unwrap_or_else(PoisonError::into_inner);
+    if past.len() == REPLAYABLE_BATCHES_MAX {
+        past.pop_front();
+    }
+    past.push_back((sequence, payload));
+}
+
+/// Answers `[identity, "", first sequence]` with all later batches and an end marker.
+async fn replay(
+    mut requests: RouterRecvHalf,
+    mut replies: RouterSendHalf,
+    past: Past,
+    topic: Option<Bytes>,
+) {
+    loop {
+        let request = match requests.recv().await {
+            Ok(request) => request.into_vec(),
+            Err(error) => return tracing::warn!(%error, "the replay socket is gone"),
+        };
+        let [identity, empty, first] = &request[..] else {
+            tracing::warn!(frames = request.len(), "not a replay request");
+            continue;
+        };
+        let first = first.iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+        let batches: Vec<(u64, Bytes)> = {
+            let past = past.lock().unwrap_or_else(PoisonError::into_inner);
+            past.iter().filter(|(sequence, _)| *sequence >= first).cloned().collect()
+        };
+        let end = (Bytes::from_static(&END_OF_REPLAY), Bytes::new(), true);
+        let all = batches.into_iter().map(|(sequence, payload)| (number(sequence), payload, false));
+        for (sequence, payload, is_end) in all.chain([end]) {
+            let mut reply = vec![identity.clone(), empty.clone()];
+            let topic = topic.iter().map(|topic| if is_end { Bytes::new() } else { topic.clone() });
+            reply.extend(topic);
+            reply.extend([sequence, payload]);
+            if let Err(error) = replies.send(frames(reply)).await {
+                tracing::info!(%error, "a replay was not read to its end");
+                break;
+            }
+        }
+    }
+}
+
+fn number(sequence: u64) -> Bytes {
+    Bytes::copy_from_slice(&sequence.to_be_bytes())
+}
+
+fn frames(frames: impl IntoIterator<Item = Bytes>) -> ZmqMessage {
+    let frames: Vec<Bytes> = frames.into_iter().collect();
+    ZmqMessage::try_from(frames).expect("a message has at least one frame")
+}
