@@ -1,1 +1,247 @@
-//! Body bytes → [`Prompt`].
+//! Body bytes → [`Prompt`]: what vLLM's Python frontend makes of a request, before tokens.
+//!
+//! Two steps, so that the caller can look up the model in between and the body is parsed once:
+//!
+//! ```text
+//! Request::parse(path, bytes) → .model() → .render(&Renderer) → Prompt
+//! ```
+//!
+//! The rules are those of vLLM 0.32 and 0.33 (`renderers/{hf,params,online_renderer}.py`,
+//! `entrypoints/openai/*/protocol.py`), recorded in `tests/fixtures/prompt/public.jsonl`. Where
+//! vLLM answers 4xx there is nothing to score: that is a [`PromptError`] here, and the request
+//! goes its way for the engine to refuse. No error quotes a prompt.
+
+use std::sync::Arc;
+
+pub mod json;
+pub mod template;
+mod chat;
+mod completion;
+mod fields;
+
+use json::{Json, JsonError, Object};
+use template::Renderer;
+
+/// A token's id in the model's vocabulary.
+pub type TokenId = u32;
+
+/// What a request asks the model to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The model or adapter that the request names.
+    pub model: Option<String>,
+    /// What to read: one for a chat, one or more for a completion. Never empty.
+    pub texts: Vec<PromptText>,
+    /// `cache_salt`: separates tenants in the prefix cache.
+    pub cache_salt: Option<String>,
+    /// False where the engine must compute every token (`prompt_logprobs`).
+    pub reads_cache: bool,
+    /// How much of the tokens the engine keeps; all of them if none.
+    pub truncation: Option<Truncation>,
+    /// Whether the answer is a stream of events.
+    pub stream: bool,
+}
+
+impl Prompt {
+    /// The prompt that a choice is made for: a batch goes to one endpoint as a whole.
+    #[must_use]
+    pub fn first(&self) -> &PromptText {
+        self.texts.first().expect("every way to make a Prompt puts a text in")
+    }
+}
+
+/// One text to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptText {
+    /// Text for the tokenizer.
+    Text {
+        /// The rendered chat, or the prompt as it came.
+        text: String,
+        /// Whether the tokenizer's post-processor adds its tokens, such as BOS.
+        add_special_tokens: bool,
+    },
+    /// Tokens that the client chose.
+    Ids(Vec<TokenId>),
+}
+
+/// `truncate_prompt_tokens` and `truncation_side`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Truncation {
+    /// Tokens at most.
+    pub keep_tokens: usize,
+    /// Which end goes.
+    pub side: Side,
+}
+
+/// An end of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The beginning goes, the last tokens stay: the default, since vLLM loads the tokenizer of
+    /// a generating model so (`tokenizers/registry.py`).
+    Left,
+    /// The end goes.
+    Right,
+}
+
+impl Truncation {
+    /// What stays of a prompt's tokens.
+    #[must_use]
+    pub fn apply(self, mut tokens: Vec<TokenId>) -> Vec<TokenId> {
+        match self.side {
+            Side::Right => tokens.truncate(self.keep_tokens),
+            Side::Left => {
+                tokens.drain(..tokens.len().saturating_sub(self.keep_tokens));
+            }
+        }
+        tokens
+    }
+}
+
+/// Why a request has no prompt to score. Names fields and kinds, never contents.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// Neither `/v1/chat/completions` nor `/v1/completions`.
+    #[error("no prompt is known at this path; only chat/completions and completions are scored")]
+    UnknownPath,
+    /// The body is not what Python's `json.loads` takes.
+    #[error("the body is not JSON: {0}")]
+    MalformedJson(JsonError),
+    /// The request names no model.
+    #[error("model: missing, so no renderer can be looked up")]
+    NoModel,
+    /// vLLM refuses this field, or we cannot follow it.
+    #[error("{field}: {reason}")]
+    BadField {
+        /// Where, such as `messages[3].content`.
+        field: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// vLLM reads it, but it is not text.
+    #[error("{field}: {what} are not scored")]
+    Unsupported {
+        /// Where.
+        field: String,
+        /// What it holds.
+        what: &'static str,
+    },
+    /// The chat template refused the conversation, or used up its budget.
+    #[error("chat template: {0}")]
+    Template(String),
+}
+
+impl PromptError {
+    /// A short, stable word for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::UnknownPath => "unknown_path",
+            Self::MalformedJson(_) => "malformed_json",
+            Self::NoModel => "no_model",
+            Self::BadField { .. } => "bad_field",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Template(_) => "template",
+        }
+    }
+
+    fn bad(field: impl Into<String>, reason: &'static str) -> Self {
+        let field = field.into();
+        Self::BadField { field, reason }
+    }
+}
+
+/// Which endpoint of the OpenAI API a request goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Api {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+}
+
+impl Api {
+    /// The API behind a `:path`, which may carry a query.
+    ///
+    /// # Errors
+    /// [`PromptError::UnknownPath`] for every other path.
+    pub fn of_path(path: &str) -> Result<Self, PromptError> {
+        match path.split('?').next().unwrap_or_default() {
+            "/v1/chat/completions" => Ok(Self::Chat),
+            "/v1/completions" => Ok(Self::Completions),
+            _ => Err(PromptError::UnknownPath),
+        }
+    }
+}
+
+/// A request whose body is parsed and not yet rendered.
+#[derive(Debug, Clone)]
+pub struct Request {
+    api: Api,
+    body: Object,
+    model: Option<Arc<str>>,
+}
+
+impl Request {
+    /// Parses a body.
+    ///
+    /// # Errors
+    /// An unknown path, a body that is not a JSON object, a model that is not a string.
+    pub fn parse(path: &str, body: &[u8]) -> Result<Self, PromptError> {
+        let api = Api::of_path(path)?;
+        let Json::Object(body) = Json::loads_bytes(body).map_err(PromptError::MalformedJson)?
+        else {
+            return Err(PromptError::bad("body", "is not an object"));
+        };
+        let model = match body.get_some("model") {
+            None => None,
+            Some(Json::Str(model)) => Some(Arc::clone(model)),
+            Some(_) => return Err(PromptError::bad("model", "is not a string")),
+        };
+        Ok(Self { api, body, model })
+    }
+
+    /// The model or adapter that the request names.
+    ///
+    /// # Errors
+    /// [`PromptError::NoModel`]; vLLM then serves its own model.
+    pub fn model(&self) -> Result<&str, PromptError> {
+        self.model.as_deref().ok_or(PromptError::NoModel)
+    }
+
+    /// Where the request goes.
+    #[must_use]
+    pub fn api(&self) -> Api {
+        self.api
+    }
+
+    /// Whether the answer is a stream of events.
+    #[must_use]
+    pub fn stream(&self) -> bool {
+        fields::flag(&self.body, "stream", false).unwrap_or(false)
+    }
+
+    /// What the model is to read.
+    ///
+    /// # Errors
+    /// A [`PromptError`] where vLLM answers 4xx, or where a prompt is not text.
+    pub fn render(&self, renderer: &Renderer) -> Result<Prompt, PromptError> {
+        let settings = renderer.settings();
+        let body = &self.body;
+        let (texts, truncatable) = match self.api {
+            Api::Chat => chat::texts(body, renderer)?,
+            Api::Completions => (completion::texts(body)?, true),
+        };
+        let truncation = fields::truncation(body, self.api, settings.max_model_len)?;
+        Ok(Prompt {
+            model: self.model.as_deref().map(str::to_owned),
+            texts,
+            cache_salt: fields::cache_salt(body)?,
+            reads_cache: !fields::wants_prompt_logprobs(body, self.api)?,
+            truncation: truncation.filter(|_| truncatable),
+            stream: fields::flag(body, "stream", false)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,111 @@
 //! Prompt → token ids.
+//!
+//! [`Tokenizer`] is a seam since two engines live: [`Engine::Fast`] is a hundred times quicker
+//! than [`Engine::Reference`], which is what vLLM itself runs and what the tests compare with.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+pub use crate::prompt::TokenId;
+use crate::prompt::{Prompt, PromptText};
+
+mod fast;
+mod pool;
+mod reference;
+
+pub use pool::{Busy, TokenPool};
+
+/// Turns text into the ids that the model's servers compute.
+pub trait Tokenizer: Send + Sync {
+    /// The ids of a text. Special tokens that are typed in the text become their ids, as in
+    /// vLLM; `add_special_tokens` is about those that the post-processor adds, such as BOS.
+    ///
+    /// # Errors
+    /// [`TokenizeError`], without the text.
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError>;
+}
+
+/// Which implementation encodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// fastokens.
+    #[default]
+    Fast,
+    /// Hugging Face tokenizers.
+    Reference,
+}
+
+/// A text that an engine cannot encode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the tokenizer refused a text of {text_bytes} bytes")]
+pub struct TokenizeError {
+    /// How long the text is.
+    pub text_bytes: usize,
+}
+
+/// A folder whose tokenizer no engine takes.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {reason}; a model's folder holds Hugging Face's tokenizer.json")]
+pub struct LoadError {
+    /// The file.
+    pub path: PathBuf,
+    /// The engine's word.
+    pub reason: String,
+}
+
+/// Loads `tokenizer.json` of a model's folder; half a second to two seconds. A tokenizer that the
+/// fast engine does not know is given to the reference engine.
+///
+/// # Errors
+/// [`LoadError`] if the file is missing or neither engine takes it.
+pub fn load(folder: &Path, engine: Engine) -> Result<Arc<dyn Tokenizer>, LoadError> {
+    let path = folder.join("tokenizer.json");
+    let explain = |reason: String| LoadError { path: path.clone(), reason };
+    if !path.is_file() {
+        return Err(explain("no such file".to_owned()));
+    }
+    if engine == Engine::Fast {
+        match fast::Fast::load(&path) {
+            Ok(tokenizer) => return Ok(Arc::new(tokenizer)),
+            Err(reason) => tracing::warn!(
+                path = %path.display(),
+                %reason,
+                "the fast engine does not take this tokenizer; the reference engine is slower"
+            ),
+        }
+    }
+    let tokenizer = reference::Reference::load(&path).map_err(explain)?;
+    Ok(Arc::new(tokenizer))
+}
+
+/// The ids of every text of a prompt, truncated as the engine truncates them.
+///
+/// # Errors
+/// The first text that cannot be encoded.
+pub fn tokens_of(
+    prompt: &Prompt,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Vec<Vec<TokenId>>, TokenizeError> {
+    prompt
+        .texts
+        .iter()
+        .map(|text| {
+            let ids = match text {
+                PromptText::Text { text, add_special_tokens } => {
+                    tokenizer.encode(text, *add_special_tokens)?
+                }
+                PromptText::Ids(ids) => ids.clone(),
+            };
+            Ok(match prompt.truncation {
+                Some(truncation) => truncation.apply(ids),
+                None => ids,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,357 @@
+//! A model's chat template: found as Hugging Face finds it, run as vLLM runs it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use minijinja::Environment;
+use serde::Deserialize;
+
+use super::PromptError;
+use super::json::{Json, Object};
+
+mod inspect;
+mod jinja;
+mod python;
+
+/// Instructions that one render may run: about two seconds. Qwen3's template runs 60 a message.
+const FUEL_MAX: u64 = 50_000_000;
+/// Bytes that one render may print. A body of 10 MB prints about as much.
+const OUTPUT_BYTES_MAX: usize = 64 << 20;
+/// What transformers appends to a message that is to be continued.
+const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+/// Reads the time for `strftime_now`; UTC, as in vLLM's images.
+pub type Clock = fn() -> SystemTime;
+
+/// The flags of a vLLM server that decide what its prompts look like, by their vLLM names.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RenderSettings {
+    /// `--chat-template`: the text of a template, or the name of one of the model's.
+    pub chat_template: Option<String>,
+    /// `--chat-template-content-format`.
+    pub chat_template_content_format: ContentFormat,
+    /// `--default-chat-template-kwargs`.
+    pub default_chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// `--trust-request-chat-template`.
+    pub trust_request_chat_template: bool,
+    /// `--exclude-tools-when-tool-choice-none`.
+    pub exclude_tools_when_tool_choice_none: bool,
+    /// `--enable-auto-tool-choice` with a `--tool-call-parser`. Without them vLLM refuses tools.
+    pub enable_auto_tool_choice: bool,
+    /// `--max-model-len`, tokens: what `truncate_prompt_tokens: -1` stands for.
+    pub max_model_len: Option<usize>,
+}
+
+impl Default for RenderSettings {
+    fn default() -> Self {
+        Self {
+            chat_template: None,
+            chat_template_content_format: ContentFormat::Auto,
+            default_chat_template_kwargs: serde_json::Map::new(),
+            trust_request_chat_template: false,
+            exclude_tools_when_tool_choice_none: false,
+            enable_auto_tool_choice: true,
+            max_model_len: None,
+        }
+    }
+}
+
+/// How a message's content reaches the template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContentFormat {
+    /// As the template wants it: [`Self::Openai`] if it loops over a content.
+    Auto,
+    /// Text.
+    String,
+    /// A list of `{"type": "text", "text": …}`.
+    Openai,
+}
+
+/// Why a model's folder gives no renderer.
+#[derive(Debug, thiserror::Error)]
+pub enum RendererError {
+    /// A file is missing or unreadable.
+    #[error("{path}: {source}; a model's folder holds tokenizer_config.json")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A file says something else than Hugging Face's do.
+    #[error("{path}: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A template does not compile.
+    #[error("the chat template {name:?} does not compile: {reason}")]
+    Compile {
+        /// Its name; "default" for a model's only one.
+        name: String,
+        /// Jinja's word, with the line.
+        reason: String,
+    },
+}
+
+/// Renders the chats of one model as its servers do. Templates are compiled once.
+pub struct Renderer {
+    settings: RenderSettings,
+    default_kwargs: Object,
+    special_tokens: Object,
+    environment: Environment<'static>,
+    templates: Vec<Template>,
+    /// The one that `--chat-template` gives.
+    given: Option<Template>,
+}
+
+/// A compiled template's name in the environment, and what its text tells.
+#[derive(Debug, Clone)]
+struct Template {
+    name: String,
+    /// None for a request's own template, compiled on use.
+    source: Arc<str>,
+    format: ContentFormat,
+}
+
+impl Template {
+    fn new(name: &str, source: &str) -> Self {
+        let format = inspect::content_format(&jinja::prepare(source));
+        Self { name: name.to_owned(), source: source.into(), format }
+    }
+}
+
+/// A chat, ready for a template.
+pub(super) struct Chat {
+    /// The normalized messages.
+    pub messages: Vec<Object>,
+    /// Everything else by name: tools, documents, add_generation_prompt and the rest.
+    pub context: Object,
+    /// Stop in the middle of the last message.
+    pub continue_final_message: bool,
+}
+
+/// A template chosen for one request.
+pub(super) struct Chosen {
+    template: Template,
+    from_request: bool,
+    /// How contents must be given to it.
+    pub format: ContentFormat,
+}
+
+impl Chosen {
+    /// Whether the template knows developers (`_detect_developer_role_support`).
+    pub fn knows_developers(&self) -> bool {
+        let source = &self.template.source;
+        source.contains("\"developer\"") || source.contains("'developer'")
+    }
+}
+
+impl Renderer {
+    /// Reads `tokenizer_config.json` and, where it is there, `chat_template.jinja`, which wins.
+    /// A folder without a template renders completions only.
+    ///
+    /// # Errors
+    /// A [`RendererError`] that names the file or the template.
+    pub fn load(folder: &Path, settings: RenderSettings, clock: Clock) -> Result<Self, RendererError> {
+        let path = folder.join("tokenizer_config.json");
+        let config = fs::read(&path).map_err(|source| RendererError::Read { path: path.clone(), source })?;
+        let format = |reason: String| RendererError::Format { path: path.clone(), reason };
+        let config = Json::loads_bytes(&config).map_err(|error| format(error.to_string()))?;
+        let config = config.as_object().ok_or_else(|| format("is not an object".to_owned()))?;
+        let beside = folder.join("chat_template.jinja");
+        let sources = match fs::read_to_string(&beside) {
+            Ok(source) => vec![("default".to_owned(), source)],
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                templates(config).map_err(|reason| format(reason.to_owned()))?
+            }
+            Err(source) => return Err(RendererError::Read { path: beside, source }),
+        };
+        Self::new(sources, special_tokens(config), settings, clock)
+    }
+
+    /// From templates by name, and the special tokens that templates may print by name.
+    ///
+    /// # Errors
+    /// [`RendererError::Compile`].
+    pub fn new(
+        sources: Vec<(String, String)>,
+        special_tokens: Object,
+        settings: RenderSettings,
+        clock: Clock,
+    ) -> Result<Self, RendererError> {
+        let mut environment = jinja::environment(clock, FUEL_MAX);
+        let mut compile = |name: &str, source: &str| {
+            environment
+                .add_template_owned(name.to_owned(), jinja::prepare(source))
+                .map_err(|error| RendererError::Compile { name: name.to_owned(), reason: error.to_string() })?;
+            Ok(Template::new(name, source))
+        };
+        let templates: Vec<Template> = sources
+            .iter()
+            .map(|(name, source)| compile(name, source))
+            .collect::<Result<_, _>>()?;
+        let named = |given: &String| templates.len() > 1 && templates.iter().any(|t| t.name == *given);
+        let given = match &settings.chat_template {
+            None => None,
+            Some(given) if named(given) => templates.iter().find(|t| t.name == *given).cloned(),
+            Some(given) => Some(compile("--chat-template", given)?),
+        };
+        let kwargs = serde_json::Value::Object(settings.default_chat_template_kwargs.clone());
+        let default_kwargs = match Json::loads(&kwargs.to_string()) {
+            Ok(Json::Object(kwargs)) => kwargs,
+            _ => Object::default(),
+        };
+        Ok(Self { settings, default_kwargs, special_tokens, environment, templates, given })
+    }
+
+    /// The server's flags.
+    #[must_use]
+    pub fn settings(&self) -> &RenderSettings {
+        &self.settings
+    }
+
+    pub(super) fn default_kwargs(&self) -> &Object {
+        &self.default_kwargs
+    }
+
+    /// The template for a request: its own, else the server's, else the model's; of several,
+    /// `tool_use` where there are tools (transformers, `get_chat_template`).
+    pub(super) fn choose(&self, own: Option<&str>, has_tools: bool) -> Result<Chosen, PromptError> {
+        let by_name = |name: &str| self.templates.iter().find(|t| t.name == name);
+        let several = self.templates.len() > 1;
+        let mut from_request = false;
+        let template = match own {
+            Some(name) if several && by_name(name).is_some() => by_name(name).cloned(),
+            Some(source) => {
+                inspect::check_foreign(&jinja::prepare(source))?;
+                from_request = true;
+                Some(Template::new("the request's", source))
+            }
+            None => self.given.clone().or_else(|| match has_tools && several {
+                true => by_name("tool_use").or_else(|| by_name("default")).cloned(),
+                false => by_name("default").cloned(),
+            }),
+        };
+        let template = template
+            .ok_or_else(|| PromptError::Template("the model's folder has none".to_owned()))?;
+        let format = match self.settings.chat_template_content_format {
+            ContentFormat::Auto => template.format,
+            given => given,
+        };
+        Ok(Chosen { template, from_request, format })
+    }
+
+    /// Runs a template on a chat (transformers, `render_jinja_template`).
+    pub(super) fn run(&self, chosen: &Chosen, mut chat: Chat) -> Result<String, PromptError> {
+        let last = match chat.continue_final_message {
+            true => Some(mark_final_message(&mut chat.messages, &chosen.template.source)?),
+            false => None,
+        };
+        let mut context = self.special_tokens.clone();
+        for (name, value) in chat.context.iter() {
+            context.set(name, value.clone());
+        }
+        let messages = chat.messages.into_iter().map(Json::Object).collect();
+        context.set("messages", Json::List(messages));
+        let text = match chosen.from_request {
+            true => {
+                let source = jinja::prepare(&chosen.template.source);
+                let template = self.environment.template_from_str(&source);
+                jinja::render(&template.map_err(jinja::explain)?, &context, OUTPUT_BYTES_MAX)
+            }
+            false => {
+                let template = self.environment.get_template(&chosen.template.name);
+                jinja::render(&template.map_err(jinja::explain)?, &context, OUTPUT_BYTES_MAX)
+            }
+        }?;
+        match last {
+            None => Ok(text),
+            Some(last) => cut_at_tag(&text, &last),
+        }
+    }
+}
+
+/// Appends the tag to the last content, and returns that content as it was.
+fn mark_final_message(messages: &mut [Object], source: &str) -> Result<String, PromptError> {
+    let refuse = |reason| PromptError::bad("continue_final_message", reason);
+    if !source.contains("content") {
+        return Err(refuse("the template prints no content"));
+    }
+    let last = messages.last_mut().ok_or_else(|| refuse("there is no message"))?;
+    let marked = |text: &str| Json::from(format!("{text}{CONTINUE_TAG}").as_str());
+    match last.get("content").cloned() {
+        Some(Json::Str(text)) => {
+            last.set("content", marked(&text));
+            Ok(text.to_string())
+        }
+        Some(Json::List(mut parts)) => {
+            let texts = parts.iter_mut().rev().filter_map(|part| match part {
+                Json::Object(part) => part.get("text")?.as_str().map(str::to_owned).map(|t| (t, part)),
+                _ => None,
+            });
+            let (text, part) = { texts }.next().ok_or_else(|| refuse("the last message has no text"))?;
+            part.set("text", marked(&text));
+            last.set("content", Json::List(parts));
+            Ok(text)
+        }
+        _ => Err(refuse("the last message has no text")),
+    }
+}
+
+/// What stands before the last tag; the template may have trimmed the tag's space away.
+fn cut_at_tag(text: &str, last: &str) -> Result<String, PromptError> {
+    let tag = CONTINUE_TAG.trim_end();
+    match text.rfind(tag) {
+        Some(at) if text.contains(python::strip(last, None)) => {
+            let before = &text[..at];
+            Ok(match text[at..].starts_with(CONTINUE_TAG) {
+                true => before.to_owned(),
+                false => python::strip_end(before, None).to_owned(),
+            })
+        }
+        _ => Err(PromptError::bad("continue_final_message", "the template drops the last message")),
+    }
+}
+
+/// `chat_template`: a string, or a list of `{name, template}`.
+fn templates(config: &Object) -> Result<Vec<(String, String)>, &'static str> {
+    let wrong = "chat_template is neither a text nor a list of named templates";
+    match config.get_some("chat_template") {
+        None => Ok(Vec::new()),
+        Some(Json::Str(source)) => Ok(vec![("default".to_owned(), source.to_string())]),
+        Some(Json::List(items)) => items
+            .iter()
+            .map(|item| {
+                let field = |name| Some(item.as_object()?.get(name)?.as_str()?.to_owned());
+                Ok((field("name").ok_or(wrong)?, field("template").ok_or(wrong)?))
+            })
+            .collect(),
+        Some(_) => Err(wrong),
+    }
+}
+
+/// transformers' `special_tokens_map`: the ones that are set, each a string or an `AddedToken`.
+fn special_tokens(config: &Object) -> Object {
+    let names = [
+        "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+    ];
+    let text = |value: &Json| match value {
+        Json::Str(text) => Some(Arc::clone(text)),
+        Json::Object(token) => token.get("content")?.as_str().map(Arc::from),
+        _ => None,
+    };
+    names
+        .into_iter()
+        .filter_map(|name| Some((Arc::from(name), Json::Str(text(config.get(name)?)?))))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! What vLLM 0.33 made of 417 requests and 377 texts, byte for byte and token for token.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use kvscout::prompt::template::{RenderSettings, Renderer};
+use kvscout::prompt::{Api, PromptText, Request};
+use kvscout::tokens::{self, Engine, Tokenizer};
+use serde_json::{Value, json};
+
+/// Lines that vLLM refuses and that we score, by id. A score too many costs nothing: the engine
+/// refuses the request wherever it goes.
+const HARMLESS: &[&str] = &[];
+
+fn tokenizer_folder() -> PathBuf {
+    let folder = std::env::var_os("KVSCOUT_TOKENIZER_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/tokenizer-qwen3"),
+        PathBuf::from,
+    );
+    assert!(
+        folder.join("tokenizer.json").is_file(),
+        "no tokenizer in {}: run make setup",
+        folder.display()
+    );
+    folder
+}
+
+fn lines(name: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/prompt").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Renderers by their server's flags.
+#[derive(Default)]
+struct Renderers(BTreeMap<String, Renderer>);
+
+impl Renderers {
+    fn of(&mut self, server: &Value) -> &Renderer {
+        self.0.entry(server.to_string()).or_insert_with(|| {
+            let settings: RenderSettings = serde_json::from_value(server.clone()).unwrap();
+            Renderer::load(&tokenizer_folder(), settings, SystemTime::now).unwrap()
+        })
+    }
+}
+
+/// The rendered text (null for completions) and the ids, as the fixture has them.
+fn ours(line: &Value, renderer: &Renderer, tokenizer: &dyn Tokenizer) -> Result<(Value, Value), String> {
+    let body = match line["raw_body"].as_str() {
+        Some(body) => body.to_owned(),
+        None => line["request"].to_string(),
+    };
+    let path = line["endpoint"].as_str().unwrap();
+    let request = Request::parse(path, body.as_bytes()).map_err(|error| error.to_string())?;
+    let prompt = request.render(renderer).map_err(|error| error.to_string())?;
+    let mut ids = tokens::tokens_of(&prompt, tokenizer).map_err(|error| error.to_string())?;
+    Ok(match (request.api(), prompt.first()) {
+        (Api::Chat, PromptText::Text { text, .. }) => (json!(text), json!(ids.remove(0))),
+        _ => (Value::Null, json!(ids)),
+    })
+}
+
+#[test]
+fn prompts_are_those_of_vllm() {
+    let tokenizer = tokens::load(&tokenizer_folder(), Engine::Fast).unwrap();
+    let mut renderers = Renderers::default();
+    let (mut same, mut refused, mut wrong) = (0, 0, Vec::new());
+    for line in lines("public.jsonl") {
+        let id = line["id"].as_str().unwrap().to_owned();
+        let ours = ours(&line, renderers.of(&line["server"]), &*tokenizer);
+        match (line["ok"].as_bool().unwrap(), ours) {
+            (true, Ok((rendered, ids))) if ids == line["token_ids"] && rendered == line["rendered"] => {
+                same += 1;
+            }
+            (true, Ok(_)) => wrong.push(format!("{id}: another prompt")),
+            (true, Err(error)) => wrong.push(format!("{id}: {error}")),
+            (false, Err(_)) => refused += 1,
+            (false, Ok(_)) if HARMLESS.contains(&id.as_str()) => refused += 1,
+            (false, Ok(_)) => wrong.push(format!("{id}: vLLM refuses it: {}", line["error"])),
+        }
+    }
+    assert!(wrong.is_empty(), "{same} same, {refused} refused, but:\n{}", wrong.join("\n"));
+    assert_eq!((same, refused), (377, 40));
+}
+
+fn texts_are_those_of_vllm(engine: Engine) {
+    let tokenizer = tokens::load(&tokenizer_folder(), engine).unwrap();
+    let lines = lines("texts.jsonl");
+    assert!(lines.len() > 300, "{} texts", lines.len());
+    for line in lines {
+        let ids = tokenizer.encode(line["text"].as_str().unwrap(), false).unwrap();
+        assert_eq!(json!(ids), line["ids"], "{}", line["id"]);
+    }
+}
+
+#[test]
+fn the_fast_engine_encodes_every_text_as_vllm() {
+    texts_are_those_of_vllm(Engine::Fast);
+}
+
+#[test]
+fn the_reference_engine_encodes_every_text_as_vllm() {
+    texts_are_those_of_vllm(Engine::Reference);
+}
+
+#[test]
+fn a_special_token_that_a_user_types_becomes_its_id() {
+    for engine in [Engine::Fast, Engine::Reference] {
+        let tokenizer = tokens::load(&tokenizer_folder(), engine).unwrap();
+        assert_eq!(tokenizer.encode("<|im_end|>", false).unwrap(), [151_645], "{engine:?}");
+        assert_eq!(tokenizer.encode("", true).unwrap(), [0u32; 0], "{engine:?}");
+    }
+}
