@@ -1,1 +1,279 @@
-//! build(Config) → Bound.
+//! `build(Config) → App`: binds, wires, supervises, drains.
+//!
+//! Port 0 works everywhere, so that a test runs the whole process in its own. Tasks are named;
+//! one that ends unbidden ends the app. Shutdown: not ready → no new streams → exchanges end or
+//! reach the drain limit → ingestion stops.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::admin::{self, Admin};
+use crate::config::{Config, EventSourceKind};
+use crate::events::listen::Listeners;
+use crate::events::zmq;
+use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
+use crate::fleet::Fleet;
+use crate::fleet::fixed::FleetFile;
+use crate::index::Index;
+use crate::metrics::{EndpointSizes, Metrics, Sizes};
+use crate::readiness::Readiness;
+use crate::scheduler::{Parts, Reader, Scheduler};
+
+/// Where we listen, with the ports that port 0 became.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// The External Processor.
+    pub ext_proc: SocketAddr,
+    /// grpc.health.v1.
+    pub health: SocketAddr,
+    /// HTTP.
+    pub admin: SocketAddr,
+}
+
+/// A running kvscout.
+pub struct App {
+    bound: Bound,
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    ending: watch::Sender<bool>,
+    readiness: Readiness,
+    health: Health,
+    scheduler: Arc<Scheduler>,
+}
+
+/// After the drain limit: from "no more time" to the end of every task.
+const JOIN_MAX: Duration = Duration::from_secs(5);
+
+/// Loads models and fleet, binds every port, and starts.
+///
+/// # Errors
+/// Whatever an operator must mend: a taken port, a bad fleet file, a model folder that cannot be
+/// loaded; each says which.
+pub async fn build(config: Config) -> anyhow::Result<App> {
+    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file)?;
+    let reader = Reader::load(&config).await?;
+    let [ext_proc, health_port, admin_port] = bind(&config).await?;
+    let bound = Bound {
+        ext_proc: ext_proc.local_addr()?,
+        health: health_port.local_addr()?,
+        admin: admin_port.local_addr()?,
+    };
+
+    let (metrics, index) = (Arc::new(Metrics::default()), Arc::new(Index::default()));
+    let (readiness, health) = (Readiness::default(), Health::new().await);
+    let scheduler = Arc::new(Scheduler::new(Parts {
+        fleet: fleet.clone(),
+        index: index.clone(),
+        reader,
+        policy: config.policy.clone(),
+        decision_max: Duration::from_millis(config.limits.decision_ms_max),
+        metrics: metrics.clone(),
+    }));
+    let (ending, _) = watch::channel(false);
+
+    let mut app = App {
+        bound,
+        tasks: JoinSet::new(),
+        ending,
+        readiness,
+        health,
+        scheduler: scheduler.clone(),
+    };
+    app.spawn("fleet", async { Ok(fleet_file.run().await) });
+    if config.events.source == EventSourceKind::Zmq {
+        let listeners = listeners(&config, &fleet, &index, &metrics, &app.readiness);
+        app.spawn("events", async { Ok(listeners.run().await) });
+    }
+    let (health, told) = (app.health.clone(), app.told());
+    app.spawn("health", async move {
+        Ok(health.serve(health_port, told).await?)
+    });
+    let admin = Admin {
+        metrics: metrics.handle(),
+        observe: Arc::new(move || observe(&metrics, &index, &fleet.borrow())),
+        readiness: app.readiness.clone(),
+    };
+    let ending = app.ending.subscribe();
+    app.spawn("admin", async {
+        Ok(admin::serve(admin_port, admin, ending).await?)
+    });
+    let (health, told) = (app.health.clone(), app.told());
+    let settings = settings(&config);
+    app.spawn("ext_proc", async move {
+        Ok(ext_proc::serve(ext_proc, &config.tls, scheduler, &health, settings, told).await?)
+    });
+    let (health, readiness) = (app.health.clone(), app.readiness.watch());
+    app.spawn("readiness", report_readiness(health, readiness));
+    Ok(app)
+}
+
+impl App {
+    /// Where we listen.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        self.bound
+    }
+
+    /// Chooses, for whoever runs us in process.
+    #[must_use]
+    pub fn scheduler(&self) -> &Arc<Scheduler> {
+        &self.scheduler
+    }
+
+    /// What is waited for before requests are welcome.
+    #[must_use]
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Runs until `until`, then drains.
+    ///
+    /// # Errors
+    /// A task failed, or ended unbidden.
+    pub async fn run(mut self, until: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::select! {
+            () = until => {}
+            ended = self.tasks.join_next() => {
+                let (name, result) = ended.context("nothing runs")??;
+                result.with_context(|| format!("{name} failed"))?;
+                bail!("{name} ended unbidden");
+            }
+        }
+        tracing::info!("draining: running requests may end");
+        let _not_ready = self.readiness.ticket("shutdown");
+        self.health.set_ready(false).await;
+        self.ending.send_replace(true);
+        self.drain().await
+    }
+
+    /// Ends with the ext_proc server, whose own limit is the drain limit; everything else
+    /// serves it, or is told to end as well.
+    async fn drain(&mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.tasks.join_next().await {
+            let (name, result) = ended?;
+            result.with_context(|| format!("{name} failed"))?;
+            if name == "ext_proc" {
+                break;
+            }
+        }
+        if tokio::time::timeout(JOIN_MAX, self.tasks.shutdown())
+            .await
+            .is_err()
+        {
+            bail!("tasks did not end within {JOIN_MAX:?}");
+        }
+        tracing::info!("ended");
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move { (name, task.await) });
+    }
+
+    fn told(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ending = self.ending.subscribe();
+        async move {
+            // An error means that the app is gone, which is an end as well.
+            let _gone = ending.wait_for(|ending| *ending).await;
+        }
+    }
+}
+
+async fn bind(config: &Config) -> anyhow::Result<[TcpListener; 3]> {
+    let listen = &config.listen;
+    let mut bound = Vec::with_capacity(3);
+    for (field, address) in [
+        ("ext_proc", listen.ext_proc),
+        ("health", listen.health),
+        ("admin", listen.admin),
+    ] {
+        let listener = TcpListener::bind(address).await;
+        bound.push(listener.with_context(|| {
+            format!("listen.{field}: cannot listen on {address}; is another kvscout running? (flag --{})", field.replace('_', "-"))
+        })?);
+    }
+    Ok(bound.try_into().expect("three were bound"))
+}
+
+fn listeners(
+    config: &Config,
+    fleet: &watch::Receiver<Arc<Fleet>>,
+    index: &Arc<Index>,
+    metrics: &Arc<Metrics>,
+    readiness: &Readiness,
+) -> Listeners {
+    let first = fleet.borrow().clone();
+    let first = first
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.events.is_some());
+    Listeners {
+        fleet: fleet.clone(),
+        index: index.clone(),
+        metrics: metrics.clone(),
+        topic: config.events.topic.clone(),
+        limits: zmq::Limits {
+            queue_bytes_max: config.events.queue_bytes_max,
+            ..zmq::Limits::default()
+        },
+        adapters: config
+            .models
+            .iter()
+            .flat_map(|model| model.adapters.clone())
+            .collect(),
+        first: first
+            .map(|endpoint| (endpoint.id, readiness.ticket("events")))
+            .collect(),
+    }
+}
+
+fn settings(config: &Config) -> ExtProcSettings {
+    ExtProcSettings {
+        rules: Rules {
+            body_bytes_max: config.limits.body_bytes_max,
+            decision_header: config.replies.decision_header,
+            ..Rules::default()
+        },
+        deadline: Duration::from_millis(config.limits.decision_ms_max),
+        reading_max: config.limits.exchanges_max,
+        grace: Duration::from_millis(config.limits.drain_ms_max),
+        ..ExtProcSettings::default()
+    }
+}
+
+async fn report_readiness(
+    health: Health,
+    mut readiness: watch::Receiver<std::collections::BTreeMap<&'static str, usize>>,
+) -> anyhow::Result<()> {
+    loop {
+        let ready = readiness.borrow_and_update().is_empty();
+        health.set_ready(ready).await;
+        readiness.changed().await?;
+    }
+}
+
+fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet) {
+    let size = index.size();
+    let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
+        name: &endpoint.name,
+        trust: endpoint.trust().as_str(),
+        requests: endpoint.load.requests(),
+        queued_tokens: endpoint.load.prefill_tokens(),
+        blocks: index.blocks_of(endpoint.id),
+    });
+    metrics.observe(&Sizes {
+        index_blocks: size.blocks,
+        index_pairs: size.pairs,
+        endpoints: endpoints.collect(),
+    });
+}

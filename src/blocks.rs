@@ -7,8 +7,7 @@
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
-/// A token's id in the model's vocabulary.
-pub type TokenId = u32;
+pub use crate::prompt::TokenId;
 
 /// Names a block and everything before it. Equal keys mean equal KV contents: 64 bits of
 /// XXH3, so two of 50 million different blocks collide with probability below 1e-4.

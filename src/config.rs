@@ -1,1 +1,385 @@
 //! What an operator may decide; validated, every complaint at once.
+//!
+//! One YAML file, and flags over it. Unknown keys are refused. [`Config::to_yaml`] writes a
+//! configuration with its documentation; what it writes for the defaults is
+//! `deploy/kvscout.yaml`, and a test keeps them equal.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+mod print;
+mod render;
+pub mod yaml;
+
+pub use render::{ContentFormat, RenderSettings};
+use yaml::{Complaints, Section};
+
+/// Everything that `kvscout serve` can be told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Listen,
+    /// How Envoy reaches the ext_proc port.
+    pub tls: Tls,
+    /// The file of endpoints; reread when it changes.
+    pub fleet_file: PathBuf,
+    /// Served models whose prompts can be scored. Others are routed by load alone.
+    pub models: Vec<Model>,
+    /// Where KV events come from.
+    pub events: Events,
+    /// How to choose.
+    pub policy: Policy,
+    /// What bounds a request.
+    pub limits: Limits,
+    /// How Envoy is answered.
+    pub replies: Replies,
+    /// How logs look.
+    pub log: LogFormat,
+}
+
+/// Addresses of our own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// The External Processor, gRPC.
+    pub ext_proc: SocketAddr,
+    /// grpc.health.v1, plaintext.
+    pub health: SocketAddr,
+    /// `/metrics`, `/healthz`, `/readyz`.
+    pub admin: SocketAddr,
+}
+
+/// Transport security of the ext_proc port.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// A certificate made at start: encrypted, not authenticated, as gateways expect.
+    #[default]
+    SelfSigned,
+    /// PEM files.
+    Files {
+        /// The chain.
+        cert: PathBuf,
+        /// The private key.
+        key: PathBuf,
+    },
+    /// Plaintext.
+    Off,
+}
+
+/// A model that endpoints serve, and how its prompts are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// Names that requests give (`--served-model-name`).
+    pub names: Vec<String>,
+    /// Adapters served beside it, by the names that requests give, in order of loading.
+    pub adapters: Vec<String>,
+    /// `tokenizer.json`, `tokenizer_config.json` and perhaps `chat_template.jinja`.
+    pub folder: PathBuf,
+    /// What tokenizes.
+    pub engine: Engine,
+    /// The server's flags that decide what its prompts look like.
+    pub render: RenderSettings,
+}
+
+/// A tokenizer implementation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// `fastokens`: a hundred times faster, equal on every text tried.
+    #[default]
+    Fast,
+    /// Hugging Face `tokenizers`, which vLLM uses.
+    Reference,
+}
+
+/// Where KV events come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Events {
+    /// By which way.
+    pub source: EventSourceKind,
+    /// Only topics that start so.
+    pub topic: String,
+    /// Bytes of undecoded events kept per endpoint before the newest are dropped.
+    pub queue_bytes_max: usize,
+}
+
+/// A way for KV events to reach us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventSourceKind {
+    /// Straight from each endpoint's publisher.
+    Zmq,
+    /// Not at all: every choice is by load.
+    Off,
+}
+
+/// How to choose.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// By what.
+    pub strategy: Strategy,
+    /// Predicted cached tokens / prompt tokens that the best endpoint must exceed for overlap
+    /// to count.
+    pub matching_ratio_min: f64,
+}
+
+/// The routing strategies of the InferencePool annotation
+/// `inference.networking.x-k8s.io/routing-strategy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// Exact overlap and load.
+    PrefixCache,
+    /// Load alone.
+    Default,
+}
+
+/// What bounds a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a request body that are held and scored; longer ones go by load.
+    pub body_bytes_max: usize,
+    /// Milliseconds from whole body to choice; then it goes by load.
+    pub decision_ms_max: u64,
+    /// Requests at once.
+    pub exchanges_max: usize,
+    /// Long texts that wait for the tokenizer; more go by load.
+    pub tokenizer_queue_max: usize,
+    /// Milliseconds that running exchanges get to end after SIGTERM.
+    pub drain_ms_max: u64,
+}
+
+/// How Envoy is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replies {
+    /// Add the response header `x-kvscout-decision`: who, why, predicted tokens.
+    pub decision_header: bool,
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        Self {
+            listen: Listen {
+                ext_proc: any(9002),
+                health: any(9003),
+                admin: any(9090),
+            },
+            tls: Tls::SelfSigned,
+            fleet_file: "fleet.yaml".into(),
+            models: Vec::new(),
+            events: Events {
+                source: EventSourceKind::Zmq,
+                topic: String::new(),
+                queue_bytes_max: 64 << 20,
+            },
+            policy: Policy {
+                strategy: Strategy::PrefixCache,
+                matching_ratio_min: 0.5,
+            },
+            limits: Limits {
+                body_bytes_max: 64 << 20,
+                decision_ms_max: 5_000,
+                exchanges_max: 10_000,
+                tokenizer_queue_max: 256,
+                drain_ms_max: 30_000,
+            },
+            replies: Replies {
+                decision_header: false,
+            },
+            log: LogFormat::Text,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Self, Complaints> {
+        let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
+        Self::parse(file, &text)
+    }
+
+    /// Checks a file's text; relative paths in it start from the file's folder.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Complaints> {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        yaml::read(file, text, |root| read_config(root, folder))
+    }
+}
+
+/// The one complaint about a file that cannot be read at all.
+pub fn unreadable(file: &Path, error: &std::io::Error) -> Complaints {
+    let problem = format!("cannot be read: {error}");
+    let complaint = yaml::Complaint {
+        line: 0,
+        field: String::new(),
+        problem,
+    };
+    Complaints {
+        file: file.display().to_string(),
+        complaints: vec![complaint],
+    }
+}
+
+fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
+    let defaults = Config::default();
+    Config {
+        listen: root
+            .section("listen", |listen| Some(read_listen(listen)))
+            .unwrap_or(defaults.listen),
+        tls: root.section("tls", |tls| read_tls(tls, folder)),
+        fleet_file: folder.join(
+            root.section("fleet", |fleet| fleet.optional::<PathBuf>("file"))
+                .unwrap_or(defaults.fleet_file),
+        ),
+        models: read_models(root, folder),
+        events: root
+            .section("events", |events| Some(read_events(events)))
+            .unwrap_or(defaults.events),
+        policy: root
+            .section("policy", |policy| Some(read_policy(policy)))
+            .unwrap_or(defaults.policy),
+        limits: root
+            .section("limits", |limits| Some(read_limits(limits)))
+            .unwrap_or(defaults.limits),
+        replies: root
+            .section("replies", |replies| {
+                Some(Replies {
+                    decision_header: replies.get("decision_header", false),
+                })
+            })
+            .unwrap_or(defaults.replies),
+        log: root.word("log", print::LOG_FORMATS, defaults.log),
+    }
+}
+
+fn read_listen(listen: &mut Section<'_>) -> Listen {
+    let defaults = Config::default().listen;
+    Listen {
+        ext_proc: listen.get("ext_proc", defaults.ext_proc),
+        health: listen.get("health", defaults.health),
+        admin: listen.get("admin", defaults.admin),
+    }
+}
+
+fn read_tls(tls: &mut Section<'_>, folder: &Path) -> Tls {
+    let mode = tls.word("mode", print::TLS_MODES, print::TlsMode::SelfSigned);
+    let files = (
+        tls.optional::<PathBuf>("cert"),
+        tls.optional::<PathBuf>("key"),
+    );
+    match (mode, files) {
+        (print::TlsMode::Off, (None, None)) => Tls::Off,
+        (print::TlsMode::SelfSigned, (None, None)) => Tls::SelfSigned,
+        (print::TlsMode::Files, (Some(cert), Some(key))) => Tls::Files {
+            cert: folder.join(cert),
+            key: folder.join(key),
+        },
+        (print::TlsMode::Files, _) => {
+            tls.complain("mode", "files needs both cert and key: paths of PEM files");
+            Tls::SelfSigned
+        }
+        (_, _) => {
+            tls.complain("mode", "cert and key belong to mode: files");
+            Tls::SelfSigned
+        }
+    }
+}
+
+fn read_models(root: &mut Section<'_>, folder: &Path) -> Vec<Model> {
+    let mut seen = std::collections::BTreeSet::new();
+    root.sections("models", |model| {
+        let names = model.texts("names");
+        let adapters = model.texts("adapters");
+        if names.is_empty() {
+            model.complain(
+                "names",
+                "is missing: the names by which requests ask for the model",
+            );
+        }
+        for name in names.iter().chain(&adapters) {
+            if !seen.insert(name.clone()) {
+                model.complain(
+                    "names",
+                    format!("{name:?} is given twice; a name means one model"),
+                );
+            }
+        }
+        let what = "the folder that holds tokenizer.json and tokenizer_config.json";
+        let folder = folder.join(model.required::<PathBuf>("folder", what)?);
+        if !folder.join("tokenizer.json").is_file() {
+            let problem = format!("{} holds no tokenizer.json", folder.display());
+            model.complain("folder", problem);
+        }
+        Some(Model {
+            names,
+            adapters,
+            folder,
+            engine: model.word("engine", print::ENGINES, Engine::Fast),
+            render: read_render(model),
+        })
+    })
+}
+
+/// The keys are vLLM's flags; the types say what each takes.
+fn read_render(model: &mut Section<'_>) -> RenderSettings {
+    let Some(flags) = model.json("server") else {
+        return RenderSettings::default();
+    };
+    serde_json::from_value(flags).unwrap_or_else(|error| {
+        model.complain("server", error.to_string());
+        RenderSettings::default()
+    })
+}
+
+fn read_events(events: &mut Section<'_>) -> Events {
+    let defaults = Config::default().events;
+    Events {
+        source: events.word("source", print::EVENT_SOURCES, defaults.source),
+        topic: events.get("topic", defaults.topic),
+        queue_bytes_max: events.within(
+            "queue_bytes_max",
+            (1 << 20, 16 << 30),
+            defaults.queue_bytes_max,
+        ),
+    }
+}
+
+fn read_policy(policy: &mut Section<'_>) -> Policy {
+    let defaults = Config::default().policy;
+    Policy {
+        strategy: policy.word("strategy", print::STRATEGIES, defaults.strategy),
+        matching_ratio_min: policy.within(
+            "matching_ratio_min",
+            (0.0, 1.0),
+            defaults.matching_ratio_min,
+        ),
+    }
+}
+
+fn read_limits(limits: &mut Section<'_>) -> Limits {
+    let defaults = Config::default().limits;
+    Limits {
+        body_bytes_max: limits.within(
+            "body_bytes_max",
+            (1 << 10, 1 << 30),
+            defaults.body_bytes_max,
+        ),
+        decision_ms_max: limits.within("decision_ms_max", (1, 600_000), defaults.decision_ms_max),
+        exchanges_max: limits.within("exchanges_max", (1, 1_000_000), defaults.exchanges_max),
+        tokenizer_queue_max: limits.within(
+            "tokenizer_queue_max",
+            (0, 100_000),
+            defaults.tokenizer_queue_max,
+        ),
+        drain_ms_max: limits.within("drain_ms_max", (0, 3_600_000), defaults.drain_ms_max),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,219 @@
-//! Who holds which block.
+//! Who holds which block: [`Index::apply`], [`Index::overlap`], [`Index::forget`].
+//!
+//! Two layers. Each endpoint has a [`Book`](book::Book) of the physical copies that its engine
+//! hashes stand for; vLLM stores duplicates and removes them one by one, so copies are counted,
+//! per hash. Above them stands one map from block key to its holders, which is all that a
+//! lookup reads. One lock covers both, for the length of a batch of events or of a lookup:
+//! readers see every endpoint between two of its batches, never inside one.
+
+use std::collections::HashMap;
+
+use parking_lot::RwLock;
+
+use crate::blocks::{BlockEvent, BlockKey, Chain};
+use crate::fleet::EndpointId;
+
+mod book;
+
+use book::{Book, Change};
+
+/// The picture of every endpoint's cache.
+#[derive(Debug, Default)]
+pub struct Index {
+    state: RwLock<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    books: HashMap<EndpointId, Book>,
+    holders: HashMap<BlockKey, Vec<Holder>>,
+}
+
+/// An endpoint that holds a block, under `names` engine hashes: two hashes of one server can
+/// mean the same block to us where its events hide what tells them apart (a LoRA path, or a
+/// cache salt before vLLM 0.17.1).
+#[derive(Debug, Clone, Copy)]
+struct Holder {
+    endpoint: EndpointId,
+    names: u32,
+}
+
+/// What a batch of events did to an endpoint's picture.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Applied {
+    /// Physical copies that came.
+    pub stored: u32,
+    /// Physical copies that went.
+    pub removed: u32,
+    /// Times that everything went.
+    pub cleared: u32,
+    /// Copies whose parent we never saw: counted, but in nobody's overlap.
+    pub orphans: u32,
+    /// Removals of copies that we never saw.
+    pub unknown: u32,
+    /// Blocks reported again on a request's demand (`kv_cache_report_mode=full`), not stored.
+    pub reported: u32,
+    /// Blocks on media other than the engine's own cache: not indexed yet.
+    pub elsewhere: u32,
+    /// Blocks under rules that are not modelled yet (hybrid groups, lookahead hashes).
+    pub unmodelled: u32,
+    /// Copies past [`book::COPIES_MAX`], not indexed.
+    pub over_limit: u32,
+}
+
+/// How large the picture is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Different block keys.
+    pub blocks: usize,
+    /// (endpoint, engine hash) pairs.
+    pub pairs: usize,
+}
+
+impl Index {
+    /// Applies what one endpoint did in one step, in order.
+    pub fn apply(&self, endpoint: EndpointId, events: &[BlockEvent]) -> Applied {
+        let mut state = self.state.write();
+        let State { books, holders } = &mut *state;
+        let book = books.entry(endpoint).or_default();
+        let mut applied = Applied::default();
+        for event in events {
+            book.apply(event, &mut applied, &mut |change| match change {
+                Change::Holds(key) => hold(holders, key, endpoint),
+                Change::Drops(key) => drop_hold(holders, key, endpoint),
+            });
+        }
+        applied
+    }
+
+    /// How many leading blocks of the chain each endpoint holds, by falling count; endpoints
+    /// that hold none are left out.
+    #[must_use]
+    pub fn overlap(&self, chain: &Chain) -> Vec<(EndpointId, u32)> {
+        let state = self.state.read();
+        let mut ended: Vec<(EndpointId, u32)> = Vec::new();
+        let mut alive: Vec<EndpointId> =
+            match chain.keys.first().and_then(|key| state.holders.get(key)) {
+                Some(holders) => holders.iter().map(|holder| holder.endpoint).collect(),
+                None => return ended,
+            };
+        for (depth, key) in (0u32..).zip(&chain.keys) {
+            let holders = state.holders.get(key).map_or(&[][..], Vec::as_slice);
+            alive.retain(|endpoint| {
+                let holds = holders.iter().any(|holder| holder.endpoint == *endpoint);
+                if !holds {
+                    ended.push((*endpoint, depth));
+                }
+                holds
+            });
+            if alive.is_empty() {
+                break;
+            }
+        }
+        let whole = chain.keys.len() as u32;
+        ended.extend(alive.into_iter().map(|endpoint| (endpoint, whole)));
+        ended.reverse();
+        ended
+    }
+
+    /// Drops an endpoint's whole picture; its block size and adapters with it.
+    pub fn forget(&self, endpoint: EndpointId) {
+        let mut state = self.state.write();
+        let State { books, holders } = &mut *state;
+        if let Some(mut book) = books.remove(&endpoint) {
+            book.clear(&mut |key| drop_hold(holders, key, endpoint));
+        }
+    }
+
+    /// Tells the names behind an endpoint's `lora_id`s, in their order of loading: vLLM before
+    /// 0.14.1 puts no name into its events. Kept until the endpoint is forgotten.
+    pub fn name_adapters(&self, endpoint: EndpointId, names: Vec<String>) {
+        self.state
+            .write()
+            .books
+            .entry(endpoint)
+            .or_default()
+            .adapters = names;
+    }
+
+    /// Announces that a request with `kv_cache_report_mode=full` (vLLM 0.26 and later) will
+    /// make this endpoint report the first `blocks` blocks of `chain` again: indistinguishable
+    /// from new copies, and none.
+    pub fn expect_report(&self, endpoint: EndpointId, chain: &Chain, blocks: u32) {
+        if let Some(last) = (blocks as usize)
+            .checked_sub(1)
+            .and_then(|last| chain.keys.get(last))
+        {
+            self.state
+                .write()
+                .books
+                .entry(endpoint)
+                .or_default()
+                .expect_report(*last, blocks);
+        }
+    }
+
+    /// The block size that an endpoint's events give; none before its first.
+    #[must_use]
+    pub fn block_size(&self, endpoint: EndpointId) -> Option<u32> {
+        self.state
+            .read()
+            .books
+            .get(&endpoint)
+            .and_then(|book| book.block_size)
+    }
+
+    /// Whether an endpoint's events show cache salts (vLLM 0.17.1 and later); none before its
+    /// first store.
+    #[must_use]
+    pub fn shows_salt(&self, endpoint: EndpointId) -> Option<bool> {
+        self.state
+            .read()
+            .books
+            .get(&endpoint)
+            .and_then(|book| book.shows_salt)
+    }
+
+    /// How large the picture is.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        let state = self.state.read();
+        let pairs = state.books.values().map(Book::len).sum();
+        Size {
+            blocks: state.holders.len(),
+            pairs,
+        }
+    }
+
+    /// Engine hashes that an endpoint's picture holds.
+    #[must_use]
+    pub fn blocks_of(&self, endpoint: EndpointId) -> usize {
+        self.state.read().books.get(&endpoint).map_or(0, Book::len)
+    }
+}
+
+fn hold(holders: &mut HashMap<BlockKey, Vec<Holder>>, key: BlockKey, endpoint: EndpointId) {
+    let of_key = holders.entry(key).or_default();
+    match of_key.iter_mut().find(|holder| holder.endpoint == endpoint) {
+        Some(holder) => holder.names += 1,
+        None => of_key.push(Holder { endpoint, names: 1 }),
+    }
+}
+
+fn drop_hold(holders: &mut HashMap<BlockKey, Vec<Holder>>, key: BlockKey, endpoint: EndpointId) {
+    let Some(of_key) = holders.get_mut(&key) else {
+        return;
+    };
+    if let Some(at) = of_key.iter().position(|holder| holder.endpoint == endpoint) {
+        of_key[at].names -= 1;
+        if of_key[at].names == 0 {
+            of_key.swap_remove(at);
+        }
+    }
+    if of_key.is_empty() {
+        holders.remove(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests;

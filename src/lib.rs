@@ -33,6 +33,7 @@
 
 pub mod config;
 pub mod metrics;
+pub mod readiness;
 pub mod proto;
 pub mod prompt;
 pub mod tokens;
@@ -46,5 +47,5 @@ pub mod scheduler;
 pub mod ext_proc;
 pub mod admin;
 pub mod app;
-pub mod cli;
 pub mod tools;
+pub mod cli;

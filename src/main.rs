@@ -1,2 +1,9 @@
-//! The `kvscout` command: parse, build, wait.
-fn main() {}
+//! The `kvscout` command: parse, run, exit.
+
+use clap::Parser;
+use kvscout::cli::Cli;
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    Cli::parse().run().await
+}

@@ -1,1 +1,336 @@
 //! What an operator may watch: every family is declared here.
+//!
+//! No global recorder: a [`Metrics`] belongs to the app that made it, so that tests run many.
+//! Counters are held, not looked up, where requests or events pass. Labels are bounded: the
+//! fleet's endpoint names, and words from our own source.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+/// Every family: name, unit, what it says.
+const COUNTERS: &[(&str, Unit, &str)] = &[
+    (
+        "kvscout_requests_total",
+        Unit::Count,
+        "Requests by basis, reason and outcome",
+    ),
+    (
+        "kvscout_prompt_tokens_total",
+        Unit::Count,
+        "Tokens of the prompts placed, by endpoint",
+    ),
+    (
+        "kvscout_predicted_cached_tokens_total",
+        Unit::Count,
+        "Tokens predicted to be cached, by endpoint",
+    ),
+    (
+        "kvscout_reported_cached_tokens_total",
+        Unit::Count,
+        "Tokens that endpoints reported as cached, by endpoint",
+    ),
+    (
+        "kvscout_predictions_total",
+        Unit::Count,
+        "Predictions compared with a report, by endpoint and verdict",
+    ),
+    (
+        "kvscout_event_batches_total",
+        Unit::Count,
+        "Batches of KV events heard, by endpoint",
+    ),
+    (
+        "kvscout_event_blocks_total",
+        Unit::Count,
+        "Blocks in KV events, by endpoint and what became of them",
+    ),
+    (
+        "kvscout_event_batches_missed_total",
+        Unit::Count,
+        "Batches of KV events lost, by endpoint",
+    ),
+    (
+        "kvscout_event_errors_total",
+        Unit::Count,
+        "Messages or events not understood, by endpoint and kind",
+    ),
+    (
+        "kvscout_pictures_forgotten_total",
+        Unit::Count,
+        "Times that an endpoint's picture was thrown away",
+    ),
+];
+const GAUGES: &[(&str, Unit, &str)] = &[
+    (
+        "kvscout_endpoint_trust",
+        Unit::Count,
+        "1 for the trust that an endpoint's picture has, else 0",
+    ),
+    (
+        "kvscout_endpoint_requests",
+        Unit::Count,
+        "Requests placed and not ended, by endpoint",
+    ),
+    (
+        "kvscout_endpoint_queued_tokens",
+        Unit::Count,
+        "Prefill tokens placed and not done, by endpoint",
+    ),
+    (
+        "kvscout_endpoint_blocks",
+        Unit::Count,
+        "Different blocks that an endpoint's picture holds",
+    ),
+    (
+        "kvscout_index_blocks",
+        Unit::Count,
+        "Different block keys in the index",
+    ),
+    (
+        "kvscout_index_pairs",
+        Unit::Count,
+        "(endpoint, engine hash) pairs in the index",
+    ),
+    ("kvscout_build_info", Unit::Count, "1, by version"),
+];
+const HISTOGRAMS: &[(&str, Unit, &str)] = &[
+    (
+        "kvscout_decision_seconds",
+        Unit::Seconds,
+        "From whole body to choice",
+    ),
+    (
+        "kvscout_event_lag_seconds",
+        Unit::Seconds,
+        "From the engine's clock to our index, by endpoint",
+    ),
+];
+
+/// 10 µs to 5 s, in steps of about 2.
+const SECONDS: &[f64] = &[
+    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
+    2.0, 5.0,
+];
+
+/// Where every measurement goes.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    /// [`Metrics::decided`].
+    decision: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let matcher = Matcher::Suffix("_seconds".into());
+        let builder = PrometheusBuilder::new().set_buckets_for_metric(matcher, SECONDS);
+        let recorder = builder.expect("the buckets are not empty").build_recorder();
+        for (name, unit, help) in COUNTERS {
+            recorder.describe_counter(KeyName::from(*name), Some(*unit), (*help).into());
+        }
+        for (name, unit, help) in GAUGES {
+            recorder.describe_gauge(KeyName::from(*name), Some(*unit), (*help).into());
+        }
+        for (name, unit, help) in HISTOGRAMS {
+            recorder.describe_histogram(KeyName::from(*name), Some(*unit), (*help).into());
+        }
+        let decision =
+            recorder.register_histogram(&key("kvscout_decision_seconds", &[]), &METADATA);
+        let metrics = Self { recorder, decision };
+        metrics
+            .gauge(
+                "kvscout_build_info",
+                &[("version", env!("CARGO_PKG_VERSION"))],
+            )
+            .set(1.0);
+        metrics
+    }
+}
+
+static METADATA: Metadata<'static> = Metadata::new("kvscout", Level::INFO, None);
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let labels: Vec<_> = labels
+        .iter()
+        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+        .collect();
+    Key::from_parts(name, labels)
+}
+
+impl Metrics {
+    fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        debug_assert!(
+            COUNTERS.iter().any(|(known, ..)| *known == name),
+            "{name} is not declared"
+        );
+        self.recorder
+            .register_counter(&key(name, labels), &METADATA)
+    }
+
+    fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        debug_assert!(
+            GAUGES.iter().any(|(known, ..)| *known == name),
+            "{name} is not declared"
+        );
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    }
+
+    /// What `/metrics` renders.
+    #[must_use]
+    pub fn handle(&self) -> PrometheusHandle {
+        self.recorder.handle()
+    }
+
+    /// A request was answered; `outcome` is `placed` or a refusal's word.
+    pub fn answered(&self, basis: &str, reason: &str, outcome: &str) {
+        let labels = [("basis", basis), ("reason", reason), ("outcome", outcome)];
+        self.counter("kvscout_requests_total", &labels).increment(1);
+    }
+
+    /// A choice took this long, from whole body on.
+    pub fn decided(&self, took: Duration) {
+        self.decision.record(took);
+    }
+
+    /// What is counted of one endpoint; held by whoever works for it.
+    #[must_use]
+    pub fn endpoint(&self, name: &str) -> EndpointMetrics {
+        let by = [("endpoint", name)];
+        let counter = |family| self.counter(family, &by);
+        let blocks = |what| self.counter("kvscout_event_blocks_total", &[by[0], ("what", what)]);
+        let errors = |kind| self.counter("kvscout_event_errors_total", &[by[0], ("kind", kind)]);
+        let predictions =
+            |verdict| self.counter("kvscout_predictions_total", &[by[0], ("verdict", verdict)]);
+        EndpointMetrics {
+            prompt_tokens: counter("kvscout_prompt_tokens_total"),
+            predicted: counter("kvscout_predicted_cached_tokens_total"),
+            reported: counter("kvscout_reported_cached_tokens_total"),
+            exact: predictions("exact"),
+            over: predictions("over"),
+            under: predictions("under"),
+            batches: counter("kvscout_event_batches_total"),
+            missed: counter("kvscout_event_batches_missed_total"),
+            forgotten: counter("kvscout_pictures_forgotten_total"),
+            stored: blocks("stored"),
+            removed: blocks("removed"),
+            orphans: blocks("orphan"),
+            strangers: blocks("removed_unknown"),
+            elsewhere: blocks("elsewhere"),
+            unmodelled: blocks("unmodelled"),
+            undecodable: errors("batch"),
+            malformed: errors("event"),
+            unknown: errors("unknown_type"),
+            lag: self
+                .recorder
+                .register_histogram(&key("kvscout_event_lag_seconds", &by), &METADATA),
+        }
+    }
+
+    /// Sizes, read when somebody looks.
+    pub fn observe(&self, sizes: &Sizes<'_>) {
+        self.gauge("kvscout_index_blocks", &[])
+            .set(sizes.index_blocks as f64);
+        self.gauge("kvscout_index_pairs", &[])
+            .set(sizes.index_pairs as f64);
+        for one in &sizes.endpoints {
+            let by = [("endpoint", one.name)];
+            self.gauge("kvscout_endpoint_requests", &by)
+                .set(f64::from(one.requests));
+            self.gauge("kvscout_endpoint_queued_tokens", &by)
+                .set(one.queued_tokens as f64);
+            self.gauge("kvscout_endpoint_blocks", &by)
+                .set(one.blocks as f64);
+            for trust in ["live", "learning", "doubtful", "silent"] {
+                let held = if trust == one.trust { 1.0 } else { 0.0 };
+                self.gauge("kvscout_endpoint_trust", &[by[0], ("trust", trust)])
+                    .set(held);
+            }
+        }
+    }
+}
+
+/// Sizes as of a scrape.
+#[derive(Debug)]
+pub struct Sizes<'a> {
+    /// Different block keys.
+    pub index_blocks: usize,
+    /// (endpoint, engine hash) pairs.
+    pub index_pairs: usize,
+    /// One per endpoint of the fleet.
+    pub endpoints: Vec<EndpointSizes<'a>>,
+}
+
+/// One endpoint as of a scrape.
+#[derive(Debug)]
+pub struct EndpointSizes<'a> {
+    /// The endpoint's name.
+    pub name: &'a str,
+    /// The word for its trust.
+    pub trust: &'static str,
+    /// Requests placed and not ended.
+    pub requests: u32,
+    /// Prefill tokens placed and not done.
+    pub queued_tokens: u64,
+    /// Different blocks that its picture holds.
+    pub blocks: usize,
+}
+
+/// What is counted of one endpoint.
+#[expect(
+    missing_docs,
+    reason = "each field is one family or label, described above"
+)]
+pub struct EndpointMetrics {
+    pub prompt_tokens: Counter,
+    pub predicted: Counter,
+    pub reported: Counter,
+    pub exact: Counter,
+    pub over: Counter,
+    pub under: Counter,
+    pub batches: Counter,
+    pub missed: Counter,
+    pub forgotten: Counter,
+    pub stored: Counter,
+    pub removed: Counter,
+    pub orphans: Counter,
+    pub strangers: Counter,
+    pub elsewhere: Counter,
+    pub unmodelled: Counter,
+    pub undecodable: Counter,
+    pub malformed: Counter,
+    pub unknown: Counter,
+    pub lag: Histogram,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_rendered_with_its_description() {
+        let metrics = Metrics::default();
+        metrics.answered("overlap", "", "placed");
+        metrics.decided(Duration::from_micros(30));
+        metrics.endpoint("pod-1").stored.increment(3);
+        let text = metrics.handle().render();
+        for line in [
+            "# TYPE kvscout_requests_total counter",
+            "# HELP kvscout_requests_total Requests by basis",
+            "kvscout_requests_total{basis=\"overlap\",reason=\"\",outcome=\"placed\"} 1",
+            "kvscout_event_blocks_total{endpoint=\"pod-1\",what=\"stored\"} 3",
+            "kvscout_decision_seconds_bucket{le=\"0.00005\"} 1",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn two_apps_do_not_share_counters() {
+        let (one, two) = (Metrics::default(), Metrics::default());
+        one.answered("overlap", "", "placed");
+        assert!(!two.handle().render().contains("kvscout_requests_total{"));
+    }
+}

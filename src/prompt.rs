@@ -46,7 +46,9 @@ impl Prompt {
     /// The prompt that a choice is made for: a batch goes to one endpoint as a whole.
     #[must_use]
     pub fn first(&self) -> &PromptText {
-        self.texts.first().expect("every way to make a Prompt puts a text in")
+        self.texts
+            .first()
+            .expect("every way to make a Prompt puts a text in")
     }
 }
 
@@ -218,6 +220,18 @@ impl Request {
     #[must_use]
     pub fn stream(&self) -> bool {
         fields::flag(&self.body, "stream", false).unwrap_or(false)
+    }
+
+    /// Whether the engine will report the blocks that it reuses as if they were new
+    /// (`vllm_xargs: {"kv_cache_report_mode": "full"}`, vLLM 0.26 and later).
+    #[must_use]
+    pub fn wants_cache_report(&self) -> bool {
+        let xargs = self.body.get_some("vllm_xargs");
+        let mode = match xargs {
+            Some(Json::Object(xargs)) => xargs.get_some("kv_cache_report_mode"),
+            _ => None,
+        };
+        matches!(mode, Some(Json::Str(mode)) if mode.as_ref() == "full")
     }
 
     /// What the model is to read.

@@ -1,1 +1,476 @@
-//! The request sentence.
+//! The request sentence: prompt → tokens → blocks → overlap → choice.
+//!
+//! Read [`Scheduler::place`] aloud. Whatever fails on the way lowers the basis of the choice and
+//! never the request: only an empty fleet, or a subset hint that names none of it, is refused.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::audit::{self, Usage, Verdict};
+use crate::blocks::{Chain, Identity, TokenId};
+use crate::choice::{Basis, Candidate, Choice, Problem, choose};
+use crate::config::{Policy, Strategy};
+use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
+use crate::index::Index;
+use crate::metrics::{EndpointMetrics, Metrics};
+
+mod reader;
+
+pub use reader::Reader;
+
+/// Chooses endpoints.
+pub struct Scheduler {
+    fleet: watch::Receiver<Arc<Fleet>>,
+    index: Arc<Index>,
+    reader: Reader,
+    policy: Policy,
+    decision_max: Duration,
+    metrics: Arc<Metrics>,
+    counted: RwLock<HashMap<EndpointId, Arc<EndpointMetrics>>>,
+}
+
+/// A request that wants an endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ask {
+    /// `x-request-id`.
+    pub request_id: String,
+    /// `:path`, its query included.
+    pub path: String,
+    /// `content-type`.
+    pub content_type: Option<String>,
+    /// The whole body as the client sent it.
+    pub body: Bytes,
+    /// The only endpoints allowed, as `ip:port` or `ip`; none where the gateway gave no hint.
+    pub subset: Option<Vec<String>>,
+}
+
+/// Why a request gets no endpoint. Both are a 503.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The fleet is empty.
+    #[error("no endpoint is known: is the fleet file empty?")]
+    NoEndpoint,
+    /// No endpoint is in the subset that the gateway allows.
+    #[error("none of the endpoints that the gateway allows is in the fleet")]
+    NoneInSubset,
+}
+
+impl Refusal {
+    /// The word for labels and for the drop-reason header.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::NoneInSubset => "none_in_subset",
+        }
+    }
+}
+
+/// What a scheduler works with.
+pub struct Parts {
+    /// Who serves.
+    pub fleet: watch::Receiver<Arc<Fleet>>,
+    /// Who holds what.
+    pub index: Arc<Index>,
+    /// Who reads prompts.
+    pub reader: Reader,
+    /// How to choose.
+    pub policy: Policy,
+    /// From whole body to choice; then load decides.
+    pub decision_max: Duration,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A prompt as far as it could be read.
+#[derive(Debug)]
+struct Reading {
+    basis: Basis,
+    tokens: Vec<TokenId>,
+    /// Of all prompts of a batch, or an estimate.
+    prompt_tokens: u64,
+    identity: Identity,
+    /// The engine may serve it from its cache.
+    reads_cache: bool,
+    /// The engine will report its cached blocks again (`kv_cache_report_mode=full`).
+    wants_report: bool,
+}
+
+impl Reading {
+    /// Nothing is known but the body's size: about four bytes a token.
+    fn load_only(reason: &'static str, body_bytes: usize) -> Self {
+        Self {
+            basis: Basis::LoadOnly(reason),
+            tokens: Vec::new(),
+            prompt_tokens: body_bytes as u64 / 4,
+            identity: Identity::default(),
+            reads_cache: false,
+            wants_report: false,
+        }
+    }
+}
+
+impl Scheduler {
+    /// Puts one together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            fleet,
+            index,
+            reader,
+            policy,
+            decision_max,
+            metrics,
+        } = parts;
+        Self {
+            fleet,
+            index,
+            reader,
+            policy,
+            decision_max,
+            metrics,
+            counted: RwLock::default(),
+        }
+    }
+
+    /// Places a request, by overlap if its prompt can be read in time.
+    pub async fn place(&self, ask: Ask) -> Result<Placement, Refusal> {
+        let began = Instant::now();
+        let allowed = self.allowed(ask.subset.as_deref())?;
+        let reading = match self.policy.strategy {
+            Strategy::Default => Reading::load_only("strategy", ask.body.len()),
+            Strategy::PrefixCache => self.read(&ask).await,
+        };
+        let cached = self.overlaps(&reading, &allowed);
+        let placement = self.settle(&ask.request_id, &reading, allowed, &cached)?;
+        self.metrics.decided(began.elapsed());
+        self.tell(&ask.request_id, &placement);
+        Ok(placement)
+    }
+
+    /// Places a request that has no body and so no prompt.
+    pub fn place_headers_only(&self, subset: Option<&[String]>) -> Result<Placement, Refusal> {
+        let allowed = self.allowed(subset)?;
+        self.settle(
+            "",
+            &Reading::load_only("no_body", 0),
+            allowed,
+            &HashMap::new(),
+        )
+    }
+
+    /// Endpoints that may be chosen.
+    fn allowed(&self, subset: Option<&[String]>) -> Result<Arc<Fleet>, Refusal> {
+        let fleet = self.fleet.borrow().clone();
+        let refuse = |refusal: Refusal| {
+            self.metrics.answered("", "", refusal.as_str());
+            refusal
+        };
+        if fleet.endpoints.is_empty() {
+            return Err(refuse(Refusal::NoEndpoint));
+        }
+        let Some(subset) = subset else {
+            return Ok(fleet);
+        };
+        let named = |endpoint: &&Arc<Endpoint>| {
+            let (whole, ip) = (
+                endpoint.address.to_string(),
+                endpoint.address.ip().to_string(),
+            );
+            subset.iter().any(|name| *name == whole || *name == ip)
+        };
+        let endpoints: Vec<_> = fleet.endpoints.iter().filter(named).cloned().collect();
+        if endpoints.is_empty() {
+            return Err(refuse(Refusal::NoneInSubset));
+        }
+        Ok(Arc::new(Fleet { endpoints }))
+    }
+
+    async fn read(&self, ask: &Ask) -> Reading {
+        let reading = tokio::time::timeout(self.decision_max, self.reader.read(ask)).await;
+        reading.unwrap_or_else(|_| Reading::load_only("deadline", ask.body.len()))
+    }
+
+    /// Cached tokens by endpoint. One chain for each block size that the fleet uses.
+    fn overlaps(&self, reading: &Reading, allowed: &Fleet) -> HashMap<EndpointId, u64> {
+        let mut cached = HashMap::new();
+        if !reading.reads_cache {
+            return cached;
+        }
+        let mut chains: Vec<(Chain, HashMap<EndpointId, u32>)> = Vec::new();
+        for endpoint in &allowed.endpoints {
+            let Some(block_size) = self.index.block_size(endpoint.id) else {
+                continue;
+            };
+            if !chains
+                .iter()
+                .any(|(chain, _)| chain.block_size == block_size)
+            {
+                let chain = Chain::of_prompt(&reading.tokens, block_size, &reading.identity);
+                let overlap = self.index.overlap(&chain).into_iter().collect();
+                chains.push((chain, overlap));
+            }
+            let overlap = chains
+                .iter()
+                .find(|(chain, _)| chain.block_size == block_size);
+            let blocks = overlap
+                .and_then(|(_, overlap)| overlap.get(&endpoint.id))
+                .copied()
+                .unwrap_or(0);
+            cached.insert(endpoint.id, u64::from(blocks) * u64::from(block_size));
+        }
+        cached
+    }
+
+    /// Chooses and books.
+    fn settle(
+        &self,
+        request_id: &str,
+        reading: &Reading,
+        allowed: Arc<Fleet>,
+        cached: &HashMap<EndpointId, u64>,
+    ) -> Result<Placement, Refusal> {
+        let candidates: Vec<Candidate> = allowed
+            .endpoints
+            .iter()
+            .map(|endpoint| Candidate {
+                endpoint: endpoint.id,
+                cached_tokens: cached.get(&endpoint.id).copied().unwrap_or(0),
+                trust: endpoint.trust(),
+                queued_tokens: endpoint.load.prefill_tokens(),
+                requests: endpoint.load.requests(),
+            })
+            .collect();
+        let problem = Problem {
+            prompt_tokens: reading.prompt_tokens,
+            basis: reading.basis,
+            matching_ratio_min: self.policy.matching_ratio_min,
+            request: request_id,
+        };
+        let choice = choose(&problem, &candidates).ok_or(Refusal::NoEndpoint)?;
+        let chosen = allowed
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.id == choice.endpoint);
+        let endpoint = chosen.ok_or(Refusal::NoEndpoint)?.clone();
+        self.announce_report(reading, &choice);
+        let counted = self.counted(&endpoint);
+        counted.prompt_tokens.increment(choice.prompt_tokens);
+        counted.predicted.increment(choice.predicted_cached_tokens);
+        self.metrics
+            .answered(choice.basis.as_str(), choice.basis.reason(), "placed");
+        let work = choice
+            .prompt_tokens
+            .saturating_sub(choice.predicted_cached_tokens);
+        Ok(Placement {
+            request_id: request_id.to_owned(),
+            booking: Booking::new(endpoint, work),
+            matching_ratio_min: self.policy.matching_ratio_min,
+            metrics: self.metrics.clone(),
+            counted,
+            choice,
+            allowed,
+            candidates,
+        })
+    }
+
+    fn announce_report(&self, reading: &Reading, choice: &Choice) {
+        if !reading.wants_report {
+            return;
+        }
+        if let Some(size) = self.index.block_size(choice.endpoint) {
+            let chain = Chain::of_prompt(&reading.tokens, size, &reading.identity);
+            let blocks = choice.predicted_cached_tokens / u64::from(size.max(1));
+            self.index
+                .expect_report(choice.endpoint, &chain, blocks as u32);
+        }
+    }
+
+    fn counted(&self, endpoint: &Endpoint) -> Arc<EndpointMetrics> {
+        if let Some(counted) = self.counted.read().get(&endpoint.id) {
+            return counted.clone();
+        }
+        let counted = Arc::new(self.metrics.endpoint(&endpoint.name));
+        let mut all = self.counted.write();
+        let fleet = self.fleet.borrow().clone();
+        all.retain(|id, _| fleet.endpoints.iter().any(|endpoint| endpoint.id == *id));
+        all.insert(endpoint.id, counted.clone());
+        counted
+    }
+
+    /// The log line that the ACK gateway's users look for, and the whole decision at DEBUG.
+    fn tell(&self, request_id: &str, placement: &Placement) {
+        let Choice {
+            prompt_tokens,
+            predicted_cached_tokens,
+            basis,
+            ..
+        } = placement.choice;
+        let ratio = placement.choice.matching_ratio();
+        let min = self.policy.matching_ratio_min;
+        // A JSON text, so that a hostile id cannot forge a line.
+        let request = serde_json::Value::from(request_id);
+        if placement.choice.prefix_aware && ratio > min {
+            tracing::info!(
+                "Do prefix-aware routing! {{\"request\": {request}, \"matching ratio\": \" {ratio:.2} > {min:.2}\"}}"
+            );
+        } else {
+            tracing::debug!(
+                "Load decides. {{\"request\": {request}, \"matching ratio\": \" {ratio:.2} <= {min:.2}\"}}"
+            );
+        }
+        let (endpoint, trust) = (
+            placement.endpoint().name.as_str(),
+            placement.choice.trust.as_str(),
+        );
+        let (basis, reason) = (basis.as_str(), basis.reason());
+        tracing::debug!(
+            %request, endpoint, basis, reason, trust, prompt_tokens, predicted_cached_tokens,
+            queued_tokens = placement.choice.cost.prefill_tokens, "placed"
+        );
+    }
+}
+
+/// One placed request, from choice to the end of its response. Dropping it releases its load.
+pub struct Placement {
+    request_id: String,
+    booking: Booking,
+    choice: Choice,
+    matching_ratio_min: f64,
+    metrics: Arc<Metrics>,
+    counted: Arc<EndpointMetrics>,
+    /// Who could have got it, and the same as candidates, in the same order.
+    allowed: Arc<Fleet>,
+    candidates: Vec<Candidate>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Outcome {
+    /// The response's status.
+    pub status: Option<u16>,
+    /// What the response said of its tokens.
+    pub usage: Option<Usage>,
+    /// Who served it, where the gateway says so: a retry may have gone elsewhere.
+    pub served: Option<SocketAddr>,
+}
+
+impl Placement {
+    /// Who gets the request.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        self.booking.endpoint()
+    }
+
+    /// Where that is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint().address
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// One line for a header: who, why, and what was predicted.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Choice {
+            basis,
+            predicted_cached_tokens,
+            prompt_tokens,
+            prefix_aware,
+            ..
+        } = self.choice;
+        let name: String = self
+            .endpoint()
+            .name
+            .chars()
+            .filter(|c| c.is_ascii_graphic())
+            .collect();
+        let decided = if prefix_aware && self.choice.matching_ratio() > self.matching_ratio_min {
+            "prefix"
+        } else {
+            "load"
+        };
+        let mut line = format!("endpoint={name}; by={decided}; basis={}", basis.as_str());
+        if !basis.reason().is_empty() {
+            line.push_str(&format!("; reason={}", basis.reason()));
+        }
+        line.push_str(&format!(
+            "; trust={}; predicted_cached_tokens={predicted_cached_tokens}; prompt_tokens={prompt_tokens}",
+            self.choice.trust.as_str()
+        ));
+        line
+    }
+
+    /// The first output came: the prefill is done.
+    pub fn first_output(&mut self) {
+        self.booking.prefilled();
+    }
+
+    /// The response ended: its load is released, and the prediction is held against it.
+    pub fn finish(mut self, outcome: Outcome) {
+        if let Some(served) = outcome.served.filter(|served| *served != self.address())
+            && !self.was_served_by(served)
+        {
+            return;
+        }
+        if let Some(usage) = outcome.usage {
+            self.audit(&usage);
+        }
+    }
+
+    /// Moves the prediction to the endpoint that served; `false` where we never knew it.
+    fn was_served_by(&mut self, served: SocketAddr) -> bool {
+        let at = self
+            .allowed
+            .endpoints
+            .iter()
+            .position(|endpoint| endpoint.address == served);
+        let Some(at) = at else { return false };
+        let candidate = self.candidates[at];
+        self.choice.endpoint = candidate.endpoint;
+        self.choice.predicted_cached_tokens = candidate.cached_tokens;
+        self.choice.trust = candidate.trust;
+        self.counted = Arc::new(self.metrics.endpoint(&self.allowed.endpoints[at].name));
+        true
+    }
+
+    fn audit(&self, usage: &Usage) {
+        let verdict = audit::compare(&self.choice, usage, &self.counted);
+        if let Some(Verdict::Over | Verdict::Under) = verdict {
+            let (request, endpoint) = (&self.request_id, self.endpoint().name.as_str());
+            let (predicted, reported) = (self.choice.predicted_cached_tokens, usage.cached_tokens);
+            tracing::debug!(
+                request,
+                endpoint,
+                predicted,
+                ?reported,
+                "the prediction differs from the report"
+            );
+        }
+        let differ = usage.prompt_tokens != self.choice.prompt_tokens;
+        if differ && self.choice.basis == Basis::Overlap && self.choice.trust != Trust::Silent {
+            let (request, ours, theirs) = (
+                &self.request_id,
+                self.choice.prompt_tokens,
+                usage.prompt_tokens,
+            );
+            tracing::warn!(
+                request,
+                ours,
+                theirs,
+                "the server counts other prompt tokens: is its model folder ours?"
+            );
+        }
+    }
+}

@@ -6,8 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
-
+pub use crate::config::Engine;
 pub use crate::prompt::TokenId;
 use crate::prompt::{Prompt, PromptText};
 
@@ -25,17 +24,6 @@ pub trait Tokenizer: Send + Sync {
     /// # Errors
     /// [`TokenizeError`], without the text.
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError>;
-}
-
-/// Which implementation encodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// fastokens.
-    #[default]
-    Fast,
-    /// Hugging Face tokenizers.
-    Reference,
 }
 
 /// A text that an engine cannot encode.
@@ -63,7 +51,10 @@ pub struct LoadError {
 /// [`LoadError`] if the file is missing or neither engine takes it.
 pub fn load(folder: &Path, engine: Engine) -> Result<Arc<dyn Tokenizer>, LoadError> {
     let path = folder.join("tokenizer.json");
-    let explain = |reason: String| LoadError { path: path.clone(), reason };
+    let explain = |reason: String| LoadError {
+        path: path.clone(),
+        reason,
+    };
     if !path.is_file() {
         return Err(explain("no such file".to_owned()));
     }
@@ -94,9 +85,10 @@ pub fn tokens_of(
         .iter()
         .map(|text| {
             let ids = match text {
-                PromptText::Text { text, add_special_tokens } => {
-                    tokenizer.encode(text, *add_special_tokens)?
-                }
+                PromptText::Text {
+                    text,
+                    add_special_tokens,
+                } => tokenizer.encode(text, *add_special_tokens)?,
                 PromptText::Ids(ids) => ids.clone(),
             };
             Ok(match prompt.truncation {

@@ -27,9 +27,13 @@ fn tokenizer_folder() -> PathBuf {
 }
 
 fn lines(name: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/prompt").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/prompt")
+        .join(name);
     let text = std::fs::read_to_string(path).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// Renderers by their server's flags.
@@ -46,14 +50,20 @@ impl Renderers {
 }
 
 /// The rendered text (null for completions) and the ids, as the fixture has them.
-fn ours(line: &Value, renderer: &Renderer, tokenizer: &dyn Tokenizer) -> Result<(Value, Value), String> {
+fn ours(
+    line: &Value,
+    renderer: &Renderer,
+    tokenizer: &dyn Tokenizer,
+) -> Result<(Value, Value), String> {
     let body = match line["raw_body"].as_str() {
         Some(body) => body.to_owned(),
         None => line["request"].to_string(),
     };
     let path = line["endpoint"].as_str().unwrap();
     let request = Request::parse(path, body.as_bytes()).map_err(|error| error.to_string())?;
-    let prompt = request.render(renderer).map_err(|error| error.to_string())?;
+    let prompt = request
+        .render(renderer)
+        .map_err(|error| error.to_string())?;
     let mut ids = tokens::tokens_of(&prompt, tokenizer).map_err(|error| error.to_string())?;
     Ok(match (request.api(), prompt.first()) {
         (Api::Chat, PromptText::Text { text, .. }) => (json!(text), json!(ids.remove(0))),
@@ -70,7 +80,9 @@ fn prompts_are_those_of_vllm() {
         let id = line["id"].as_str().unwrap().to_owned();
         let ours = ours(&line, renderers.of(&line["server"]), &*tokenizer);
         match (line["ok"].as_bool().unwrap(), ours) {
-            (true, Ok((rendered, ids))) if ids == line["token_ids"] && rendered == line["rendered"] => {
+            (true, Ok((rendered, ids)))
+                if ids == line["token_ids"] && rendered == line["rendered"] =>
+            {
                 same += 1;
             }
             (true, Ok(_)) => wrong.push(format!("{id}: another prompt")),
@@ -80,7 +92,11 @@ fn prompts_are_those_of_vllm() {
             (false, Ok(_)) => wrong.push(format!("{id}: vLLM refuses it: {}", line["error"])),
         }
     }
-    assert!(wrong.is_empty(), "{same} same, {refused} refused, but:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{same} same, {refused} refused, but:\n{}",
+        wrong.join("\n")
+    );
     assert_eq!((same, refused), (377, 40));
 }
 
@@ -89,7 +105,9 @@ fn texts_are_those_of_vllm(engine: Engine) {
     let lines = lines("texts.jsonl");
     assert!(lines.len() > 300, "{} texts", lines.len());
     for line in lines {
-        let ids = tokenizer.encode(line["text"].as_str().unwrap(), false).unwrap();
+        let ids = tokenizer
+            .encode(line["text"].as_str().unwrap(), false)
+            .unwrap();
         assert_eq!(json!(ids), line["ids"], "{}", line["id"]);
     }
 }
@@ -108,7 +126,11 @@ fn the_reference_engine_encodes_every_text_as_vllm() {
 fn a_special_token_that_a_user_types_becomes_its_id() {
     for engine in [Engine::Fast, Engine::Reference] {
         let tokenizer = tokens::load(&tokenizer_folder(), engine).unwrap();
-        assert_eq!(tokenizer.encode("<|im_end|>", false).unwrap(), [151_645], "{engine:?}");
+        assert_eq!(
+            tokenizer.encode("<|im_end|>", false).unwrap(),
+            [151_645],
+            "{engine:?}"
+        );
         assert_eq!(tokenizer.encode("", true).unwrap(), [0u32; 0], "{engine:?}");
     }
 }

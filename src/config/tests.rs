@@ -1,0 +1,105 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, Vec<String>> {
+    Config::parse(Path::new("test.yaml"), text)
+        .map_err(|all| all.complaints.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    assert_eq!(parse(""), Ok(Config::default()));
+    assert_eq!(parse("# nothing\n"), Ok(Config::default()));
+}
+
+#[test]
+fn what_is_printed_reads_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
+    let mut kwargs = serde_json::Map::new();
+    kwargs.insert("enable_thinking".into(), false.into());
+    let config = Config {
+        tls: Tls::Files {
+            cert: "/etc/tls.crt".into(),
+            key: "/etc/tls.key".into(),
+        },
+        models: vec![Model {
+            names: vec!["/model/qwen".into(), "no".into()],
+            adapters: vec!["sql: lora".into()],
+            folder: folder.path().into(),
+            engine: Engine::Reference,
+            render: RenderSettings {
+                default_chat_template_kwargs: kwargs,
+                exclude_tools_when_tool_choice_none: true,
+                max_model_len: Some(32768),
+                ..RenderSettings::default()
+            },
+        }],
+        policy: Policy {
+            strategy: Strategy::Default,
+            matching_ratio_min: 0.25,
+        },
+        log: LogFormat::Json,
+        ..Config::default()
+    };
+    for config in [config, Config::default()] {
+        assert_eq!(parse(&config.to_yaml()), Ok(config));
+    }
+}
+
+#[test]
+fn the_shipped_file_is_the_documented_default() {
+    let shipped = include_str!("../../deploy/kvscout.yaml");
+    assert_eq!(shipped, Config::default().to_yaml(), "run `make config`");
+}
+
+#[test]
+fn every_complaint_comes_at_once_with_its_line_and_field() {
+    let text = "\
+listen:
+  ext_proc: nowhere
+  helth: 0.0.0.0:1
+policy:
+  strategy: FASTEST
+  matching_ratio_min: 2
+models:
+  - names: [a]
+  - folder: /nonexistent
+    names: [b, b]
+    server: {temperature: 1}
+limits: 7
+tls:
+  mode: files
+";
+    let complaints = parse(text).expect_err("nothing here is right");
+    let starts = [
+        "line 2: listen.ext_proc: \"nowhere\": invalid socket address",
+        "line 3: listen.helth: is not a known key; here belong admin, ext_proc, health",
+        "line 5: policy.strategy: \"FASTEST\" is not one of PREFIX_CACHE, DEFAULT",
+        "line 6: policy.matching_ratio_min: 2 is not within 0 and 1",
+        "line 8: models[0].folder: is missing",
+        "line 9: models[1].folder: /nonexistent holds no tokenizer.json",
+        "line 10: models[1].names: \"b\" is given twice",
+        "line 11: models[1].server: unknown field `temperature`",
+        "line 12: limits: must be a mapping",
+        "line 14: tls.mode: files needs both cert and key",
+    ];
+    for start in starts {
+        assert!(
+            complaints.iter().any(|one| one.starts_with(start)),
+            "{start}\n{complaints:#?}"
+        );
+    }
+    assert_eq!(complaints.len(), starts.len(), "{complaints:#?}");
+}
+
+#[test]
+fn text_that_is_not_yaml_is_one_complaint() {
+    assert_eq!(parse("a: [").expect_err("unclosed").len(), 1);
+    assert_eq!(parse("- a list").expect_err("not a mapping").len(), 1);
+    assert_eq!(
+        parse("log: text\nlog: json")
+            .expect_err("a key given twice")
+            .len(),
+        1
+    );
+}

@@ -1,0 +1,264 @@
+//! A vLLM publisher, heard over ZeroMQ.
+//!
+//! vLLM's PUB socket never waits for us: it keeps 100,000 messages per subscriber and then drops
+//! the newest. Yet its process pays for that memory, so the socket is read as fast as it
+//! fills, and what the consumer cannot take yet waits, or is dropped, on our side.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tracing::Instrument;
+
+use super::queue::Queue;
+use super::zmtp::{Address, AddressError, Connection, Incoming, LinkError, Role};
+use super::{Delivery, EventSource};
+use crate::fleet::EventAddress;
+
+pub use super::queue::Depth;
+
+/// What hearing one server may cost, and how patient to be with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Messages that wait for the consumer. At 100 batches a second, a busy server's rate,
+    /// 10,000 are 100 seconds.
+    pub queue_messages_max: usize,
+    /// Bytes that wait for the consumer.
+    pub queue_bytes_max: usize,
+    /// One message. A batch holds one engine step: a million tokens of 5 bytes are 5 MiB.
+    pub message_bytes_max: usize,
+    /// All batches of one replay. vLLM keeps the last 10,000 (`buffer_steps`): 256 MiB are
+    /// 26 KiB for each, some 5,000 tokens a step.
+    pub replay_bytes_max: usize,
+    /// From the first packet to the end of the handshake.
+    pub connect_max: Duration,
+    /// How often a peer is asked for a sign of life.
+    pub ping_every: Duration,
+    /// Without any sign of life for this long, the connection counts as dead.
+    pub silence_max: Duration,
+    /// The wait before the first new attempt; it doubles with each failure. Half of every
+    /// wait is random, so that a fleet's subscribers do not come back as one.
+    pub backoff_min: Duration,
+    /// The longest wait.
+    pub backoff_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            queue_messages_max: 10_000,
+            queue_bytes_max: 64 << 20,
+            message_bytes_max: 16 << 20,
+            replay_bytes_max: 256 << 20,
+            connect_max: Duration::from_secs(5),
+            ping_every: Duration::from_secs(5),
+            silence_max: Duration::from_secs(15),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// One server's live events. Dropping it ends the task that reads and closes the connection.
+#[derive(Debug)]
+pub struct ZmqSource {
+    queue: Arc<Queue>,
+    task: JoinHandle<()>,
+}
+
+impl ZmqSource {
+    /// Begins to listen to `events.publisher` for topics that start with `topic_prefix` (empty:
+    /// all). Returns at once: a server that is not up yet is tried again and again.
+    ///
+    /// # Errors
+    /// The address is not one to connect to.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn connect(
+        events: &EventAddress,
+        topic_prefix: &str,
+        limits: Limits,
+    ) -> Result<Self, AddressError> {
+        let queue = Queue::new(limits.queue_messages_max, limits.queue_bytes_max);
+        let queue = Arc::new(queue);
+        let listener = Listener {
+            address: events.publisher.parse()?,
+            subscription: [&[1], topic_prefix.as_bytes()].concat(),
+            limits,
+            queue: queue.clone(),
+        };
+        let span = tracing::info_span!("zmq", publisher = events.publisher);
+        let task = tokio::spawn(listener.run().instrument(span));
+        Ok(Self { queue, task })
+    }
+
+    /// A reader of how much waits here, that may outlive the source.
+    #[must_use]
+    pub fn gauge(&self) -> DepthGauge {
+        DepthGauge(self.queue.clone())
+    }
+}
+
+impl EventSource for ZmqSource {
+    async fn next(&mut self) -> Option<Delivery> {
+        self.queue.pop().await
+    }
+}
+
+impl Drop for ZmqSource {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Reads how much waits in a source.
+#[derive(Debug, Clone)]
+pub struct DepthGauge(Arc<Queue>);
+
+impl DepthGauge {
+    /// As of now.
+    #[must_use]
+    pub fn read(&self) -> Depth {
+        self.0.depth()
+    }
+}
+
+/// The task behind a source.
+struct Listener {
+    address: Address,
+    /// 1, then the prefix: a SUB's request, as a message (ZMTP 3.0 and 3.1 both take it).
+    subscription: Vec<u8>,
+    limits: Limits,
+    queue: Arc<Queue>,
+}
+
+/// Whatever ends the task, a panic included, ends the source.
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+impl Listener {
+    async fn run(self) {
+        let mut backoff = Backoff::new(&self.limits);
+        loop {
+            let begun = Instant::now();
+            let error = match self.subscribe().await {
+                Ok(connection) => {
+                    tracing::info!("connected");
+                    self.queue.push(Delivery::Connected);
+                    self.listen(connection).await
+                }
+                Err(error) => error,
+            };
+            let reason = error.to_string();
+            tracing::debug!(reason, "disconnected");
+            self.queue.push(Delivery::Disconnected { reason });
+            sleep(backoff.after(begun.elapsed())).await;
+        }
+    }
+
+    async fn subscribe(&self) -> Result<Connection, LinkError> {
+        let Limits {
+            connect_max,
+            message_bytes_max,
+            ..
+        } = self.limits;
+        let mut connection =
+            Connection::open(&self.address, Role::Sub, connect_max, message_bytes_max).await?;
+        connection.send(&[&self.subscription]).await?;
+        Ok(connection)
+    }
+
+    /// Reads until the connection ends, and says why it did.
+    async fn listen(&self, mut connection: Connection) -> LinkError {
+        let mut heartbeat = interval(self.limits.ping_every);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let step = tokio::select! {
+                incoming = connection.next() => match incoming {
+                    Ok(incoming) => self.take(incoming, &mut connection).await,
+                    Err(error) => Err(error),
+                },
+                _ = heartbeat.tick() => self.check(&mut connection).await,
+            };
+            if let Err(error) = step {
+                return error;
+            }
+        }
+    }
+
+    async fn take(&self, incoming: Incoming, connection: &mut Connection) -> Result<(), LinkError> {
+        match incoming {
+            Incoming::Message(frames) => self.queue.push(Delivery::from_frames(&frames)),
+            Incoming::Ping(context) => connection.pong(&context).await?,
+            Incoming::Command(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A host that vanished sends nothing, and neither does an idle server: only an unanswered
+    /// question tells them apart.
+    async fn check(&self, connection: &mut Connection) -> Result<(), LinkError> {
+        if !connection.has_heartbeat() {
+            return Ok(());
+        }
+        if connection.heard().elapsed() > self.limits.silence_max {
+            return Err(LinkError::Silent(self.limits.silence_max));
+        }
+        connection.ping().await
+    }
+}
+
+/// How long to wait before the next attempt.
+#[derive(Debug)]
+struct Backoff {
+    min: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            min: limits.backoff_min,
+            max: limits.backoff_max,
+            next: limits.backoff_min,
+        }
+    }
+
+    /// The wait after an attempt that lasted `lasted`. One that outlived the longest wait was
+    /// a success; a peer that hangs up on us sooner is no better than one that is down.
+    fn after(&mut self, lasted: Duration) -> Duration {
+        if lasted > self.max {
+            self.next = self.min;
+        }
+        let wait = self.next;
+        self.next = (wait * 2).min(self.max);
+        // Seeded at random by the standard library; no dependency for a jitter.
+        let random = RandomState::new().hash_one(()) % 1024;
+        wait / 2 + wait / 2 * u32::try_from(random).expect("below 1024") / 1024
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_the_longest_and_start_anew_after_a_success() {
+        let mut backoff = Backoff::new(&Limits::default());
+        let at_once = Duration::ZERO;
+        let first = backoff.after(at_once);
+        assert!((50..=100).contains(&first.as_millis()), "{first:?}");
+        let late = (0..10).map(|_| backoff.after(at_once)).last();
+        let late = late.expect("ten waits").as_millis();
+        assert!((2_500..=5_000).contains(&late), "{late}");
+        let again = backoff.after(Duration::from_secs(60)).as_millis();
+        assert!((50..=100).contains(&again), "{again}");
+    }
+}

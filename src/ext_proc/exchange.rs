@@ -1,0 +1,415 @@
+//! One request's conversation with Envoy, as a machine: a message in, steps out. No clock, no
+//! socket; whoever drives it does the waiting.
+//!
+//! # Protocol
+//!
+//! What Envoy sends, and what it must get, depends on the body mode of its filter, which it
+//! states in the first message:
+//!
+//! * **Full duplex**: Envoy keeps nothing. The header reply is held until the body has ended
+//!   (by its last chunk, or by trailers); then come the header reply with the pick, the original
+//!   body in chunks, and the trailers' reply, in that order.
+//! * **Buffered**: Envoy keeps the body, and sends it only after the header reply. So headers
+//!   pass at once, and the pick is in the body's reply, which may still change headers.
+//! * **Streamed or none**: the headers must be answered before the body is known, so the pick
+//!   rests on load.
+//!
+//! On the way back nothing is ever held: headers pass, and every chunk is echoed as it comes.
+
+use std::net::SocketAddr;
+
+use bytes::{Bytes, BytesMut};
+use thiserror::Error;
+
+use super::read::{self, Mode};
+use super::reply::{self, Side};
+use super::usage::UsageScanner;
+use crate::proto::core::Metadata;
+use crate::proto::ext_proc::processing_request::Request as Message;
+use crate::proto::ext_proc::{
+    HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
+};
+use crate::scheduler::{Ask, Outcome, Refusal};
+
+/// What the operator decides about exchanges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// The longest body, in bytes, that is held and read. A longer one is passed on, placed by
+    /// load.
+    pub body_bytes_max: usize,
+    /// Answer each response with the header `x-kvscout-decision`.
+    pub decision_header: bool,
+    /// Obey the request header `test-epp-endpoint-selection` and answer
+    /// `x-conformance-test-served-endpoint`, as upstream's conformance suite asks. Lets any
+    /// client choose its endpoint: for tests alone.
+    pub conformance: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 64 * 1024 * 1024,
+            decision_header: false,
+            conformance: false,
+        }
+    }
+}
+
+/// What to do next, in this order.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// Tell Envoy.
+    Send(Box<ProcessingResponse>),
+    /// Ask the scheduler, then call [`Exchange::placed`].
+    Place(Box<Ask>),
+    /// The same where the body is not known; the endpoints that the gateway allows.
+    PlaceHeadersOnly(Option<Vec<String>>),
+    /// The endpoint began to answer.
+    FirstOutput,
+    /// The response ended.
+    Finish(Outcome),
+}
+
+/// A message that cannot come where it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("Envoy sent {0} where the protocol has no place for it")]
+pub struct OutOfOrder(&'static str);
+
+/// One request's conversation.
+#[derive(Debug)]
+pub struct Exchange {
+    rules: Rules,
+    fallback_id: String,
+    request: Request,
+    request_mode: Mode,
+    response: Response,
+    summary: Option<String>,
+}
+
+/// How far the request is.
+#[derive(Debug)]
+enum Request {
+    /// Nothing came yet.
+    Fresh,
+    /// The header reply waits for the end of the body. Full duplex.
+    Holding(Head, BytesMut),
+    /// The headers passed; the body will come in one message. Buffered.
+    Awaiting(Head),
+    /// The scheduler has it; then this is owed to Envoy.
+    Placing(Owed),
+    /// Placed; whatever follows passes.
+    Placed,
+    /// Refused.
+    Over,
+}
+
+/// What the headers said.
+#[derive(Debug)]
+struct Head {
+    request_id: String,
+    path: String,
+    content_type: Option<String>,
+    subset: Option<Vec<String>>,
+}
+
+/// The replies that wait for a pick.
+#[derive(Debug)]
+enum Owed {
+    Headers,
+    HeadersAndBody(Bytes, End),
+    Body,
+}
+
+/// What ended a request's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    LastChunk,
+    Trailers,
+    NotYet,
+}
+
+/// How far the response is.
+#[derive(Debug, Default)]
+struct Response {
+    mode: Mode,
+    status: Option<u16>,
+    served: Option<SocketAddr>,
+    scanner: UsageScanner,
+    begun: bool,
+    finished: bool,
+}
+
+impl Exchange {
+    /// A conversation of which nothing was said; `fallback_id` names a request without an
+    /// `x-request-id`.
+    #[must_use]
+    pub fn new(rules: Rules, fallback_id: String) -> Self {
+        Self {
+            rules,
+            fallback_id,
+            request: Request::Fresh,
+            request_mode: Mode::default(),
+            response: Response::default(),
+            summary: None,
+        }
+    }
+
+    /// Hears a message.
+    ///
+    /// # Errors
+    /// Where the message cannot be answered without breaking the protocol.
+    pub fn on(&mut self, message: ProcessingRequest) -> Result<Vec<Step>, OutOfOrder> {
+        let metadata = message.metadata_context;
+        let Some(request) = message.request else {
+            return Ok(Vec::new());
+        };
+        match request {
+            Message::RequestHeaders(headers) => {
+                self.request_headers(&headers, message.protocol_config, metadata.as_ref())
+            }
+            Message::RequestBody(body) => self.request_body(body),
+            Message::RequestTrailers(_) => self.request_trailers(),
+            Message::ResponseHeaders(headers) => {
+                Ok(self.response_headers(&headers, metadata.as_ref()))
+            }
+            Message::ResponseBody(body) => Ok(self.response_body(body, metadata.as_ref())),
+            Message::ResponseTrailers(_) => {
+                let mut steps = vec![send(reply::trailers(Side::Response))];
+                steps.extend(self.finish(metadata.as_ref()));
+                Ok(steps)
+            }
+        }
+    }
+
+    /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceHeadersOnly`] asked;
+    /// `summary` is for the decision header.
+    pub fn placed(&mut self, place: Result<(SocketAddr, String), Refusal>) -> Vec<Step> {
+        let owed = match std::mem::replace(&mut self.request, Request::Placed) {
+            Request::Placing(owed) => owed,
+            other => {
+                self.request = other;
+                return Vec::new();
+            }
+        };
+        let (address, summary) = match place {
+            Ok(place) => place,
+            Err(refusal) => {
+                self.request = Request::Over;
+                return vec![send(reply::refused(refusal))];
+            }
+        };
+        self.summary = self.rules.decision_header.then_some(summary);
+        match owed {
+            Owed::Headers => vec![send(reply::headers_with_pick(address))],
+            Owed::Body => vec![send(reply::body_with_pick(address))],
+            Owed::HeadersAndBody(body, end) => {
+                let mut steps = vec![send(reply::headers_with_pick(address))];
+                let ended = end == End::LastChunk;
+                steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
+                if end == End::Trailers {
+                    steps.push(send(reply::trailers(Side::Request)));
+                }
+                steps
+            }
+        }
+    }
+
+    /// What is known where Envoy ends the conversation before the response ended for us, as it
+    /// does where it does not show us the body. `None` where no response began: the client hung
+    /// up.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.response.status.map(|status| Outcome {
+            status: Some(status),
+            usage: self.response.scanner.usage(),
+            served: self.response.served,
+        })
+    }
+
+    fn request_headers(
+        &mut self,
+        headers: &HttpHeaders,
+        config: Option<ProtocolConfiguration>,
+        metadata: Option<&Metadata>,
+    ) -> Result<Vec<Step>, OutOfOrder> {
+        if !matches!(self.request, Request::Fresh) {
+            return Err(OutOfOrder("request headers"));
+        }
+        (self.request_mode, self.response.mode) = read::modes(config);
+        let head = self.head(headers, metadata);
+        if headers.end_of_stream {
+            return Ok(self.place_by_load(head.subset, Owed::Headers));
+        }
+        Ok(match self.request_mode {
+            Mode::FullDuplex => {
+                self.request = Request::Holding(head, BytesMut::new());
+                Vec::new()
+            }
+            Mode::Buffered => {
+                self.request = Request::Awaiting(head);
+                vec![send(reply::headers(Side::Request, &[]))]
+            }
+            Mode::Unseen => self.place_by_load(head.subset, Owed::Headers),
+        })
+    }
+
+    fn request_body(&mut self, body: HttpBody) -> Result<Vec<Step>, OutOfOrder> {
+        match std::mem::replace(&mut self.request, Request::Over) {
+            Request::Holding(head, held) => Ok(self.hold(head, held, body)),
+            Request::Awaiting(head) => {
+                if body.body.len() > self.rules.body_bytes_max {
+                    return Ok(self.place_by_load(head.subset, Owed::Body));
+                }
+                Ok(self.place(head, body.body, Owed::Body))
+            }
+            Request::Placed => {
+                self.request = Request::Placed;
+                Ok(pass(self.request_mode, Side::Request, body).collect())
+            }
+            Request::Over => Ok(Vec::new()),
+            Request::Fresh | Request::Placing(_) => Err(OutOfOrder("a request body")),
+        }
+    }
+
+    /// Holds one more chunk; places the request where the body has ended or grew too long.
+    fn hold(&mut self, head: Head, mut held: BytesMut, body: HttpBody) -> Vec<Step> {
+        let too_long = held.len() + body.body.len() > self.rules.body_bytes_max;
+        held.extend_from_slice(&body.body);
+        let end = if body.end_of_stream {
+            End::LastChunk
+        } else {
+            End::NotYet
+        };
+        if too_long {
+            return self.place_by_load(head.subset, Owed::HeadersAndBody(held.freeze(), end));
+        }
+        if end == End::NotYet {
+            self.request = Request::Holding(head, held);
+            return Vec::new();
+        }
+        let body = held.freeze();
+        self.place(head, body.clone(), Owed::HeadersAndBody(body, end))
+    }
+
+    fn request_trailers(&mut self) -> Result<Vec<Step>, OutOfOrder> {
+        match std::mem::replace(&mut self.request, Request::Over) {
+            Request::Holding(head, held) => {
+                let body = held.freeze();
+                let owed = Owed::HeadersAndBody(body.clone(), End::Trailers);
+                Ok(self.place(head, body, owed))
+            }
+            // The headers have passed, and a reply to trailers cannot change them.
+            Request::Awaiting(_) => Ok(vec![send(reply::body_missing())]),
+            Request::Placed => {
+                self.request = Request::Placed;
+                Ok(vec![send(reply::trailers(Side::Request))])
+            }
+            Request::Over => Ok(Vec::new()),
+            Request::Fresh | Request::Placing(_) => Err(OutOfOrder("request trailers")),
+        }
+    }
+
+    fn place(&mut self, head: Head, body: Bytes, owed: Owed) -> Vec<Step> {
+        self.request = Request::Placing(owed);
+        vec![Step::Place(Box::new(Ask {
+            request_id: head.request_id,
+            path: head.path,
+            content_type: head.content_type,
+            body,
+            subset: head.subset,
+        }))]
+    }
+
+    fn place_by_load(&mut self, subset: Option<Vec<String>>, owed: Owed) -> Vec<Step> {
+        self.request = Request::Placing(owed);
+        vec![Step::PlaceHeadersOnly(subset)]
+    }
+
+    fn response_headers(
+        &mut self,
+        headers: &HttpHeaders,
+        metadata: Option<&Metadata>,
+    ) -> Vec<Step> {
+        let text = |name| read::header(headers, name);
+        self.response.status = text(":status").and_then(|status| status.parse().ok());
+        self.response.scanner = UsageScanner::new(
+            text("content-type").as_deref(),
+            text("content-encoding").as_deref(),
+        );
+        self.response.hear_served(metadata);
+        let mut set = Vec::new();
+        if let Some(summary) = self.summary.take() {
+            set.push((reply::DECISION, summary));
+        }
+        if let Some(served) = self.response.served.filter(|_| self.rules.conformance) {
+            set.push((reply::CONFORMANCE_SERVED, served.to_string()));
+        }
+        let mut steps = vec![send(reply::headers(Side::Response, &set))];
+        if headers.end_of_stream {
+            steps.extend(self.finish(metadata));
+        }
+        steps
+    }
+
+    fn response_body(&mut self, body: HttpBody, metadata: Option<&Metadata>) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if !body.body.is_empty() && !self.response.begun {
+            self.response.begun = true;
+            steps.push(Step::FirstOutput);
+        }
+        self.response.scanner.feed(&body.body);
+        let ended = body.end_of_stream;
+        steps.extend(pass(self.response.mode, Side::Response, body));
+        if ended {
+            steps.extend(self.finish(metadata));
+        }
+        steps
+    }
+
+    fn finish(&mut self, metadata: Option<&Metadata>) -> Option<Step> {
+        self.response.hear_served(metadata);
+        let first = !std::mem::replace(&mut self.response.finished, true);
+        first.then(|| {
+            Step::Finish(Outcome {
+                status: self.response.status,
+                usage: self.response.scanner.usage(),
+                served: self.response.served,
+            })
+        })
+    }
+
+    fn head(&self, headers: &HttpHeaders, metadata: Option<&Metadata>) -> Head {
+        let chosen = read::header(headers, read::CONFORMANCE_SELECTION)
+            .filter(|_| self.rules.conformance)
+            .map(|list| read::addresses(&list));
+        Head {
+            request_id: read::header(headers, "x-request-id")
+                .unwrap_or_else(|| self.fallback_id.clone()),
+            path: read::header(headers, ":path").unwrap_or_default(),
+            content_type: read::header(headers, "content-type"),
+            subset: chosen.or_else(|| read::subset(metadata)),
+        }
+    }
+}
+
+impl Response {
+    fn hear_served(&mut self, metadata: Option<&Metadata>) {
+        self.served = read::served(metadata).or(self.served);
+    }
+}
+
+/// A body's bytes on their way, as the mode wants them answered.
+fn pass(mode: Mode, side: Side, body: HttpBody) -> impl Iterator<Item = Step> {
+    let (chunks, untouched) = match mode {
+        Mode::FullDuplex => {
+            let chunks = reply::body_chunks(side, body.body, body.end_of_stream);
+            (Some(chunks), None)
+        }
+        Mode::Buffered | Mode::Unseen => (None, Some(reply::body_untouched(side))),
+    };
+    chunks.into_iter().flatten().chain(untouched).map(send)
+}
+
+fn send(message: ProcessingResponse) -> Step {
+    Step::Send(Box::new(message))
+}

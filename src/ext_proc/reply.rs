@@ -1,0 +1,302 @@
+//! Every message that Envoy gets from us is made here.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use prost_types::{Struct, Value, value::Kind};
+
+use crate::proto::core::header_value_option::HeaderAppendAction;
+use crate::proto::core::{HeaderValue, HeaderValueOption};
+use crate::proto::ext_proc::processing_response::Response;
+use crate::proto::ext_proc::{
+    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse,
+    ProcessingResponse, StreamedBodyResponse, TrailersResponse, body_mutation::Mutation,
+};
+use crate::proto::http::{HttpStatus, StatusCode};
+use crate::scheduler::Refusal;
+
+/// The header, and the metadata key, that names the endpoint (Endpoint Picker Protocol 1.0).
+pub const DESTINATION: &str = "x-gateway-destination-endpoint";
+/// The metadata name space of the pick and of the served feedback.
+pub const METADATA: &str = "envoy.lb";
+/// The response header that tells clients how their request was placed.
+pub const DECISION: &str = "x-kvscout-decision";
+/// The response header by which upstream's conformance suite learns who served.
+pub const CONFORMANCE_SERVED: &str = "x-conformance-test-served-endpoint";
+/// Why a request was refused; the name that llm-d's clients know.
+pub const DROPPED_REASON: &str = "x-llm-d-request-dropped-reason";
+
+/// The most body bytes in one message. Envoy's gRPC buffers start at 64 KiB; the protocol's
+/// reference keeps its chunks below that, with room for the frame around them.
+pub const CHUNK_BYTES_MAX: usize = 62_000;
+
+/// Which half of the exchange a message is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Client to server.
+    Request,
+    /// Server to client.
+    Response,
+}
+
+/// The answer to request headers: go there.
+#[must_use]
+pub fn headers_with_pick(address: SocketAddr) -> ProcessingResponse {
+    let headers = HeadersResponse {
+        response: Some(pick(address)),
+    };
+    with_metadata(Response::RequestHeaders(headers), address)
+}
+
+/// The answer to a buffered request body: go there, the body as it is.
+#[must_use]
+pub fn body_with_pick(address: SocketAddr) -> ProcessingResponse {
+    let body = BodyResponse {
+        response: Some(pick(address)),
+    };
+    with_metadata(Response::RequestBody(body), address)
+}
+
+/// Headers pass, with these set.
+#[must_use]
+pub fn headers(side: Side, set: &[(&str, String)]) -> ProcessingResponse {
+    let mutation = (!set.is_empty()).then(|| HeaderMutation {
+        set_headers: set.iter().map(|(k, v)| header(k, v)).collect(),
+        remove_headers: Vec::new(),
+    });
+    let common = CommonResponse {
+        header_mutation: mutation,
+        ..Default::default()
+    };
+    let headers = HeadersResponse {
+        response: Some(common),
+    };
+    message(match side {
+        Side::Request => Response::RequestHeaders(headers),
+        Side::Response => Response::ResponseHeaders(headers),
+    })
+}
+
+/// A body passes untouched, in the modes where Envoy kept it.
+#[must_use]
+pub fn body_untouched(side: Side) -> ProcessingResponse {
+    body(side, CommonResponse::default())
+}
+
+/// A body's bytes back to Envoy, in the mode where it kept none, in as many messages as they
+/// need. The end of the stream is on the last, so an empty body that ends is one message.
+pub fn body_chunks(
+    side: Side,
+    bytes: Bytes,
+    end: bool,
+) -> impl Iterator<Item = ProcessingResponse> {
+    let mut rest = Some(bytes).filter(|bytes| end || !bytes.is_empty());
+    std::iter::from_fn(move || {
+        let mut bytes = rest.take()?;
+        let chunk = bytes.split_to(bytes.len().min(CHUNK_BYTES_MAX));
+        let last = bytes.is_empty();
+        rest = (!last).then_some(bytes);
+        let mutation = Mutation::StreamedResponse(StreamedBodyResponse {
+            body: chunk,
+            end_of_stream: end && last,
+            ..Default::default()
+        });
+        let common = CommonResponse {
+            body_mutation: Some(BodyMutation {
+                mutation: Some(mutation),
+            }),
+            ..Default::default()
+        };
+        Some(body(side, common))
+    })
+}
+
+/// Trailers pass.
+#[must_use]
+pub fn trailers(side: Side) -> ProcessingResponse {
+    let trailers = TrailersResponse::default();
+    message(match side {
+        Side::Request => Response::RequestTrailers(trailers),
+        Side::Response => Response::ResponseTrailers(trailers),
+    })
+}
+
+/// No endpoint can take the request: 503.
+#[must_use]
+pub fn refused(refusal: Refusal) -> ProcessingResponse {
+    let (reason, code) = ("rejected-no-endpoints", "no_endpoint");
+    let message = refusal.to_string();
+    immediate(StatusCode::ServiceUnavailable, reason, code, &message)
+}
+
+/// The request cannot be placed since it has no body where one must be: 400.
+#[must_use]
+pub fn body_missing() -> ProcessingResponse {
+    let message = "the request ended in trailers without a body";
+    immediate(
+        StatusCode::BadRequest,
+        "rejected-bad-request",
+        "body_missing",
+        message,
+    )
+}
+
+/// An error in the shape that clients of the OpenAI API expect. `code` also becomes Envoy's
+/// response code details, so it holds no blanks.
+fn immediate(status: StatusCode, reason: &str, code: &str, text: &str) -> ProcessingResponse {
+    let kind = match status {
+        StatusCode::BadRequest => "invalid_request_error",
+        _ => "server_error",
+    };
+    let error = serde_json::json!({
+        "error": {"message": text, "type": kind, "param": null, "code": code}
+    });
+    let headers = HeaderMutation {
+        set_headers: vec![
+            header("content-type", "application/json"),
+            header(DROPPED_REASON, reason),
+        ],
+        remove_headers: Vec::new(),
+    };
+    message(Response::ImmediateResponse(ImmediateResponse {
+        status: Some(HttpStatus {
+            code: status.into(),
+        }),
+        headers: Some(headers),
+        body: error.to_string().into(),
+        details: format!("kvscout_{code}"),
+        ..Default::default()
+    }))
+}
+
+fn pick(address: SocketAddr) -> CommonResponse {
+    let mutation = HeaderMutation {
+        set_headers: vec![header(DESTINATION, &address.to_string())],
+        remove_headers: Vec::new(),
+    };
+    CommonResponse {
+        header_mutation: Some(mutation),
+        clear_route_cache: true,
+        ..Default::default()
+    }
+}
+
+/// Overwrites, so that a client cannot name an endpoint beside ours.
+fn header(key: &str, value: &str) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: key.to_owned(),
+            raw_value: value.to_owned().into(),
+            ..Default::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..Default::default()
+    }
+}
+
+fn with_metadata(response: Response, address: SocketAddr) -> ProcessingResponse {
+    let pick = Kind::StringValue(address.to_string());
+    let inner = Kind::StructValue(one_field(DESTINATION, pick));
+    ProcessingResponse {
+        dynamic_metadata: Some(one_field(METADATA, inner)),
+        ..message(response)
+    }
+}
+
+fn one_field(key: &str, kind: Kind) -> Struct {
+    let value = Value { kind: Some(kind) };
+    Struct {
+        fields: [(key.to_owned(), value)].into(),
+    }
+}
+
+fn body(side: Side, common: CommonResponse) -> ProcessingResponse {
+    let body = BodyResponse {
+        response: Some(common),
+    };
+    message(match side {
+        Side::Request => Response::RequestBody(body),
+        Side::Response => Response::ResponseBody(body),
+    })
+}
+
+fn message(response: Response) -> ProcessingResponse {
+    ProcessingResponse {
+        response: Some(response),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn streamed(message: &ProcessingResponse) -> &StreamedBodyResponse {
+        let Some(Response::RequestBody(body)) = &message.response else {
+            panic!("not a request body: {message:?}");
+        };
+        let common = body.response.as_ref().expect("common");
+        match &common.body_mutation.as_ref().expect("mutation").mutation {
+            Some(Mutation::StreamedResponse(streamed)) => streamed,
+            other => panic!("not streamed: {other:?}"),
+        }
+    }
+
+    fn lengths_and_ends(bytes: usize, end: bool) -> Vec<(usize, bool)> {
+        body_chunks(Side::Request, vec![7; bytes].into(), end)
+            .map(|message| {
+                let streamed = streamed(&message);
+                (streamed.body.len(), streamed.end_of_stream)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_body_is_cut_at_the_limit_and_ends_once() {
+        assert_eq!(lengths_and_ends(0, true), [(0, true)]);
+        assert_eq!(lengths_and_ends(0, false), []);
+        assert_eq!(lengths_and_ends(62_000, true), [(62_000, true)]);
+        assert_eq!(lengths_and_ends(62_001, true), [(62_000, false), (1, true)]);
+        assert_eq!(
+            lengths_and_ends(62_001, false),
+            [(62_000, false), (1, false)]
+        );
+    }
+
+    #[test]
+    fn the_pick_stands_in_header_and_metadata_as_the_same_string() {
+        let message = headers_with_pick("[fd00::7]:8000".parse().expect("an address"));
+        let Some(Response::RequestHeaders(headers)) = &message.response else {
+            panic!("not headers: {message:?}");
+        };
+        let common = headers.response.as_ref().expect("common");
+        assert!(common.clear_route_cache);
+        let set = &common
+            .header_mutation
+            .as_ref()
+            .expect("mutation")
+            .set_headers;
+        let header = set[0].header.as_ref().expect("header");
+        assert_eq!(header.raw_value, "[fd00::7]:8000");
+        let metadata = message.dynamic_metadata.expect("metadata");
+        let Some(Kind::StructValue(lb)) = &metadata.fields["envoy.lb"].kind else {
+            panic!("not a struct");
+        };
+        assert_eq!(
+            lb.fields[DESTINATION].kind,
+            Some(Kind::StringValue("[fd00::7]:8000".into()))
+        );
+    }
+
+    #[test]
+    fn a_refusal_has_the_shape_of_an_openai_error() {
+        let Some(Response::ImmediateResponse(answer)) = refused(Refusal::NoEndpoint).response
+        else {
+            panic!("not immediate");
+        };
+        assert_eq!(answer.status.map(|s| s.code), Some(503));
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert_eq!(body["error"]["code"], "no_endpoint");
+        assert!(!answer.details.contains(' '));
+    }
+}

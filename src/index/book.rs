@@ -1,0 +1,192 @@
+//! One endpoint's physical copies, by the engine's own names for them.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Stored};
+use crate::index::Applied;
+
+/// Engine hashes kept per endpoint: 64 GiB of KV cache in 16-token blocks of a 7B model make
+/// about 75,000; this is fifty times that, and about 200 MB here.
+pub(super) const COPIES_MAX: usize = 4_000_000;
+
+/// Reports awaited per endpoint: more than requests run at once on any engine.
+const REPORTS_MAX: usize = 1024;
+
+/// A change in what the endpoint holds, copies and names aside.
+pub(super) enum Change {
+    Holds(BlockKey),
+    Drops(BlockKey),
+}
+
+#[derive(Debug)]
+struct Copies {
+    /// None for an orphan: its parent was never seen, so what it holds is not known.
+    key: Option<BlockKey>,
+    count: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    copies: HashMap<EngineHash, Copies>,
+    reports: VecDeque<(BlockKey, u32)>,
+    pub(super) block_size: Option<u32>,
+    pub(super) adapters: Vec<String>,
+    /// Whether this server's events show cache salts; none before its first store.
+    pub(super) shows_salt: Option<bool>,
+}
+
+impl Book {
+    pub(super) fn len(&self) -> usize {
+        self.copies.len()
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        event: &BlockEvent,
+        applied: &mut Applied,
+        change: &mut impl FnMut(Change),
+    ) {
+        match event {
+            BlockEvent::Stored(stored) => self.store(stored, applied, change),
+            BlockEvent::Removed {
+                hashes,
+                medium,
+                group,
+            } => {
+                for hash in hashes {
+                    match (medium, group.index) {
+                        (Medium::Gpu, 0) => self.remove(*hash, applied, change),
+                        (Medium::Gpu, _) => applied.unmodelled += 1,
+                        _ => applied.elsewhere += 1,
+                    }
+                }
+            }
+            BlockEvent::Cleared => {
+                applied.cleared += 1;
+                self.clear(&mut |key| change(Change::Drops(key)));
+            }
+        }
+    }
+
+    /// Ends every copy. Adapters and block size outlive it: the process does.
+    pub(super) fn clear(&mut self, dropped: &mut impl FnMut(BlockKey)) {
+        self.reports.clear();
+        self.copies
+            .drain()
+            .filter_map(|(_, copies)| copies.key)
+            .for_each(dropped);
+    }
+
+    pub(super) fn expect_report(&mut self, last: BlockKey, blocks: u32) {
+        if self.reports.len() == REPORTS_MAX {
+            self.reports.pop_front();
+        }
+        self.reports.push_back((last, blocks));
+    }
+
+    fn store(&mut self, stored: &Stored, applied: &mut Applied, change: &mut impl FnMut(Change)) {
+        let blocks = stored.hashes.len() as u32;
+        if stored.medium != Medium::Gpu {
+            applied.elsewhere += blocks;
+            return;
+        }
+        if stored.group.index != 0 || stored.group.partial_attention || stored.lookahead {
+            applied.unmodelled += blocks;
+            return;
+        }
+        self.block_size = Some(stored.block_size);
+        self.shows_salt = Some(stored.extra_keys.is_some());
+        let keys = self.keys_of(stored);
+        if self.is_report(stored, keys.last().copied().flatten()) {
+            applied.reported += blocks;
+            return;
+        }
+        for (hash, key) in stored.hashes.iter().zip(keys) {
+            applied.stored += 1;
+            applied.orphans += u32::from(key.is_none());
+            if let Some(copies) = self.copies.get_mut(hash) {
+                copies.count += 1;
+                // An orphan whose parent has come since.
+                if let (None, Some(key)) = (copies.key, key) {
+                    copies.key = Some(key);
+                    change(Change::Holds(key));
+                }
+            } else if self.copies.len() < COPIES_MAX {
+                self.copies.insert(*hash, Copies { key, count: 1 });
+                key.into_iter().for_each(|key| change(Change::Holds(key)));
+            } else {
+                applied.over_limit += 1;
+            }
+        }
+    }
+
+    /// Our names for the blocks of an event; none where the parent is unknown.
+    fn keys_of(&self, stored: &Stored) -> Vec<Option<BlockKey>> {
+        let mut parent = match stored.parent {
+            None => Some(self.root(stored)),
+            Some(hash) => self.copies.get(&hash).and_then(|copies| copies.key),
+        };
+        let extras = stored.extra_keys.as_deref().unwrap_or_default();
+        let size = stored.block_size.max(1) as usize;
+        let child = |(position, tokens)| {
+            let extras = extras.get(position).map_or(&[][..], Vec::as_slice);
+            parent = parent.map(|parent: BlockKey| parent.child(tokens, extras));
+            parent
+        };
+        stored
+            .tokens
+            .chunks_exact(size)
+            .enumerate()
+            .map(child)
+            .collect()
+    }
+
+    fn root(&self, stored: &Stored) -> BlockKey {
+        match (&stored.adapter, stored.adapter_id) {
+            (Some(name), _) => BlockKey::root(Some(name)),
+            (None, None) => BlockKey::root(None),
+            (None, Some(id)) => {
+                let nth = usize::try_from(id).ok().and_then(|id| id.checked_sub(1));
+                match nth.and_then(|nth| self.adapters.get(nth)) {
+                    Some(name) => BlockKey::root(Some(name)),
+                    None => BlockKey::root(Some(&format!("lora_id:{id}"))),
+                }
+            }
+        }
+    }
+
+    /// A report starts at the prompt's start, names only what is held, and was announced.
+    fn is_report(&mut self, stored: &Stored, last: Option<BlockKey>) -> bool {
+        if self.reports.is_empty() || stored.parent.is_some() {
+            return false;
+        }
+        let wanted = |(key, blocks): &(BlockKey, u32)| {
+            Some(*key) == last && *blocks as usize == stored.hashes.len()
+        };
+        let Some(at) = self.reports.iter().position(wanted) else {
+            return false;
+        };
+        let held = stored
+            .hashes
+            .iter()
+            .all(|hash| self.copies.contains_key(hash));
+        if held {
+            self.reports.remove(at);
+        }
+        held
+    }
+
+    fn remove(&mut self, hash: EngineHash, applied: &mut Applied, change: &mut impl FnMut(Change)) {
+        let Some(copies) = self.copies.get_mut(&hash) else {
+            applied.unknown += 1;
+            return;
+        };
+        applied.removed += 1;
+        copies.count -= 1;
+        if copies.count == 0
+            && let Some(key) = self.copies.remove(&hash).and_then(|copies| copies.key)
+        {
+            change(Change::Drops(key));
+        }
+    }
+}

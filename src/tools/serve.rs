@@ -1,0 +1,135 @@
+//! `kvscout serve`: the endpoint picker.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::app;
+use crate::config::{Config, Engine, LogFormat, Model, RenderSettings, Tls};
+
+/// Answers Envoy over ext_proc with the endpoint that holds the longest cached prefix.
+///
+/// Reads one YAML file; flags win over it. `kvscout serve --print-config` prints every key
+/// with its meaning, and `kvscout check FILE` names everything that is wrong with a file.
+///
+/// Which log lines: the environment's RUST_LOG, e.g. RUST_LOG=kvscout=debug (default: info).
+/// SIGTERM and Ctrl-C let running requests end, up to limits.drain_ms_max.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file. Without one, defaults and flags decide.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The file of endpoints.
+    #[arg(long, value_name = "FILE")]
+    pub fleet: Option<PathBuf>,
+    /// A model to score prompts for: its served name and its folder. May be given again.
+    #[arg(long, value_name = "NAME=DIR")]
+    pub model: Vec<String>,
+    /// Where Envoy asks (gRPC).
+    #[arg(long, value_name = "IP:PORT")]
+    pub ext_proc: Option<SocketAddr>,
+    /// Where probes ask (grpc.health.v1).
+    #[arg(long, value_name = "IP:PORT")]
+    pub health: Option<SocketAddr>,
+    /// Where people and Prometheus ask (HTTP).
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// Serve ext_proc without TLS.
+    #[arg(long)]
+    pub plaintext: bool,
+    /// How log lines look.
+    #[arg(long, value_enum)]
+    pub log: Option<LogFormat>,
+    /// Print the configuration that would be used, and end.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+impl Args {
+    /// The file's configuration with the flags over it.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(file) => Config::load(file)?,
+            None => Config::default(),
+        };
+        for (flag, setting) in [
+            (self.ext_proc, &mut config.listen.ext_proc),
+            (self.health, &mut config.listen.health),
+            (self.admin, &mut config.listen.admin),
+        ] {
+            *setting = flag.unwrap_or(*setting);
+        }
+        if let Some(fleet) = &self.fleet {
+            config.fleet_file.clone_from(fleet);
+        }
+        if self.plaintext {
+            config.tls = Tls::Off;
+        }
+        config.log = self.log.unwrap_or(config.log);
+        for model in &self.model {
+            config.models.push(read_model(model)?);
+        }
+        Ok(config)
+    }
+}
+
+fn read_model(flag: &str) -> anyhow::Result<Model> {
+    let Some((name, folder)) = flag.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+        bail!("--model {flag}: is not NAME=DIR");
+    };
+    let folder = PathBuf::from(folder);
+    if !folder.join("tokenizer.json").is_file() {
+        bail!(
+            "--model {flag}: {} holds no tokenizer.json",
+            folder.display()
+        );
+    }
+    Ok(Model {
+        names: vec![name.to_owned()],
+        adapters: Vec::new(),
+        folder,
+        engine: Engine::default(),
+        render: RenderSettings::default(),
+    })
+}
+
+/// Serves until a signal says to end.
+pub async fn run(args: &Args) -> anyhow::Result<()> {
+    let config = args.config()?;
+    if args.print_config {
+        std::io::stdout()
+            .lock()
+            .write_all(config.to_yaml().as_bytes())?;
+        return Ok(());
+    }
+    start_log(config.log);
+    let app = app::build(config).await?;
+    let bound = app.bound();
+    tracing::info!(ext_proc = %bound.ext_proc, health = %bound.health, admin = %bound.admin, "listening");
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    app.run(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
