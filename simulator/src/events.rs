@@ -20,7 +20,10 @@ pub enum Layout {
 /// The msgpack payload of one message: `[seconds, [event, …], rank]`.
 #[must_use]
 pub fn encode(layout: Layout, seconds: f64, events: &[BlockEvent], rank: u32) -> Vec<u8> {
-    let events: Vec<Event> = events.iter().map(|event| Event::of(event, layout)).collect();
+    let events: Vec<Event> = events
+        .iter()
+        .map(|event| Event::of(event, layout))
+        .collect();
     let batch = (seconds, events, rank);
     // A struct's fields are named in the one layout and only counted in the other.
     let bytes = match layout {
@@ -89,7 +92,11 @@ impl<'a> Event<'a> {
     fn stored(stored: &'a Stored, layout: Layout) -> Self {
         let adapter = stored.adapter.as_deref();
         let of_block = |extras: &'a Vec<ExtraKey>| {
-            let all: Vec<Extra> = adapter.map(Extra::Text).into_iter().chain(extras.iter().map(Extra::of)).collect();
+            let all: Vec<Extra> = adapter
+                .map(Extra::Text)
+                .into_iter()
+                .chain(extras.iter().map(Extra::of))
+                .collect();
             (!all.is_empty()).then_some(all)
         };
         Self::Stored {

@@ -1,5 +1,20 @@
 //! vLLM made of numbers: an engine whose cache follows vLLM's rules block by block, behind
 //! vLLM's HTTP surface and event sockets. No model, no GPU; time is three rates.
+//!
+//! ```text
+//! body → tokens → engine ⇄ step, step, step → words
+//!                   └→ block events → PUB, replay
+//! ```
+//!
+//! Modules stand in the order that data flows, and use only what is declared above them.
 
+pub mod text;
 pub mod engine;
 pub mod timing;
+pub mod events;
+pub mod runner;
+mod http;
+pub mod server;
+pub mod cli;
+
+pub use server::{Addresses, Bound, Config, Server};

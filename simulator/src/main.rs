@@ -1,2 +1,51 @@
 //! The `kvscout-sim` command.
-fn main() {}
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::Write as _;
+
+use clap::Parser as _;
+use kvscout_sim::cli::{Cli, Command, Serve};
+use kvscout_sim::{Addresses, Server};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| "warn".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    match Cli::parse().command {
+        Command::Serve(flags) => serve(*flags).await,
+    }
+}
+
+async fn serve(flags: Serve) -> anyhow::Result<()> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    // The standard library's own source of randomness, seeded by the system.
+    let random = RandomState::new().hash_one("kvscout-sim");
+    let server = Server::start(flags.config(random)).await?;
+    announce(&server.addresses)?;
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+    server.shutdown().await;
+    Ok(())
+}
+
+/// One line on standard output, for whoever started us on port 0.
+fn announce(addresses: &Addresses) -> anyhow::Result<()> {
+    let events = addresses.events.as_ref();
+    let line = json!({
+        "http": format!("http://{}", addresses.http),
+        "events": events.map(|sources| &sources.endpoint),
+        "replay": events.map(|sources| &sources.replay_endpoint),
+    });
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}

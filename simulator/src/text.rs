@@ -46,8 +46,14 @@ impl Text {
             _ => None,
         };
         Self {
-            openers: WORDS.iter().filter_map(|word| single((*word).to_owned())).collect(),
-            followers: WORDS.iter().filter_map(|word| single(format!(" {word}"))).collect(),
+            openers: WORDS
+                .iter()
+                .filter_map(|word| single((*word).to_owned()))
+                .collect(),
+            followers: WORDS
+                .iter()
+                .filter_map(|word| single(format!(" {word}")))
+                .collect(),
         }
     }
 
@@ -64,10 +70,17 @@ impl Text {
     /// An answer of `tokens` tokens: always the same for the same prompt and choice.
     #[must_use]
     pub fn answer(&self, prompt: &[TokenId], choice: usize, tokens: usize) -> Vec<TokenId> {
-        let bytes: Vec<u8> = prompt.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let bytes: Vec<u8> = prompt
+            .iter()
+            .flat_map(|token| token.to_le_bytes())
+            .collect();
         let seed = xxh3_64_with_seed(&bytes, choice as u64);
         let pick = |position: usize| {
-            let words = if position == 0 { &self.openers } else { &self.followers };
+            let words = if position == 0 {
+                &self.openers
+            } else {
+                &self.followers
+            };
             let draw = xxh3_64_with_seed(&(position as u64).to_le_bytes(), seed);
             words[(draw % words.len() as u64) as usize].token
         };
@@ -78,7 +91,9 @@ impl Text {
     #[must_use]
     pub fn word(&self, token: TokenId) -> &str {
         let mut words = self.followers.iter().chain(&self.openers);
-        words.find(|word| word.token == token).map_or("", |word| &word.text)
+        words
+            .find(|word| word.token == token)
+            .map_or("", |word| &word.text)
     }
 }
 
@@ -104,6 +119,10 @@ mod tests {
         assert_ne!(text.answer(&[1, 2], 0, 20), text.answer(&[1, 2], 1, 20));
         assert_ne!(text.answer(&[1, 2], 0, 20), text.answer(&[1, 3], 0, 20));
         let (short, long) = (text.answer(&[1], 0, 5), text.answer(&[1], 0, 9));
-        assert_eq!(short, long[..5], "max_tokens cuts an answer and does not change it");
+        assert_eq!(
+            short,
+            long[..5],
+            "max_tokens cuts an answer and does not change it"
+        );
     }
 }

@@ -78,7 +78,9 @@ impl Publisher {
 
     /// Queues a batch; waits while the queue is full, as vLLM's scheduler does.
     pub async fn publish(&self, events: Vec<BlockEvent>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let batch = Batch {
             seconds: now.as_secs_f64(),
             events,
@@ -139,16 +141,25 @@ async fn replay(
             tracing::warn!(frames = request.len(), "not a replay request");
             continue;
         };
-        let first = first.iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+        let first = first
+            .iter()
+            .fold(0u64, |number, &byte| number << 8 | u64::from(byte));
         let batches: Vec<(u64, Bytes)> = {
             let past = past.lock().unwrap_or_else(PoisonError::into_inner);
-            past.iter().filter(|(sequence, _)| *sequence >= first).cloned().collect()
+            past.iter()
+                .filter(|(sequence, _)| *sequence >= first)
+                .cloned()
+                .collect()
         };
         let end = (Bytes::from_static(&END_OF_REPLAY), Bytes::new(), true);
-        let all = batches.into_iter().map(|(sequence, payload)| (number(sequence), payload, false));
+        let all = batches
+            .into_iter()
+            .map(|(sequence, payload)| (number(sequence), payload, false));
         for (sequence, payload, is_end) in all.chain([end]) {
             let mut reply = vec![identity.clone(), empty.clone()];
-            let topic = topic.iter().map(|topic| if is_end { Bytes::new() } else { topic.clone() });
+            let topic = topic
+                .iter()
+                .map(|topic| if is_end { Bytes::new() } else { topic.clone() });
             reply.extend(topic);
             reply.extend([sequence, payload]);
             if let Err(error) = replies.send(frames(reply)).await {

@@ -25,7 +25,9 @@ pub(super) fn encode(text: &str) -> Vec<TokenId> {
 fn piece_len(text: &str) -> usize {
     let space = usize::from(text.starts_with(' '));
     let body = &text[space..];
-    let word = body.find(|c: char| !c.is_alphanumeric()).unwrap_or(body.len());
+    let word = body
+        .find(|c: char| !c.is_alphanumeric())
+        .unwrap_or(body.len());
     if word > 0 {
         return space + word;
     }
@@ -35,13 +37,19 @@ fn piece_len(text: &str) -> usize {
 /// Messages in the manner of most chat templates: role, content, end, and the beginning of
 /// the assistant's turn.
 pub(super) fn encode_chat(body: &Value) -> Result<Vec<TokenId>, Unreadable> {
-    let messages = body["messages"].as_array().filter(|messages| !messages.is_empty());
-    let messages = messages.ok_or_else(|| Unreadable("messages must be a non-empty list".into()))?;
+    let messages = body["messages"]
+        .as_array()
+        .filter(|messages| !messages.is_empty());
+    let messages =
+        messages.ok_or_else(|| Unreadable("messages must be a non-empty list".into()))?;
     let mut tokens = Vec::new();
     for message in messages {
         let role = message["role"].as_str();
         let role = role.ok_or_else(|| Unreadable("every message needs a role".into()))?;
-        tokens.extend(encode(&format!("\u{2}{role}\n{}\u{3}\n", content(&message["content"]))));
+        tokens.extend(encode(&format!(
+            "\u{2}{role}\n{}\u{3}\n",
+            content(&message["content"])
+        )));
     }
     tokens.extend(encode("\u{2}assistant\n"));
     Ok(tokens)
@@ -63,8 +71,16 @@ mod tests {
 
     #[test]
     fn a_word_takes_the_space_before_it() {
-        let joined = |pieces: &[&str]| pieces.iter().flat_map(|piece| encode(piece)).collect::<Vec<_>>();
-        assert_eq!(encode("Once upon, é 9!"), joined(&["Once", " upon", ",", " é", " 9", "!"]));
+        let joined = |pieces: &[&str]| {
+            pieces
+                .iter()
+                .flat_map(|piece| encode(piece))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            encode("Once upon, é 9!"),
+            joined(&["Once", " upon", ",", " é", " 9", "!"])
+        );
         assert_eq!(encode("  a"), joined(&[" ", " a"]));
         assert!(encode("").is_empty());
     }
@@ -77,7 +93,10 @@ mod tests {
             {"role": "assistant", "content": "well met"},
             {"role": "user", "content": [{"type": "text", "text": "and?"}]},
         ]});
-        let (first, next) = (encode_chat(&first).expect("fine"), encode_chat(&next).expect("fine"));
+        let (first, next) = (
+            encode_chat(&first).expect("fine"),
+            encode_chat(&next).expect("fine"),
+        );
         assert!(next.starts_with(&first));
         assert!(next[first.len()..].starts_with(&encode("well met")));
     }

@@ -1,0 +1,195 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::engine::{EngineConfig, FreeOrder};
+use crate::events::{Layout, Sources};
+use crate::server::Config;
+use crate::timing::Timing;
+
+/// vLLM made of numbers: servers, workloads and comparisons without a GPU
+#[derive(Debug, Parser)]
+#[command(name = "kvscout-sim", version)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the simulator can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve vLLM's HTTP API and KV cache events from a simulated engine
+    ///
+    /// The block pool follows vLLM's rules copy by copy: which blocks a prompt finds, which are
+    /// evicted, and the events that say so. Answers are deterministic words. When everything
+    /// listens, one line of JSON tells where:
+    ///
+    ///   {"http": "http://127.0.0.1:8000", "events": "tcp://0.0.0.0:5557", "replay": null}
+    ///
+    /// Example: a small, slow server with replay, on free ports
+    ///
+    ///   kvscout-sim serve --port 0 --num-gpu-blocks 512 --prefill-rate 4000
+    ///     --kv-events-endpoint 'tcp://*:0' --kv-events-replay-endpoint 'tcp://*:0'
+    #[command(verbatim_doc_comment)]
+    Serve(Box<Serve>),
+}
+
+/// The flags of `serve`; those that vLLM has too are named as there.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Name the model is served by
+    #[arg(long, default_value = "sim")]
+    model: String,
+    /// Folder with tokenizer.json and the chat template; without it, a toy tokenizer whose ids
+    /// nothing else knows
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// LoRA adapters, each a model name of its own
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    lora_modules: Vec<String>,
+    /// Longest prompt with its answer, in tokens; by default what the blocks can hold
+    #[arg(long, value_name = "TOKENS")]
+    max_model_len: Option<usize>,
+    /// Length of an answer whose request sets no limit, in tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    answer_tokens: usize,
+    /// Whether usage tells prompt_tokens_details.cached_tokens
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true",
+          action = clap::ArgAction::Set)]
+    enable_prompt_tokens_details: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    speed: SpeedArgs,
+    #[command(flatten)]
+    events: EventArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+struct EngineArgs {
+    /// Tokens in each block
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    block_size: usize,
+    /// Blocks in the KV cache; requests can have one less, as in vLLM
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    num_gpu_blocks: u32,
+    /// Tokens computed per step at most; longer prompts are computed in chunks
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    max_num_batched_tokens: usize,
+    /// Requests in a batch at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_num_seqs: usize,
+    /// Seeds the block hashes; random by default, since no two engines name blocks alike
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = "Speed: a step lasts overhead + prompt tokens / prefill rate + answer tokens / decode rate"
+)]
+struct SpeedArgs {
+    /// Prompt tokens computed per second
+    #[arg(long, value_name = "TOK/S", default_value_t = 20_000.0)]
+    prefill_rate: f64,
+    /// Answer tokens computed per second, over the whole batch
+    #[arg(long, value_name = "TOK/S", default_value_t = 5_000.0)]
+    decode_rate: f64,
+    /// What each step costs besides
+    #[arg(long, value_name = "MS", default_value_t = 8.0)]
+    step_overhead_ms: f64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "KV cache events")]
+struct EventArgs {
+    /// Where to publish events, as 'tcp://*:5557'; without it, none are
+    #[arg(long, value_name = "ENDPOINT")]
+    kv_events_endpoint: Option<String>,
+    /// Where missed events can be asked for, as 'tcp://*:5558'
+    #[arg(long, value_name = "ENDPOINT", requires = "kv_events_endpoint")]
+    kv_events_replay_endpoint: Option<String>,
+    /// First frame of every message [default: kv@HOST:PORT@MODEL]
+    #[arg(long, value_name = "TEXT")]
+    kv_events_topic: Option<String>,
+    /// Spelling of events: map since vLLM 0.24, array before (then the pool frees partly
+    /// filled blocks in the order of those versions too)
+    #[arg(long, value_enum, default_value_t = Layout::Map)]
+    events_layout: Layout,
+    /// Data-parallel rank in every batch
+    #[arg(long, value_name = "RANK", default_value_t = 0)]
+    data_parallel_rank: u32,
+}
+
+impl Serve {
+    /// The server that the flags describe. `random` seeds the hashes unless `--seed` does.
+    #[must_use]
+    pub fn config(self, random: u64) -> Config {
+        let listen = std::net::SocketAddr::new(self.host, self.port).to_string();
+        let EventArgs {
+            events_layout,
+            data_parallel_rank,
+            kv_events_topic,
+            ..
+        } = self.events;
+        let topic = kv_events_topic.unwrap_or_else(|| format!("kv@{listen}@{}", self.model));
+        let events = self.events.kv_events_endpoint.map(|endpoint| Sources {
+            endpoint,
+            replay_endpoint: self.events.kv_events_replay_endpoint,
+            topic,
+            layout: events_layout,
+            rank: data_parallel_rank,
+        });
+        Config {
+            listen,
+            model: self.model,
+            tokenizer: self.tokenizer,
+            adapters: self.lora_modules,
+            max_model_len: self.max_model_len,
+            answer_tokens: self.answer_tokens.max(1),
+            prompt_tokens_details: self.enable_prompt_tokens_details,
+            engine: self.engine.config(events_layout, random),
+            timing: self.speed.timing(),
+            events,
+        }
+    }
+}
+
+impl EngineArgs {
+    fn config(self, layout: Layout, random: u64) -> EngineConfig {
+        EngineConfig {
+            block_size: self.block_size,
+            num_gpu_blocks: self.num_gpu_blocks,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_num_seqs: self.max_num_seqs,
+            hash_seed: self.seed.unwrap_or(random),
+            free_order: match layout {
+                Layout::Map => FreeOrder::UnhashedFirst,
+                Layout::Array => FreeOrder::Lru,
+            },
+        }
+    }
+}
+
+impl SpeedArgs {
+    fn timing(self) -> Timing {
+        let overhead = Duration::try_from_secs_f64(self.step_overhead_ms / 1000.0);
+        Timing {
+            step_overhead: overhead.unwrap_or(Duration::ZERO),
+            prefill_rate: self.prefill_rate,
+            decode_rate: self.decode_rate,
+        }
+    }
+}

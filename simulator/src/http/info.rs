@@ -1,0 +1,88 @@
+//! What a server tells about itself, and what its operator may ask of it.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::App;
+use super::ask::{Api, prompts};
+use super::error::{Refusal, json_body};
+
+/// The version whose behaviour this is.
+const VLLM_VERSION: &str = "0.32.0+kvscout.sim";
+
+/// `GET /v1/models`: the model, then its adapters with it as their parent.
+pub(super) async fn models(app: State<Arc<App>>) -> Response {
+    let card = |name: &str, parent: Option<&str>| {
+        json!({
+            "id": name, "object": "model", "created": app.created, "owned_by": "vllm",
+            "root": name, "parent": parent,
+            "max_model_len": parent.is_none().then_some(app.max_model_len),
+            "permission": [],
+        })
+    };
+    let mut cards = vec![card(&app.model, None)];
+    cards.extend(
+        app.adapters
+            .iter()
+            .map(|adapter| card(adapter, Some(&app.model))),
+    );
+    json_body(&json!({"object": "list", "data": cards})).into_response()
+}
+
+/// `POST /tokenize`: the ids of a prompt or of messages.
+pub(super) async fn tokenize(app: State<Arc<App>>, body: Bytes) -> Response {
+    let ids = || {
+        let body: Value = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::bad_request(format!("JSON decode error: {error}"), None))?;
+        let chat = !body["messages"].is_null();
+        let api = if chat { Api::Chat } else { Api::Completion };
+        prompts(&app, api, &body).map(|prompts| prompts.concat())
+    };
+    match ids() {
+        Ok(tokens) => json_body(&json!({
+            "count": tokens.len(), "max_model_len": app.max_model_len, "tokens": tokens,
+            "token_strs": null,
+        }))
+        .into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// `POST /reset_prefix_cache`. vLLM 0.32.0 answers 200 whether it did or not; here a refusal,
+/// since requests run, is a 409 that a test can see.
+pub(super) async fn reset_prefix_cache(app: State<Arc<App>>) -> StatusCode {
+    if app.engine.reset_prefix_cache().await {
+        StatusCode::OK
+    } else {
+        StatusCode::CONFLICT
+    }
+}
+
+/// `GET /kv_event_sources` (vLLM 0.31 and later): where each rank publishes.
+pub(super) async fn kv_event_sources(app: State<Arc<App>>) -> Response {
+    let mut sources = json!({});
+    if let Some(source) = &app.sources {
+        sources[source.rank.to_string()] = json!({
+            "enable_kv_cache_events": true, "publisher": "zmq",
+            "endpoint": source.endpoint, "replay_endpoint": source.replay_endpoint,
+            "buffer_steps": 10_000, "hwm": 100_000, "max_queue_size": 100_000,
+            "topic": source.topic,
+        });
+    }
+    json_body(&sources).into_response()
+}
+
+/// `GET /version`
+pub(super) async fn version() -> Response {
+    json_body(&json!({"version": VLLM_VERSION})).into_response()
+}
+
+/// `GET /health`, `/ping`
+pub(super) async fn healthy() -> StatusCode {
+    StatusCode::OK
+}

@@ -1,0 +1,163 @@
+//! One simulated server: build it, know where it listens, stop it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::engine::EngineConfig;
+use crate::events::{Publisher, Sources};
+use crate::http::{self, App};
+use crate::runner::Runner;
+use crate::text::Text;
+use crate::timing::Timing;
+
+/// How long open answers may go on when the server is asked to stop.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What a server is made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen for HTTP: `127.0.0.1:0` for any free port.
+    pub listen: String,
+    /// The name the model is served by.
+    pub model: String,
+    /// A folder with `tokenizer.json`; none means the built-in toy tokenizer.
+    pub tokenizer: Option<PathBuf>,
+    /// Names of LoRA adapters.
+    pub adapters: Vec<String>,
+    /// Prompt and answer together; none means what the blocks can hold.
+    pub max_model_len: Option<usize>,
+    /// Tokens of an answer whose request sets no limit.
+    pub answer_tokens: usize,
+    /// Whether usage says how much of a prompt was cached.
+    pub prompt_tokens_details: bool,
+    /// The scheduler and its blocks.
+    pub engine: EngineConfig,
+    /// The server's speed.
+    pub timing: Timing,
+    /// Where to publish KV cache events; none means nowhere.
+    pub events: Option<Sources>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".into(),
+            model: "sim".into(),
+            tokenizer: None,
+            adapters: Vec::new(),
+            max_model_len: None,
+            answer_tokens: 128,
+            prompt_tokens_details: true,
+            engine: EngineConfig::default(),
+            timing: Timing::default(),
+            events: None,
+        }
+    }
+}
+
+/// Where a server listens, as bound: port 0 has become a real one.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// The event sockets.
+    pub events: Option<Sources>,
+}
+
+/// A simulated vLLM server.
+#[derive(Debug)]
+pub struct Server;
+
+/// A server that serves. Dropping it cuts every connection, like a crash.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where it listens.
+    pub addresses: Addresses,
+    stop: oneshot::Sender<()>,
+    http: JoinSet<()>,
+    /// The engine and the event sockets.
+    _others: JoinSet<()>,
+}
+
+impl Server {
+    /// Binds all sockets and serves.
+    pub async fn start(config: Config) -> anyhow::Result<Bound> {
+        let text = text(&config)?;
+        let listener = TcpListener::bind(&config.listen).await;
+        let listener = listener
+            .with_context(|| format!("cannot listen on {}: is the port in use?", config.listen))?;
+        let mut others = JoinSet::new();
+        let (publisher, sources) = match &config.events {
+            Some(sources) => {
+                let (publisher, bound) = Publisher::start(sources, &mut others).await?;
+                (Some(publisher), Some(bound))
+            }
+            None => (None, None),
+        };
+        let (runner, engine) = Runner::new(config.engine.clone(), config.timing, publisher);
+        others.spawn(runner.run());
+        let addresses = Addresses {
+            http: listener
+                .local_addr()
+                .context("the listener has no address")?,
+            events: sources.clone(),
+        };
+        let capacity = config.engine.capacity_tokens();
+        let router = http::router(Arc::new(App {
+            engine,
+            text,
+            max_model_len: config
+                .max_model_len
+                .map_or(capacity, |len| len.min(capacity)),
+            engine_config: config.engine,
+            model: config.model,
+            adapters: config.adapters,
+            answer_tokens: config.answer_tokens,
+            prompt_tokens_details: config.prompt_tokens_details,
+            sources,
+            created: http::now(),
+        }));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut http = JoinSet::new();
+        http.spawn(async move {
+            let stopped = async { drop(stopped.await) };
+            let served = axum::serve(listener, router)
+                .with_graceful_shutdown(stopped)
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "HTTP is over");
+            }
+        });
+        Ok(Bound {
+            addresses,
+            stop,
+            http,
+            _others: others,
+        })
+    }
+}
+
+impl Bound {
+    /// Stops: no new connections, and a moment for answers under way.
+    pub async fn shutdown(mut self) {
+        let _ = self.stop.send(());
+        if timeout(GRACE, self.http.join_next()).await.is_err() {
+            tracing::info!("connections cut that were still open");
+        }
+    }
+}
+
+fn text(config: &Config) -> anyhow::Result<Text> {
+    match &config.tokenizer {
+        None => Ok(Text::builtin()),
+        Some(folder) => anyhow::bail!("cannot load {} yet", folder.display()),
+    }
+}
