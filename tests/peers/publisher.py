@@ -25,6 +25,7 @@ class Publisher:
         self.context = zmq.Context()
         # An XPUB is a PUB that lets its owner see who subscribes (pub_t extends xpub_t).
         self.pub = self.context.socket(zmq.XPUB)
+        self.pub.xpub_verbose = True  # also where another subscriber already has that topic
         self.pub.set_hwm(100_000)  # vLLM's
         self.pub.ipv6 = True
         self.pub.bind(f"tcp://*:{port}")
