@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
-use clap::Args;
+
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -21,8 +21,8 @@ use crate::fleet::EventAddress;
 /// "zmq", "endpoint": "tcp://*:5557"}'`. Recording does not disturb it and may begin at any
 /// time; only a recording that begins before the first request is complete. Ends with Ctrl-C
 /// or at a limit; whatever was written until then is a valid recording.
-#[derive(Debug, Clone, Args)]
-pub struct RecordArgs {
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
     /// The server's event publisher, such as tcp://10.0.0.7:5557; rank r of a data-parallel
     /// server publishes at the configured port + r
     #[arg(long, value_name = "ADDRESS")]
@@ -65,7 +65,7 @@ struct Meta {
 }
 
 impl Meta {
-    fn new(args: &RecordArgs, started: f64) -> Self {
+    fn new(args: &Args, started: f64) -> Self {
         Self {
             recorder: concat!("kvscout ", env!("CARGO_PKG_VERSION")),
             publisher: args.zmq.clone(),
@@ -105,7 +105,7 @@ impl Meta {
 ///
 /// # Errors
 /// A bad address, a folder that holds a recording, a disk that takes no more.
-pub async fn run(args: RecordArgs) -> anyhow::Result<()> {
+pub async fn run(args: Args) -> anyhow::Result<()> {
     let publisher = args.zmq.clone();
     let events = EventAddress {
         publisher,
@@ -124,7 +124,7 @@ pub async fn run(args: RecordArgs) -> anyhow::Result<()> {
 }
 
 async fn record(
-    args: &RecordArgs,
+    args: &Args,
     source: &mut ZmqSource,
     writer: &mut RecordingWriter<File>,
     meta: &mut Meta,
