@@ -46,7 +46,9 @@ impl Prompt {
     /// The prompt that a choice is made for: a batch goes to one endpoint as a whole.
     #[must_use]
     pub fn first(&self) -> &PromptText {
-        self.texts.first().expect("every way to make a Prompt puts a text in")
+        self.texts
+            .first()
+            .expect("every way to make a Prompt puts a text in")
     }
 }
 

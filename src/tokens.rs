@@ -63,7 +63,10 @@ pub struct LoadError {
 /// [`LoadError`] if the file is missing or neither engine takes it.
 pub fn load(folder: &Path, engine: Engine) -> Result<Arc<dyn Tokenizer>, LoadError> {
     let path = folder.join("tokenizer.json");
-    let explain = |reason: String| LoadError { path: path.clone(), reason };
+    let explain = |reason: String| LoadError {
+        path: path.clone(),
+        reason,
+    };
     if !path.is_file() {
         return Err(explain("no such file".to_owned()));
     }
@@ -94,9 +97,10 @@ pub fn tokens_of(
         .iter()
         .map(|text| {
             let ids = match text {
-                PromptText::Text { text, add_special_tokens } => {
-                    tokenizer.encode(text, *add_special_tokens)?
-                }
+                PromptText::Text {
+                    text,
+                    add_special_tokens,
+                } => tokenizer.encode(text, *add_special_tokens)?,
                 PromptText::Ids(ids) => ids.clone(),
             };
             Ok(match prompt.truncation {

@@ -27,8 +27,14 @@ const NOT_IN_TEMPLATES: [&str; 10] = [
 
 /// The one prompt of a chat, and whether the engine would truncate it.
 pub fn texts(body: &Object, renderer: &Renderer) -> Result<(Vec<PromptText>, bool), PromptError> {
-    if body.get_some("mm_processor_kwargs").is_some_and(Json::is_truthy) {
-        return Err(PromptError::bad("mm_processor_kwargs", "needs --trust-request-mm-kwargs"));
+    if body
+        .get_some("mm_processor_kwargs")
+        .is_some_and(Json::is_truthy)
+    {
+        return Err(PromptError::bad(
+            "mm_processor_kwargs",
+            "needs --trust-request-mm-kwargs",
+        ));
     }
     let settings = renderer.settings();
     let tools = tools::of_request(body, settings)?;
@@ -57,10 +63,20 @@ pub fn texts(body: &Object, renderer: &Renderer) -> Result<(Vec<PromptText>, boo
         }
     }
     let messages = with_known_developers(messages, &chosen);
-    let chat = Chat { messages, context: kwargs, continue_final_message };
+    let chat = Chat {
+        messages,
+        context: kwargs,
+        continue_final_message,
+    };
     let text = renderer.run(&chosen, chat)?;
     let add_special_tokens = flag(body, "add_special_tokens", false)?;
-    Ok((vec![PromptText::Text { text, add_special_tokens }], true))
+    Ok((
+        vec![PromptText::Text {
+            text,
+            add_special_tokens,
+        }],
+        true,
+    ))
 }
 
 fn with_known_developers(messages: Vec<Object>, chosen: &Chosen) -> Vec<Object> {
@@ -87,17 +103,29 @@ fn kwargs(body: &Object, renderer: &Renderer, tools: Option<Json>) -> Result<Obj
     };
     for (name, value) in own.iter() {
         if matches!(&**name, "messages" | "conversation") {
-            return Err(PromptError::bad("chat_template_kwargs", "holds the messages"));
+            return Err(PromptError::bad(
+                "chat_template_kwargs",
+                "holds the messages",
+            ));
         }
         merge(name, value.clone());
     }
-    merge("add_generation_prompt", Json::Bool(flag(body, "add_generation_prompt", true)?));
-    merge("continue_final_message", Json::Bool(flag(body, "continue_final_message", false)?));
+    merge(
+        "add_generation_prompt",
+        Json::Bool(flag(body, "add_generation_prompt", true)?),
+    );
+    merge(
+        "continue_final_message",
+        Json::Bool(flag(body, "continue_final_message", false)?),
+    );
     merge("documents", documents(body)?);
     if let Some(effort) = optional_str(body, "reasoning_effort")? {
         let known = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
         if !known.contains(&effort) {
-            return Err(PromptError::bad("reasoning_effort", "is not an effort that vLLM knows"));
+            return Err(PromptError::bad(
+                "reasoning_effort",
+                "is not an effort that vLLM knows",
+            ));
         }
         merge("reasoning_effort", effort.into());
         if own.get("enable_thinking").is_none() {
@@ -112,11 +140,16 @@ fn documents(body: &Object) -> Result<Json, PromptError> {
         return Ok(Json::Null);
     };
     let of_texts = |document: &Json| {
-        document.as_object().is_some_and(|object| object.iter().all(|(_, v)| v.as_str().is_some()))
+        document
+            .as_object()
+            .is_some_and(|object| object.iter().all(|(_, v)| v.as_str().is_some()))
     };
     match value.as_list() {
         Some(documents) if documents.iter().all(of_texts) => Ok(value.clone()),
-        _ => Err(PromptError::bad("documents", "is not a list of objects of strings")),
+        _ => Err(PromptError::bad(
+            "documents",
+            "is not a list of objects of strings",
+        )),
     }
 }
 
@@ -134,9 +167,10 @@ fn own_template<'a>(
         (own, _) => own,
     };
     match own {
-        Some(_) if !trusted => {
-            Err(PromptError::bad("chat_template", "needs --trust-request-chat-template"))
-        }
+        Some(_) if !trusted => Err(PromptError::bad(
+            "chat_template",
+            "needs --trust-request-chat-template",
+        )),
         own => Ok(own.filter(|template| !template.is_empty())),
     }
 }
@@ -160,7 +194,10 @@ fn forwarded_ids(body: &Object) -> Result<Option<Vec<TokenId>>, PromptError> {
         .and_then(|items| items.iter().map(id).collect())
         .map(Some)
         .ok_or_else(|| {
-            PromptError::bad("kv_transfer_params.prompt_token_ids", "is not a list of token ids")
+            PromptError::bad(
+                "kv_transfer_params.prompt_token_ids",
+                "is not a list of token ids",
+            )
         })
 }
 

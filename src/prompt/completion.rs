@@ -8,13 +8,22 @@ use super::{PromptError, PromptText, TokenId};
 pub fn texts(body: &Object) -> Result<Vec<PromptText>, PromptError> {
     if body.get_some("prompt_embeds").is_some() {
         let field = "prompt_embeds".to_owned();
-        return Err(PromptError::Unsupported { field, what: "embeddings" });
+        return Err(PromptError::Unsupported {
+            field,
+            what: "embeddings",
+        });
     }
-    if body.get_some("suffix").is_some_and(Json::is_truthy) {
-        return Err(PromptError::bad("suffix", "needs a model that fills in the middle"));
+    if body.get_some("suffix").is_some() {
+        return Err(PromptError::bad(
+            "suffix",
+            "needs a model that fills in the middle",
+        ));
     }
     let add_special_tokens = flag(body, "add_special_tokens", true)?;
-    let text = |text: &str| PromptText::Text { text: text.to_owned(), add_special_tokens };
+    let text = |text: &str| PromptText::Text {
+        text: text.to_owned(),
+        add_special_tokens,
+    };
     match body.get_some("prompt") {
         None => Err(PromptError::bad("prompt", "is missing")),
         Some(Json::Str(prompt)) if prompt.is_empty() => Err(PromptError::bad("prompt", "is empty")),
@@ -24,7 +33,10 @@ pub fn texts(body: &Object) -> Result<Vec<PromptText>, PromptError> {
     }
 }
 
-fn batch(items: &[Json], text: impl Fn(&str) -> PromptText) -> Result<Vec<PromptText>, PromptError> {
+fn batch(
+    items: &[Json],
+    text: impl Fn(&str) -> PromptText,
+) -> Result<Vec<PromptText>, PromptError> {
     let each = |item: &Json| match item {
         Json::Str(prompt) => Ok(text(prompt)),
         Json::List(tokens) => Ok(PromptText::Ids(ids(tokens)?)),

@@ -40,9 +40,7 @@ pub fn lax_int(value: &Json) -> Option<i64> {
         Json::Int(number) => Some(*number),
         Json::Bool(yes) => Some(i64::from(*yes)),
         // Beyond 2^53 floats are no exact integers; no count of tokens comes near.
-        Json::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => {
-            Some(*number as i64)
-        }
+        Json::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => Some(*number as i64),
         Json::Str(text) => text.trim().parse().ok(),
         _ => None,
     }
@@ -64,7 +62,10 @@ pub fn cache_salt(body: &Object) -> Result<Option<String>, PromptError> {
     };
     let forbidden = |c: char| matches!(c, '@' | '/' | '\\' | '\0');
     if salt.is_empty() || salt.chars().count() > SALT_CHARS_MAX || salt.contains(forbidden) {
-        return Err(PromptError::bad("cache_salt", "is not a salt that vLLM takes"));
+        return Err(PromptError::bad(
+            "cache_salt",
+            "is not a salt that vLLM takes",
+        ));
     }
     Ok(Some(salt.to_owned()))
 }
@@ -91,7 +92,12 @@ pub fn truncation(
     let side = match optional_str(body, "truncation_side")? {
         None | Some("left") => Side::Left,
         Some("right") => Side::Right,
-        Some(_) => return Err(PromptError::bad("truncation_side", "is neither left nor right")),
+        Some(_) => {
+            return Err(PromptError::bad(
+                "truncation_side",
+                "is neither left nor right",
+            ));
+        }
     };
     let Some(value) = body.get_some("truncate_prompt_tokens") else {
         return Ok(None);
@@ -104,7 +110,10 @@ pub fn truncation(
     if let (Some(keep), Some(len)) = (keep, max_model_len)
         && keep > len
     {
-        return Err(PromptError::bad("truncate_prompt_tokens", "is beyond the model's context"));
+        return Err(PromptError::bad(
+            "truncate_prompt_tokens",
+            "is beyond the model's context",
+        ));
     }
     Ok(keep.map(|keep_tokens| Truncation { keep_tokens, side }))
 }
@@ -112,7 +121,12 @@ pub fn truncation(
 fn bounds_output(body: &Object, api: Api) -> bool {
     let bound = |name| body.get_some(name).and_then(lax_int);
     match api {
-        Api::Chat => bound("max_completion_tokens").or_else(|| bound("max_tokens")).unwrap_or(0) != 0,
+        Api::Chat => {
+            bound("max_completion_tokens")
+                .or_else(|| bound("max_tokens"))
+                .unwrap_or(0)
+                != 0
+        }
         Api::Completions => bound("max_tokens").unwrap_or(16) != 0,
     }
 }

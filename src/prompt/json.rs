@@ -196,8 +196,8 @@ impl Json {
     /// A [`JsonError`] where Python raises, or a limit of ours is passed.
     pub fn loads_bytes(bytes: &[u8]) -> Result<Self, JsonError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let text = std::str::from_utf8(bytes)
-            .map_err(|error| Fault::NotUtf8.at(error.valid_up_to()))?;
+        let text =
+            std::str::from_utf8(bytes).map_err(|error| Fault::NotUtf8.at(error.valid_up_to()))?;
         Self::loads(text)
     }
 
@@ -206,7 +206,11 @@ impl Json {
     /// # Errors
     /// A [`JsonError`] where Python raises, or a limit of ours is passed.
     pub fn loads(text: &str) -> Result<Self, JsonError> {
-        let mut parser = Parser { text, at: 0, values: 0 };
+        let mut parser = Parser {
+            text,
+            at: 0,
+            values: 0,
+        };
         parser.skip_space();
         let value = parser.value(0)?;
         parser.skip_space();
@@ -479,7 +483,9 @@ impl Parser<'_> {
         if text.trim_start_matches('-').len() > INT_DIGITS_MAX {
             return Err(Fault::HugeInteger.at(start));
         }
-        Ok(text.parse().map_or_else(|_| Json::BigInt(text.into()), Json::Int))
+        Ok(text
+            .parse()
+            .map_or_else(|_| Json::BigInt(text.into()), Json::Int))
     }
 
     fn digits(&mut self) -> usize {

@@ -123,7 +123,11 @@ struct Template {
 impl Template {
     fn new(name: &str, source: &str) -> Self {
         let format = inspect::content_format(&jinja::prepare(source));
-        Self { name: name.to_owned(), source: source.into(), format }
+        Self {
+            name: name.to_owned(),
+            source: source.into(),
+            format,
+        }
     }
 }
 
@@ -159,19 +163,36 @@ impl Renderer {
     ///
     /// # Errors
     /// A [`RendererError`] that names the file or the template.
-    pub fn load(folder: &Path, settings: RenderSettings, clock: Clock) -> Result<Self, RendererError> {
+    pub fn load(
+        folder: &Path,
+        settings: RenderSettings,
+        clock: Clock,
+    ) -> Result<Self, RendererError> {
         let path = folder.join("tokenizer_config.json");
-        let config = fs::read(&path).map_err(|source| RendererError::Read { path: path.clone(), source })?;
-        let format = |reason: String| RendererError::Format { path: path.clone(), reason };
+        let config = fs::read(&path).map_err(|source| RendererError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let format = |reason: String| RendererError::Format {
+            path: path.clone(),
+            reason,
+        };
         let config = Json::loads_bytes(&config).map_err(|error| format(error.to_string()))?;
-        let config = config.as_object().ok_or_else(|| format("is not an object".to_owned()))?;
+        let config = config
+            .as_object()
+            .ok_or_else(|| format("is not an object".to_owned()))?;
         let beside = folder.join("chat_template.jinja");
         let sources = match fs::read_to_string(&beside) {
             Ok(source) => vec![("default".to_owned(), source)],
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 templates(config).map_err(|reason| format(reason.to_owned()))?
             }
-            Err(source) => return Err(RendererError::Read { path: beside, source }),
+            Err(source) => {
+                return Err(RendererError::Read {
+                    path: beside,
+                    source,
+                });
+            }
         };
         Self::new(sources, special_tokens(config), settings, clock)
     }
@@ -190,14 +211,18 @@ impl Renderer {
         let mut compile = |name: &str, source: &str| {
             environment
                 .add_template_owned(name.to_owned(), jinja::prepare(source))
-                .map_err(|error| RendererError::Compile { name: name.to_owned(), reason: error.to_string() })?;
+                .map_err(|error| RendererError::Compile {
+                    name: name.to_owned(),
+                    reason: error.to_string(),
+                })?;
             Ok(Template::new(name, source))
         };
         let templates: Vec<Template> = sources
             .iter()
             .map(|(name, source)| compile(name, source))
             .collect::<Result<_, _>>()?;
-        let named = |given: &String| templates.len() > 1 && templates.iter().any(|t| t.name == *given);
+        let named =
+            |given: &String| templates.len() > 1 && templates.iter().any(|t| t.name == *given);
         let given = match &settings.chat_template {
             None => None,
             Some(given) if named(given) => templates.iter().find(|t| t.name == *given).cloned(),
@@ -208,7 +233,14 @@ impl Renderer {
             Ok(Json::Object(kwargs)) => kwargs,
             _ => Object::default(),
         };
-        Ok(Self { settings, default_kwargs, special_tokens, environment, templates, given })
+        Ok(Self {
+            settings,
+            default_kwargs,
+            special_tokens,
+            environment,
+            templates,
+            given,
+        })
     }
 
     /// The server's flags.
@@ -245,13 +277,20 @@ impl Renderer {
             ContentFormat::Auto => template.format,
             given => given,
         };
-        Ok(Chosen { template, from_request, format })
+        Ok(Chosen {
+            template,
+            from_request,
+            format,
+        })
     }
 
     /// Runs a template on a chat (transformers, `render_jinja_template`).
     pub(super) fn run(&self, chosen: &Chosen, mut chat: Chat) -> Result<String, PromptError> {
         let last = match chat.continue_final_message {
-            true => Some(mark_final_message(&mut chat.messages, &chosen.template.source)?),
+            true => Some(mark_final_message(
+                &mut chat.messages,
+                &chosen.template.source,
+            )?),
             false => None,
         };
         let mut context = self.special_tokens.clone();
@@ -264,11 +303,19 @@ impl Renderer {
             true => {
                 let source = jinja::prepare(&chosen.template.source);
                 let template = self.environment.template_from_str(&source);
-                jinja::render(&template.map_err(jinja::explain)?, &context, OUTPUT_BYTES_MAX)
+                jinja::render(
+                    &template.map_err(jinja::explain)?,
+                    &context,
+                    OUTPUT_BYTES_MAX,
+                )
             }
             false => {
                 let template = self.environment.get_template(&chosen.template.name);
-                jinja::render(&template.map_err(jinja::explain)?, &context, OUTPUT_BYTES_MAX)
+                jinja::render(
+                    &template.map_err(jinja::explain)?,
+                    &context,
+                    OUTPUT_BYTES_MAX,
+                )
             }
         }?;
         match last {
@@ -284,7 +331,9 @@ fn mark_final_message(messages: &mut [Object], source: &str) -> Result<String, P
     if !source.contains("content") {
         return Err(refuse("the template prints no content"));
     }
-    let last = messages.last_mut().ok_or_else(|| refuse("there is no message"))?;
+    let last = messages
+        .last_mut()
+        .ok_or_else(|| refuse("there is no message"))?;
     let marked = |text: &str| Json::from(format!("{text}{CONTINUE_TAG}").as_str());
     match last.get("content").cloned() {
         Some(Json::Str(text)) => {
@@ -293,10 +342,16 @@ fn mark_final_message(messages: &mut [Object], source: &str) -> Result<String, P
         }
         Some(Json::List(mut parts)) => {
             let texts = parts.iter_mut().rev().filter_map(|part| match part {
-                Json::Object(part) => part.get("text")?.as_str().map(str::to_owned).map(|t| (t, part)),
+                Json::Object(part) => part
+                    .get("text")?
+                    .as_str()
+                    .map(str::to_owned)
+                    .map(|t| (t, part)),
                 _ => None,
             });
-            let (text, part) = { texts }.next().ok_or_else(|| refuse("the last message has no text"))?;
+            let (text, part) = { texts }
+                .next()
+                .ok_or_else(|| refuse("the last message has no text"))?;
             part.set("text", marked(&text));
             last.set("content", Json::List(parts));
             Ok(text)
@@ -316,7 +371,10 @@ fn cut_at_tag(text: &str, last: &str) -> Result<String, PromptError> {
                 false => python::strip_end(before, None).to_owned(),
             })
         }
-        _ => Err(PromptError::bad("continue_final_message", "the template drops the last message")),
+        _ => Err(PromptError::bad(
+            "continue_final_message",
+            "the template drops the last message",
+        )),
     }
 }
 
@@ -340,7 +398,13 @@ fn templates(config: &Object) -> Result<Vec<(String, String)>, &'static str> {
 /// transformers' `special_tokens_map`: the ones that are set, each a string or an `AddedToken`.
 fn special_tokens(config: &Object) -> Object {
     let names = [
-        "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "sep_token",
+        "pad_token",
+        "cls_token",
+        "mask_token",
     ];
     let text = |value: &Json| match value {
         Json::Str(text) => Some(Arc::clone(text)),

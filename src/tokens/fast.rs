@@ -30,6 +30,8 @@ impl Tokenizer for Fast {
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError> {
         self.0
             .encode_with_special_tokens(text, add_special_tokens)
-            .map_err(|_| TokenizeError { text_bytes: text.len() })
+            .map_err(|_| TokenizeError {
+                text_bytes: text.len(),
+            })
     }
 }

@@ -95,7 +95,9 @@ mod tests {
     async fn a_short_text_is_done_where_it_is() {
         let pool = Arc::new(TokenPool::new(1));
         let here = std::thread::current().id();
-        let there = pool.run(LONG - 1, move || std::thread::current().id()).await;
+        let there = pool
+            .run(LONG - 1, move || std::thread::current().id())
+            .await;
         assert_eq!(there, Ok(here));
     }
 

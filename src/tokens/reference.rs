@@ -10,9 +10,12 @@ pub struct Reference(tokenizers::Tokenizer);
 impl Reference {
     /// Loads.
     pub fn load(path: &Path) -> Result<Self, String> {
-        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|error| error.to_string())?;
+        let mut inner =
+            tokenizers::Tokenizer::from_file(path).map_err(|error| error.to_string())?;
         // tokenizer.json may carry a length of its authors' training; vLLM never applies it.
-        inner.with_truncation(None).map_err(|error| error.to_string())?;
+        inner
+            .with_truncation(None)
+            .map_err(|error| error.to_string())?;
         inner.with_padding(None);
         Ok(Self(inner))
     }
@@ -23,7 +26,9 @@ impl Tokenizer for Reference {
         let encoding = self
             .0
             .encode_fast(text, add_special_tokens)
-            .map_err(|_| TokenizeError { text_bytes: text.len() })?;
+            .map_err(|_| TokenizeError {
+                text_bytes: text.len(),
+            })?;
         Ok(encoding.get_ids().to_vec())
     }
 }

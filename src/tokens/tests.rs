@@ -7,7 +7,10 @@ struct Bytes;
 impl Tokenizer for Bytes {
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError> {
         let front = add_special_tokens.then_some(0);
-        Ok(front.into_iter().chain(text.bytes().map(TokenId::from)).collect())
+        Ok(front
+            .into_iter()
+            .chain(text.bytes().map(TokenId::from))
+            .collect())
     }
 }
 
@@ -23,20 +26,38 @@ fn prompt(texts: Vec<PromptText>, truncation: Option<Truncation>) -> Prompt {
 }
 
 fn text(text: &str, add_special_tokens: bool) -> PromptText {
-    PromptText::Text { text: text.to_owned(), add_special_tokens }
+    PromptText::Text {
+        text: text.to_owned(),
+        add_special_tokens,
+    }
 }
 
 #[test]
 fn a_batch_keeps_all_its_prompts() {
-    let batch = prompt(vec![text("\u{1}", true), text("\u{2}", false), PromptText::Ids(vec![7])], None);
-    assert_eq!(tokens_of(&batch, &Bytes), Ok(vec![vec![0, 1], vec![2], vec![7]]));
+    let batch = prompt(
+        vec![
+            text("\u{1}", true),
+            text("\u{2}", false),
+            PromptText::Ids(vec![7]),
+        ],
+        None,
+    );
+    assert_eq!(
+        tokens_of(&batch, &Bytes),
+        Ok(vec![vec![0, 1], vec![2], vec![7]])
+    );
 }
 
 #[test]
 fn truncation_keeps_the_last_tokens_or_the_first() {
     let of = |keep_tokens, side| {
         let ids = PromptText::Ids(vec![1, 2, 3]);
-        tokens_of(&prompt(vec![ids], Some(Truncation { keep_tokens, side })), &Bytes).unwrap().remove(0)
+        tokens_of(
+            &prompt(vec![ids], Some(Truncation { keep_tokens, side })),
+            &Bytes,
+        )
+        .unwrap()
+        .remove(0)
     };
     assert_eq!(of(2, Side::Left), [2, 3]);
     assert_eq!(of(2, Side::Right), [1, 2]);
@@ -47,6 +68,11 @@ fn truncation_keeps_the_last_tokens_or_the_first() {
 #[test]
 fn a_folder_without_a_tokenizer_says_which_file_is_missing() {
     let folder = tempfile::tempdir().unwrap();
-    let Err(error) = load(folder.path(), Engine::Fast) else { panic!("nothing to load") };
-    assert!(error.to_string().contains("tokenizer.json: no such file"), "{error}");
+    let Err(error) = load(folder.path(), Engine::Fast) else {
+        panic!("nothing to load")
+    };
+    assert!(
+        error.to_string().contains("tokenizer.json: no such file"),
+        "{error}"
+    );
 }

@@ -49,7 +49,11 @@ pub struct Args {
 /// A tokenizer that does not load, or a pipe that breaks. Bad lines are answered, not errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = tokens::load(&args.tokenizer, args.engine)?;
-    let mut lines = Lines { folder: args.tokenizer.clone(), tokenizer, renderers: HashMap::new() };
+    let mut lines = Lines {
+        folder: args.tokenizer.clone(),
+        tokenizer,
+        renderers: HashMap::new(),
+    };
     lines.answer_all(std::io::stdin().lock(), std::io::stdout().lock())
 }
 
@@ -63,7 +67,11 @@ struct Lines {
 }
 
 impl Lines {
-    fn answer_all(&mut self, mut input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
+    fn answer_all(
+        &mut self,
+        mut input: impl BufRead,
+        mut output: impl Write,
+    ) -> anyhow::Result<()> {
         let mut line = Vec::new();
         while input.read_until(b'\n', &mut line)? > 0 {
             if !line.trim_ascii().is_empty() {
@@ -80,7 +88,9 @@ impl Lines {
         let line = match Json::loads_bytes(line) {
             Ok(Json::Object(line)) => line,
             Ok(_) => return json!({"id": null, "error": "the line is not an object"}),
-            Err(error) => return json!({"id": null, "error": format!("the line is not JSON: {error}")}),
+            Err(error) => {
+                return json!({"id": null, "error": format!("the line is not JSON: {error}")});
+            }
         };
         let id = line.get("id").and_then(to_serde).unwrap_or(Value::Null);
         let answer = match line.get("text") {
@@ -93,7 +103,9 @@ impl Lines {
     }
 
     fn text(&self, text: &Json) -> anyhow::Result<Value> {
-        let text = text.as_str().ok_or_else(|| anyhow::anyhow!("text: is not a string"))?;
+        let text = text
+            .as_str()
+            .ok_or_else(|| anyhow::anyhow!("text: is not a string"))?;
         Ok(json!({"ids": self.tokenizer.encode(text, false)?}))
     }
 
@@ -122,7 +134,9 @@ impl Lines {
     }
 
     fn renderer(&mut self, server: Option<&Json>) -> anyhow::Result<Arc<Renderer>> {
-        let flags = server.and_then(Json::dumps).unwrap_or_else(|| "{}".to_owned());
+        let flags = server
+            .and_then(Json::dumps)
+            .unwrap_or_else(|| "{}".to_owned());
         if let Some(renderer) = self.renderers.get(&flags) {
             return Ok(Arc::clone(renderer));
         }
@@ -168,19 +182,27 @@ mod tests {
         let mut output = Vec::new();
         lines.answer_all(input, &mut output).unwrap();
         let output = String::from_utf8(output).unwrap();
-        output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        output
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     #[test]
     fn every_line_is_answered_in_order() {
         let input = concat!(
-            r#"{"id": 1, "text": "ab"}"#, "\n\n",
+            r#"{"id": 1, "text": "ab"}"#,
+            "\n\n",
             "not json\n",
             "[]\n",
-            r#"{"id": "c", "endpoint": "/v1/chat/completions", "request": {"messages": [{"role": "user", "content": "x"}]}}"#, "\n",
-            r#"{"id": "d", "endpoint": "/v1/completions", "raw_body": "{\"prompt\": [\"a\", \"b\"]}"}"#, "\n",
-            r#"{"id": "e", "endpoint": "/v1/embeddings", "request": {}}"#, "\n",
-            r#"{"id": "f", "endpoint": "/v1/completions", "request": {"prompt": "x"}, "server": {"nope": 1}}"#, "\n",
+            r#"{"id": "c", "endpoint": "/v1/chat/completions", "request": {"messages": [{"role": "user", "content": "x"}]}}"#,
+            "\n",
+            r#"{"id": "d", "endpoint": "/v1/completions", "raw_body": "{\"prompt\": [\"a\", \"b\"]}"}"#,
+            "\n",
+            r#"{"id": "e", "endpoint": "/v1/embeddings", "request": {}}"#,
+            "\n",
+            r#"{"id": "f", "endpoint": "/v1/completions", "request": {"prompt": "x"}, "server": {"nope": 1}}"#,
+            "\n",
             r#"{"id": "g"}"#,
         );
         let out = answers(input.as_bytes());
@@ -188,11 +210,25 @@ mod tests {
         assert_eq!(out[0], json!({"id": 1, "ids": [97, 98]}));
         assert_eq!(out[1]["id"], Value::Null);
         assert!(out[1]["error"].is_string() && out[2]["error"].is_string());
-        assert_eq!(out[3], json!({"id": "c", "rendered": "x", "token_ids": [120]}));
-        assert_eq!(out[4], json!({"id": "d", "rendered": null, "token_ids": [[97], [98]]}));
+        assert_eq!(
+            out[3],
+            json!({"id": "c", "rendered": "x", "token_ids": [120]})
+        );
+        assert_eq!(
+            out[4],
+            json!({"id": "d", "rendered": null, "token_ids": [[97], [98]]})
+        );
         assert_eq!(out[5]["id"], "e");
-        assert!(out[6]["error"].as_str().unwrap().starts_with("server: unknown field"));
-        assert_eq!(out[7], json!({"id": "g", "error": "endpoint: is not a string"}));
+        assert!(
+            out[6]["error"]
+                .as_str()
+                .unwrap()
+                .starts_with("server: unknown field")
+        );
+        assert_eq!(
+            out[7],
+            json!({"id": "g", "error": "endpoint: is not a string"})
+        );
     }
 
     #[test]
@@ -208,6 +244,9 @@ mod tests {
             _args: Args,
         }
         let help = Cli::command().render_long_help().to_string();
-        assert!(help.contains("MODEL_DIR") && help.contains("[possible values:"), "{help}");
+        assert!(
+            help.contains("MODEL_DIR") && help.contains("reference that vLLM"),
+            "{help}"
+        );
     }
 }

@@ -12,15 +12,38 @@ const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
 /// Types and keys of parts that are not text.
 const MEDIA: [&str; 11] = [
-    "image_url", "input_image", "image_pil", "image_embeds", "input_audio", "audio_url",
-    "audio_embeds", "video_url", "video_embeds", "prompt_embeds", "file",
+    "image_url",
+    "input_image",
+    "image_pil",
+    "image_embeds",
+    "input_audio",
+    "audio_url",
+    "audio_embeds",
+    "video_url",
+    "video_embeds",
+    "prompt_embeds",
+    "file",
 ];
 
 /// Fields of parts that vLLM knows; only others reach a template with the text.
 const PART_FIELDS: [&str; 17] = [
-    "type", "text", "thinking", "closed", "refusal", "name", "uuid", "data", "image_url",
-    "image_pil", "image_embeds", "input_audio", "audio_url", "audio_embeds", "video_url",
-    "video_embeds", "file",
+    "type",
+    "text",
+    "thinking",
+    "closed",
+    "refusal",
+    "name",
+    "uuid",
+    "data",
+    "image_url",
+    "image_pil",
+    "image_embeds",
+    "input_audio",
+    "audio_url",
+    "audio_embeds",
+    "video_url",
+    "video_embeds",
+    "file",
 ];
 
 type Part = Result<Option<Json>, PromptError>;
@@ -32,13 +55,22 @@ pub fn normalize(body: &Object, format: ContentFormat) -> Result<Vec<Object>, Pr
         Some(_) => return Err(PromptError::bad("messages", "is not a list")),
         None => return Err(PromptError::bad("messages", "is missing")),
     };
-    messages.iter().enumerate().map(|(at, message)| one(at, message, format)).collect()
+    messages
+        .iter()
+        .enumerate()
+        .map(|(at, message)| one(at, message, format))
+        .collect()
 }
 
 fn one(at: usize, message: &Json, format: ContentFormat) -> Result<Object, PromptError> {
     let bad = |field: &str, reason| PromptError::bad(format!("messages[{at}]{field}"), reason);
-    let message = message.as_object().ok_or_else(|| bad("", "is not an object"))?;
-    let role = message.get("role").and_then(shared).ok_or_else(|| bad(".role", "is not a string"))?;
+    let message = message
+        .as_object()
+        .ok_or_else(|| bad("", "is not an object"))?;
+    let role = message
+        .get("role")
+        .and_then(shared)
+        .ok_or_else(|| bad(".role", "is not a string"))?;
     let name = message.get("name");
     if name.is_some_and(|name| name.as_str().is_none()) && &*role != "tool" {
         return Err(bad(".name", "is not a string"));
@@ -74,20 +106,35 @@ fn assistant(at: usize, message: &Object, out: &mut Object) -> Result<(), Prompt
         None => &[][..],
         Some(Json::List(calls)) => calls,
         Some(empty) if !empty.is_truthy() && matches!(empty, Json::Str(_) | Json::Object(_)) => &[],
-        Some(_) => return Err(PromptError::bad(format!("messages[{at}].tool_calls"), "is not a list")),
+        Some(_) => {
+            return Err(PromptError::bad(
+                format!("messages[{at}].tool_calls"),
+                "is not a list",
+            ));
+        }
     };
     let mut kept = Vec::with_capacity(calls.len());
     for (position, call) in calls.iter().enumerate() {
         let field = || format!("messages[{at}].tool_calls[{position}]");
-        let refuse = || PromptError::bad(field(), "is not a function call with its arguments in a string");
+        let refuse = || {
+            PromptError::bad(
+                field(),
+                "is not a function call with its arguments in a string",
+            )
+        };
         kept.push(tool_call(call).ok_or_else(refuse)?.map_err(|()| {
-            PromptError::bad(field() + ".function.arguments", "is JSON that cannot be written again")
+            PromptError::bad(
+                field() + ".function.arguments",
+                "is JSON that cannot be written again",
+            )
         })?);
     }
     if !kept.is_empty() {
         out.set("tool_calls", Json::List(kept));
     }
-    let reasoning = message.get_some("reasoning").or_else(|| message.get_some("reasoning_content"));
+    let reasoning = message
+        .get_some("reasoning")
+        .or_else(|| message.get_some("reasoning_content"));
     if let Some(reasoning) = reasoning {
         out.set("reasoning", reasoning.clone());
         out.set("reasoning_content", reasoning.clone());
@@ -139,11 +186,19 @@ fn arguments(text: &str) -> Result<Json, ()> {
 }
 
 /// A message's content in the template's format.
-fn content(at: usize, role: &str, message: &Object, format: ContentFormat) -> Result<Json, PromptError> {
+fn content(
+    at: usize,
+    role: &str,
+    message: &Object,
+    format: ContentFormat,
+) -> Result<Json, PromptError> {
     let bad = |reason| PromptError::bad(format!("messages[{at}].content"), reason);
     let nullable = role == "assistant" || (role == "function" && message.get("name").is_some());
     let text_part = |text: &Arc<str>| {
-        Json::Object(Object::from([("type", "text".into()), ("text", Json::Str(Arc::clone(text)))]))
+        Json::Object(Object::from([
+            ("type", "text".into()),
+            ("text", Json::Str(Arc::clone(text))),
+        ]))
     };
     let lone;
     let parts: &[Json] = match message.get("content") {
@@ -169,7 +224,11 @@ fn content(at: usize, role: &str, message: &Object, format: ContentFormat) -> Re
             "system" => without_billing_header(part),
             _ => Some(part.clone()),
         };
-        kept.extend(part.map(|part| read_part(&field, &part, as_dicts)).transpose()?.flatten());
+        kept.extend(
+            part.map(|part| read_part(&field, &part, as_dicts))
+                .transpose()?
+                .flatten(),
+        );
     }
     if as_dicts {
         return Ok(Json::List(kept));
@@ -180,7 +239,9 @@ fn content(at: usize, role: &str, message: &Object, format: ContentFormat) -> Re
     match texts.as_slice() {
         [_] => Ok(kept.remove(0)),
         _ => {
-            let texts = texts.into_iter().filter(|text| keeps_empty || !text.is_empty());
+            let texts = texts
+                .into_iter()
+                .filter(|text| keeps_empty || !text.is_empty());
             Ok(Json::from(texts.collect::<Vec<_>>().join("\n").as_str()))
         }
     }
@@ -221,22 +282,38 @@ fn check_parts(at: usize, role: &str, message: &Object, parts: &[Json]) -> Resul
         let Json::Object(object) = part else {
             match part {
                 Json::Str(_) => continue,
-                _ => return Err(PromptError::bad(field(position), "is neither text nor an object")),
+                _ => {
+                    return Err(PromptError::bad(
+                        field(position),
+                        "is neither text nor an object",
+                    ));
+                }
             }
         };
         let kind = object.get("type").and_then(Json::as_str);
-        if MEDIA.iter().any(|media| kind == Some(media) || object.get_some(media).is_some()) {
+        if MEDIA
+            .iter()
+            .any(|media| kind == Some(media) || object.get_some(media).is_some())
+        {
             let field = field(position);
-            return Err(PromptError::Unsupported { field, what: "images, audio, video and embeddings" });
+            return Err(PromptError::Unsupported {
+                field,
+                what: "images, audio, video and embeddings",
+            });
         }
     }
-    let has = |part: &Json, key: &str| part.as_object().and_then(|part| part.get(key)?.as_str()).is_some();
+    let has = |part: &Json, key: &str| {
+        part.as_object()
+            .and_then(|part| part.get(key)?.as_str())
+            .is_some()
+    };
     let is_a = |part: &Json, kind: &str| {
         part.as_object().and_then(|part| part.get("type")?.as_str()) == Some(kind)
     };
     let is_text = |part: &Json, kind: &str, key: &str| is_a(part, kind) && has(part, key);
     let lazily = |part: &Json| {
-        is_text(part, "text", "text") || (role == "assistant" && is_text(part, "refusal", "refusal"))
+        is_text(part, "text", "text")
+            || (role == "assistant" && is_text(part, "refusal", "refusal"))
     };
     let recognised = |part: &Json| {
         is_text(part, "text", "text")
@@ -244,11 +321,20 @@ fn check_parts(at: usize, role: &str, message: &Object, parts: &[Json]) -> Resul
             || is_text(part, "thinking", "thinking")
             || is_a(part, "tool_reference")
     };
-    let roles = ["system", "user", "assistant", "tool", "developer", "function"];
+    let roles = [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "developer",
+        "function",
+    ];
     let custom = !roles.contains(&role)
         || parts.iter().any(recognised)
         || (role == "tool" && message.get("tool_call_id").is_none())
-        || ["reasoning", "reasoning_content", "task"].iter().any(|name| message.get(name).is_some());
+        || ["reasoning", "reasoning_content", "task"]
+            .iter()
+            .any(|name| message.get(name).is_some());
     match custom || parts.iter().all(lazily) {
         true => Ok(()),
         false => {
@@ -275,7 +361,10 @@ fn read_part(field: &dyn Fn() -> String, part: &Json, as_dict: bool) -> Part {
         Some("tool_reference") => "name",
         _ => return bad("is of a type that vLLM does not know"),
     };
-    let skips_null = matches!(object.get("type").and_then(Json::as_str), Some("text" | "refusal"));
+    let skips_null = matches!(
+        object.get("type").and_then(Json::as_str),
+        Some("text" | "refusal")
+    );
     let text = match object.get_some(key) {
         Some(text @ Json::Str(_)) => text.clone(),
         None if skips_null => return Ok(None),
@@ -289,7 +378,10 @@ fn read_part(field: &dyn Fn() -> String, part: &Json, as_dict: bool) -> Part {
         return Ok(Some(Json::Object(reference)));
     }
     let mut out = dict(text);
-    for (name, value) in object.iter().filter(|(name, _)| !PART_FIELDS.contains(&&***name)) {
+    for (name, value) in object
+        .iter()
+        .filter(|(name, _)| !PART_FIELDS.contains(&&***name))
+    {
         out.set(name, value.clone());
     }
     Ok(Some(Json::Object(out)))
@@ -298,11 +390,15 @@ fn read_part(field: &dyn Fn() -> String, part: &Json, as_dict: bool) -> Part {
 /// For a template that does not know developers: they speak as the system, and all that the
 /// system says becomes one message at the front.
 pub fn developers_as_system(mut messages: Vec<Object>) -> Vec<Object> {
-    let is = |message: &Object, role: &str| message.get("role").and_then(Json::as_str) == Some(role);
+    let is =
+        |message: &Object, role: &str| message.get("role").and_then(Json::as_str) == Some(role);
     if !messages.iter().any(|message| is(message, "developer")) {
         return messages;
     }
-    for message in messages.iter_mut().filter(|message| is(message, "developer")) {
+    for message in messages
+        .iter_mut()
+        .filter(|message| is(message, "developer"))
+    {
         message.set("role", "system".into());
         message.remove("tools");
     }
@@ -311,7 +407,11 @@ pub fn developers_as_system(mut messages: Vec<Object>) -> Vec<Object> {
         return messages;
     }
     let (system, others): (Vec<_>, Vec<_>) = messages.into_iter().partition(|m| is(m, "system"));
-    let texts: Vec<String> = system.iter().map(content_text).filter(|text| !text.is_empty()).collect();
+    let texts: Vec<String> = system
+        .iter()
+        .map(content_text)
+        .filter(|text| !text.is_empty())
+        .collect();
     let merged = Object::from([
         ("role", "system".into()),
         ("content", Json::from(texts.join("\n\n").as_str())),
@@ -323,7 +423,9 @@ fn content_text(message: &Object) -> String {
     match message.get("content") {
         Some(Json::Str(text)) => text.to_string(),
         Some(Json::List(parts)) => {
-            let texts = parts.iter().filter_map(|part| part.as_object()?.get("text")?.as_str());
+            let texts = parts
+                .iter()
+                .filter_map(|part| part.as_object()?.get("text")?.as_str());
             texts.collect::<Vec<_>>().join("\n")
         }
         _ => String::new(),

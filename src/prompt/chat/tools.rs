@@ -16,10 +16,15 @@ pub fn of_request(body: &Object, settings: &RenderSettings) -> Result<Option<Jso
     }
     let choice = choice(body, given)?;
     if !matches!(choice, Choice::None | Choice::Null) && !settings.enable_auto_tool_choice {
-        return Err(PromptError::bad("tool_choice", "needs --enable-auto-tool-choice"));
+        return Err(PromptError::bad(
+            "tool_choice",
+            "needs --enable-auto-tool-choice",
+        ));
     }
     let Some(given) = given else { return Ok(None) };
-    let tools = given.as_list().ok_or_else(|| PromptError::bad("tools", "is not a list"))?;
+    let tools = given
+        .as_list()
+        .ok_or_else(|| PromptError::bad("tools", "is not a list"))?;
     let tools = tools
         .iter()
         .enumerate()
@@ -47,16 +52,23 @@ fn choice(body: &Object, tools: Option<&Json>) -> Result<Choice, PromptError> {
         Some(choice) if choice.as_str() == Some("none") => return Ok(Choice::None),
         Some(choice) => choice,
     };
-    let Some(tools) = tools else { return refuse("needs tools") };
+    let Some(tools) = tools else {
+        return refuse("needs tools");
+    };
     match choice {
         Json::Str(word) if matches!(&**word, "auto" | "required") => Ok(Choice::Some),
         Json::Object(named) => {
             let name = |object: &Object| object.get("function")?.as_object()?.get("name").cloned();
             let wanted = name(named);
             let is_wanted = |tool: &Json| tool.as_object().and_then(name) == wanted;
-            let of_function = named.get("type").is_none_or(|kind| kind.as_str() == Some("function"));
+            let of_function = named
+                .get("type")
+                .is_none_or(|kind| kind.as_str() == Some("function"));
             let is_name = wanted.as_ref().is_some_and(|name| name.as_str().is_some());
-            match is_name && of_function && tools.as_list().is_some_and(|all| all.iter().any(is_wanted)) {
+            match is_name
+                && of_function
+                && tools.as_list().is_some_and(|all| all.iter().any(is_wanted))
+            {
                 true => Ok(Choice::Some),
                 false => refuse("names none of the tools"),
             }
@@ -67,18 +79,28 @@ fn choice(body: &Object, tools: Option<&Json>) -> Result<Choice, PromptError> {
 
 fn rebuild(tool: &Json) -> Option<Json> {
     let tool = tool.as_object()?;
-    if tool.get("type").is_some_and(|kind| kind.as_str() != Some("function")) {
+    if tool
+        .get("type")
+        .is_some_and(|kind| kind.as_str() != Some("function"))
+    {
         return None;
     }
     let given = tool.get("function")?.as_object()?;
-    let text_or_null = |value: &Json| matches!(value, Json::Null | Json::Str(_) | Json::LoneSurrogate);
+    let text_or_null =
+        |value: &Json| matches!(value, Json::Null | Json::Str(_) | Json::LoneSurrogate);
     let description = given.get("description").cloned().unwrap_or(Json::Null);
     let parameters = given.get("parameters").cloned().unwrap_or(Json::Null);
     if !text_or_null(&description) || !matches!(parameters, Json::Null | Json::Object(_)) {
         return None;
     }
     let mut function = Object::from([
-        ("name", given.get_some("name").filter(|name| text_or_null(name))?.clone()),
+        (
+            "name",
+            given
+                .get_some("name")
+                .filter(|name| text_or_null(name))?
+                .clone(),
+        ),
         ("description", description),
         ("parameters", parameters),
     ]);
@@ -89,8 +111,10 @@ fn rebuild(tool: &Json) -> Option<Json> {
     if let Some(defer) = optional_flag(given, "defer_loading")?.or(deferred) {
         function.set("defer_loading", Json::Bool(defer));
     }
-    let mut rebuilt =
-        Object::from([("type", "function".into()), ("function", Json::Object(function))]);
+    let mut rebuilt = Object::from([
+        ("type", "function".into()),
+        ("function", Json::Object(function)),
+    ]);
     if let Some(defer) = deferred {
         rebuilt.set("defer_loading", Json::Bool(defer));
     }

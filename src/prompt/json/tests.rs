@@ -30,7 +30,10 @@ fn numbers_print_as_python_prints_them() {
         ("5e-324", "5e-324"),
         ("NaN", "NaN"),
         ("-Infinity", "-Infinity"),
-        ("123456789012345678901234567890", "123456789012345678901234567890"),
+        (
+            "123456789012345678901234567890",
+            "123456789012345678901234567890",
+        ),
         ("9223372036854775808", "9223372036854775808"),
     ];
     for (text, expected) in pairs {
@@ -52,8 +55,14 @@ fn a_repeated_key_keeps_its_first_place_and_its_last_value() {
 
 #[test]
 fn strings_escape_as_python_escapes_them() {
-    assert_eq!(again(r#""\u0000\u001f\u007f\u2028\ud83d\ude00\/""#), "\"\\u0000\\u001f\u{7f}\u{2028}😀/\"");
-    let ascii = Style { ensure_ascii: true, ..Style::default() };
+    assert_eq!(
+        again(r#""\u0000\u001f\u007f\u2028\ud83d\ude00\/""#),
+        "\"\\u0000\\u001f\u{7f}\u{2028}😀/\""
+    );
+    let ascii = Style {
+        ensure_ascii: true,
+        ..Style::default()
+    };
     let text = Json::from("é😀\u{7f}").dumps_in(&ascii).unwrap();
     assert_eq!(text, r#""\u00e9\ud83d\ude00\u007f""#);
 }
@@ -71,15 +80,44 @@ fn half_a_surrogate_pair_is_a_string_that_nothing_can_encode() {
 fn only_bytes_may_start_with_a_byte_order_mark() {
     assert_eq!(Json::loads_bytes(b"\xef\xbb\xbf1"), Ok(Json::Int(1)));
     assert_eq!(fault("\u{feff}1"), Fault::Syntax);
-    assert_eq!(Json::loads_bytes(b"\"\xff\"").unwrap_err().fault, Fault::NotUtf8);
+    assert_eq!(
+        Json::loads_bytes(b"\"\xff\"").unwrap_err().fault,
+        Fault::NotUtf8
+    );
 }
 
 #[test]
 fn what_python_refuses_is_refused() {
     let texts = [
-        "", " ", "01", "1.", ".5", "-", "+1", "1e", "--1", "nul", "[1,]", "{\"a\":1,}", "{a:1}",
-        "{\"a\"}", "\"\n\"", "\"\\x\"", "\"\\u12g4\"", "\"", "[", "1 2", "'a'", "Nan", "\u{a0}1",
-        "\"\\", "\"\\u", "\"\\ud800\\u", "{", "{\"a\":", "-Inf",
+        "",
+        " ",
+        "01",
+        "1.",
+        ".5",
+        "-",
+        "+1",
+        "1e",
+        "--1",
+        "nul",
+        "[1,]",
+        "{\"a\":1,}",
+        "{a:1}",
+        "{\"a\"}",
+        "\"\n\"",
+        "\"\\x\"",
+        "\"\\u12g4\"",
+        "\"",
+        "[",
+        "1 2",
+        "'a'",
+        "Nan",
+        "\u{a0}1",
+        "\"\\",
+        "\"\\u",
+        "\"\\ud800\\u",
+        "{",
+        "{\"a\":",
+        "-Inf",
     ];
     for text in texts {
         assert_eq!(fault(text), Fault::Syntax, "{text:?}");
@@ -93,12 +131,19 @@ fn a_body_of_brackets_is_an_error_not_a_crash() {
     for bracket in ["[", "{\"a\":"] {
         assert_eq!(fault(&bracket.repeat(5_000_000)), Fault::TooDeep);
     }
-    assert_eq!(fault(&format!("[{}1]", "1,".repeat(2_000_000))), Fault::TooManyValues);
+    assert_eq!(
+        fault(&format!("[{}1]", "1,".repeat(2_000_000))),
+        Fault::TooManyValues
+    );
 }
 
 #[test]
 fn indented_output_is_pythons() {
-    let style = Style { indent: Some(2), item_separator: ",".to_owned(), ..Style::default() };
+    let style = Style {
+        indent: Some(2),
+        item_separator: ",".to_owned(),
+        ..Style::default()
+    };
     let value = Json::loads(r#"{"a":[1,{}],"b":[]}"#).unwrap();
     let expected = "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}";
     assert_eq!(value.dumps_in(&style).unwrap(), expected);
@@ -109,7 +154,9 @@ fn any_json() -> impl Strategy<Value = Json> {
         Just(Json::Null),
         any::<bool>().prop_map(Json::Bool),
         any::<i64>().prop_map(Json::Int),
-        any::<f64>().prop_filter("NaN is not itself", |x| !x.is_nan()).prop_map(Json::Float),
+        any::<f64>()
+            .prop_filter("NaN is not itself", |x| !x.is_nan())
+            .prop_map(Json::Float),
         any::<String>().prop_map(|text| Json::from(text.as_str())),
     ];
     leaf.prop_recursive(4, 40, 6, |inner| {
@@ -122,6 +169,21 @@ fn any_json() -> impl Strategy<Value = Json> {
     })
 }
 
+/// A value with its floats rounded.
+fn shape(value: &Json) -> Json {
+    match value {
+        Json::Float(number) => Json::from(format!("{number:.10e}").as_str()),
+        Json::List(items) => Json::List(items.iter().map(shape).collect()),
+        Json::Object(object) => Json::Object(
+            object
+                .iter()
+                .map(|(key, value)| (key.clone(), shape(value)))
+                .collect(),
+        ),
+        other => other.clone(),
+    }
+}
+
 proptest! {
     /// What we write, we read back as it was.
     #[test]
@@ -130,15 +192,16 @@ proptest! {
         prop_assert_eq!(Json::loads(&text).expect("our own text"), value);
     }
 
-    /// What serde_json writes, we read to the same value as it does.
+    /// Another reader understands what we write, and we what it writes.
     #[test]
-    fn valid_json_is_read_as_others_read_it(value in any_json(), ascii in any::<bool>()) {
+    fn others_read_what_we_write(value in any_json(), ascii in any::<bool>()) {
         let style = Style { ensure_ascii: ascii, ..Style::default() };
         let text = value.dumps_in(&style).expect("no surrogates here");
-        if let Ok(other) = serde_json::from_str::<serde_json::Value>(&text) {
-            let theirs = Json::loads(&other.to_string()).expect("valid JSON");
-            prop_assert_eq!(theirs.dumps(), value.dumps());
-        }
+        // Infinities are Python's own; and serde_json reads floats to the last digit only.
+        prop_assume!(!text.contains("Infinity"));
+        let other: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let theirs = Json::loads(&other.to_string()).expect("JSON");
+        prop_assert_eq!(shape(&theirs), shape(&value));
     }
 
     /// Nothing panics, and nothing but JSON is taken for JSON.

@@ -42,7 +42,11 @@ impl Json {
     #[must_use]
     pub fn dumps_in(&self, style: &Style) -> Option<String> {
         let mut out = String::new();
-        Writer { style, out: &mut out }.value(self, 0)?;
+        Writer {
+            style,
+            out: &mut out,
+        }
+        .value(self, 0)?;
         Some(out)
     }
 }
@@ -65,7 +69,9 @@ impl Writer<'_> {
             Json::Str(text) => self.string(text),
             Json::LoneSurrogate => return None,
             Json::List(items) => {
-                self.items("[]", items.iter(), depth, |w, item| w.value(item, depth + 1))?;
+                self.items("[]", items.iter(), depth, |w, item| {
+                    w.value(item, depth + 1)
+                })?;
             }
             Json::Object(object) => self.object(object, depth)?,
         }
@@ -158,7 +164,12 @@ fn float_json(number: f64) -> String {
         return "NaN".to_owned();
     }
     if number.is_infinite() {
-        return if number > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+        return if number > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        }
+        .to_owned();
     }
     float_repr(number)
 }
@@ -172,7 +183,9 @@ pub fn float_repr(number: f64) -> String {
     }
     // Rust's shortest digits are Python's; only the layout differs.
     let scientific = format!("{number:e}");
-    let (digits, exponent) = scientific.split_once('e').expect("{:e} always has an exponent");
+    let (digits, exponent) = scientific
+        .split_once('e')
+        .expect("{:e} always has an exponent");
     let exponent: i32 = exponent.parse().expect("{:e} writes a decimal exponent");
     if (-4..16).contains(&exponent) {
         return format!("{number:?}");

@@ -38,7 +38,9 @@ pub fn content_format(source: &str) -> ContentFormat {
 /// the writer its output, but `{% set x = x ~ x %}` doubles a value a step.
 pub fn check_foreign(source: &str) -> Result<(), PromptError> {
     let Ok(root) = parse(source, "template", jinja::syntax()) else {
-        return Err(PromptError::Template("the request's own does not compile".to_owned()));
+        return Err(PromptError::Template(
+            "the request's own does not compile".to_owned(),
+        ));
     };
     let mut nodes = Vec::new();
     collect(Node::Stmt(&root), false, &mut nodes);
@@ -54,21 +56,43 @@ pub fn check_foreign(source: &str) -> Result<(), PromptError> {
         }
         Node::Stmt(stmt) => !matches!(
             stmt,
-            Stmt::Template(_) | Stmt::EmitExpr(_) | Stmt::EmitRaw(_) | Stmt::IfCond(_)
-                | Stmt::Continue(_) | Stmt::Break(_)
+            Stmt::Template(_)
+                | Stmt::EmitExpr(_)
+                | Stmt::EmitRaw(_)
+                | Stmt::IfCond(_)
+                | Stmt::Continue(_)
+                | Stmt::Break(_)
         ),
         Node::Expr(Expr::BinOp(op)) => matches!(op.op, BinOpKind::Mul | BinOpKind::Pow),
         Node::Expr(Expr::Filter(filter)) => !matches!(
             filter.name,
-            "tojson" | "trim" | "length" | "count" | "upper" | "lower" | "first" | "last"
-                | "string" | "default" | "d"
+            "tojson"
+                | "trim"
+                | "length"
+                | "count"
+                | "upper"
+                | "lower"
+                | "first"
+                | "last"
+                | "string"
+                | "default"
+                | "d"
         ),
         Node::Expr(Expr::Call(call)) => match &call.expr {
             Expr::Var(function) => !matches!(function.id, "raise_exception" | "strftime_now"),
             Expr::GetAttr(method) => !matches!(
                 method.name,
-                "strip" | "lstrip" | "rstrip" | "startswith" | "endswith" | "get" | "items"
-                    | "keys" | "values" | "upper" | "lower"
+                "strip"
+                    | "lstrip"
+                    | "rstrip"
+                    | "startswith"
+                    | "endswith"
+                    | "get"
+                    | "items"
+                    | "keys"
+                    | "values"
+                    | "upper"
+                    | "lower"
             ),
             _ => true,
         },
@@ -76,7 +100,10 @@ pub fn check_foreign(source: &str) -> Result<(), PromptError> {
     });
     if unbounded || nodes.iter().filter(|(node, _)| grows(node)).count() > GROWTH_MAX {
         let field = "chat_template".to_owned();
-        return Err(PromptError::Unsupported { field, what: "templates that compute" });
+        return Err(PromptError::Unsupported {
+            field,
+            what: "templates that compute",
+        });
     }
     Ok(())
 }
@@ -96,8 +123,11 @@ fn loops_over_content(nodes: &[(Node, bool)]) -> Option<bool> {
             messages.insert(variable(&each.target)?);
         }
     }
-    let is_content =
-        |expr: &Expr| messages.iter().any(|message| accesses(expr, message, Some("content")));
+    let is_content = |expr: &Expr| {
+        messages
+            .iter()
+            .any(|message| accesses(expr, message, Some("content")))
+    };
     let parameters = content_parameters(nodes, is_content);
     for (each, in_macro) in loops() {
         let name = variable(&each.iter);
@@ -144,14 +174,20 @@ fn content_parameters<'s>(
         })
         .collect();
     for (node, _) in nodes {
-        let Node::Expr(Expr::Call(call)) = node else { continue };
-        let called = macros.iter().filter(|one| variable(&call.expr) == Some(one.name));
+        let Node::Expr(Expr::Call(call)) = node else {
+            continue;
+        };
+        let called = macros
+            .iter()
+            .filter(|one| variable(&call.expr) == Some(one.name));
         for one in called {
             let names: Vec<_> = one.args.iter().filter_map(variable).collect();
             for (position, arg) in call.args.iter().enumerate() {
                 let (name, value) = match arg {
                     CallArg::Pos(value) => (names.get(position).copied(), value),
-                    CallArg::Kwarg(name, value) => (names.iter().find(|n| *n == name).copied(), value),
+                    CallArg::Kwarg(name, value) => {
+                        (names.iter().find(|n| *n == name).copied(), value)
+                    }
                     CallArg::PosSplat(_) | CallArg::KwargSplat(_) => continue,
                 };
                 parameters.extend(name.filter(|_| is_content(value)));
@@ -246,7 +282,11 @@ fn operands<'t, 's>(expr: &'t Expr<'s>, out: &mut Vec<&'t Expr<'s>>) {
         Expr::Var(_) | Expr::Const(_) => {}
         Expr::Slice(slice) => {
             out.push(&slice.expr);
-            out.extend([&slice.start, &slice.stop, &slice.step].into_iter().flatten());
+            out.extend(
+                [&slice.start, &slice.stop, &slice.step]
+                    .into_iter()
+                    .flatten(),
+            );
         }
         Expr::UnaryOp(op) => out.push(&op.expr),
         Expr::BinOp(op) => out.extend([&op.left, &op.right]),

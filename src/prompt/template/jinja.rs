@@ -7,8 +7,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Object as JinjaObject, ObjectRepr, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Template, Value};
 
-use super::python;
 use super::Clock;
+use super::python;
 use crate::prompt::PromptError;
 use crate::prompt::json::{Json, Object, Style};
 
@@ -35,10 +35,15 @@ pub fn environment(clock: Clock, fuel: u64) -> Environment<'static> {
         let text = python::str_of(text);
         python::strip(&text, chars).to_owned()
     });
-    env.add_function("raise_exception", |_message: &Value| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, RAISED))
+    env.add_function(
+        "raise_exception",
+        |_message: &Value| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, RAISED))
+        },
+    );
+    env.add_function("strftime_now", move |format: &str| {
+        python::strftime(clock(), format)
     });
-    env.add_function("strftime_now", move |format: &str| python::strftime(clock(), format));
     env
 }
 
@@ -65,8 +70,13 @@ pub fn prepare(source: &str) -> String {
         let inner = &tag[2..];
         let lead = inner.trim_start_matches(['-', '+']).trim_start();
         let word_at = inner.len() - lead.len();
-        let word_len = lead.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(lead.len());
-        let closes = lead[word_len..].trim_start().trim_start_matches(['-', '+']).starts_with("%}");
+        let word_len = lead
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .unwrap_or(lead.len());
+        let closes = lead[word_len..]
+            .trim_start()
+            .trim_start_matches(['-', '+'])
+            .starts_with("%}");
         let known = match &lead[..word_len] {
             "generation" if closes => "if true",
             "endgeneration" if closes => "endif",
@@ -87,8 +97,13 @@ pub fn render(
     context: &Object,
     bytes_max: usize,
 ) -> Result<String, PromptError> {
-    let mut out = Bounded { bytes: Vec::new(), bytes_max };
-    template.render_captured_to(object_value(context), &mut out).map_err(explain)?;
+    let mut out = Bounded {
+        bytes: Vec::new(),
+        bytes_max,
+    };
+    template
+        .render_captured_to(object_value(context), &mut out)
+        .map_err(explain)?;
     Ok(String::from_utf8(out.bytes).expect("minijinja writes strings"))
 }
 
@@ -140,7 +155,11 @@ impl JinjaObject for BigInt {
 }
 
 fn object_value(object: &Object) -> Value {
-    Value::from_pairs(object.iter().map(|(key, value)| (Value::from(key.clone()), value_of(value))))
+    Value::from_pairs(
+        object
+            .iter()
+            .map(|(key, value)| (Value::from(key.clone()), value_of(value))),
+    )
 }
 
 /// A value for a template. Text is shared, not copied.
@@ -160,7 +179,10 @@ fn value_of(json: &Json) -> Value {
 }
 
 fn surrogate() -> Error {
-    Error::new(ErrorKind::BadSerialization, "a string with a lone surrogate")
+    Error::new(
+        ErrorKind::BadSerialization,
+        "a string with a lone surrogate",
+    )
 }
 
 fn check(value: &Value) -> Result<(), Error> {

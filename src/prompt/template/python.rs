@@ -10,7 +10,12 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use crate::prompt::json::{Json, float_repr};
 
 /// Methods of strings, lists and dicts; ours where minijinja's differ from Python's.
-pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     let chars = match args {
         [] => Some(None),
         [one] if one.is_none() => Some(None),
@@ -92,7 +97,11 @@ fn repr(value: &Value, out: &mut String, depth: usize) {
 }
 
 fn repr_str(text: &str, out: &mut String) {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     out.push(quote);
     for c in text.chars() {
         match c {
@@ -115,12 +124,16 @@ pub fn number_of(value: &Value) -> Json {
     if !value.is_integer() {
         return f64::try_from(value.clone()).map_or(Json::Null, Json::Float);
     }
-    value.as_i64().map_or_else(|| Json::BigInt(value.to_string().into()), Json::Int)
+    value
+        .as_i64()
+        .map_or_else(|| Json::BigInt(value.to_string().into()), Json::Int)
 }
 
 /// `datetime.strftime` in UTC, for the directives that templates use; others print as they are.
 pub fn strftime(time: SystemTime, format: &str) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let date = Date::of_days(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     let mut out = String::new();
@@ -189,20 +202,43 @@ impl Date {
             left -= month_days(year, month);
             month += 1;
         }
-        Self { year, month, day: left + 1, day_of_year, weekday }
+        Self {
+            year,
+            month,
+            day: left + 1,
+            day_of_year,
+            weekday,
+        }
     }
 
     fn month_name(&self) -> &'static str {
         const NAMES: [&str; 12] = [
-            "January", "February", "March", "April", "May", "June", "July", "August", "September",
-            "October", "November", "December",
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
         ];
         NAMES[(self.month - 1) as usize]
     }
 
     fn weekday_name(&self) -> &'static str {
-        const NAMES: [&str; 7] =
-            ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+        const NAMES: [&str; 7] = [
+            "Sunday",
+            "Monday",
+            "Tuesday",
+            "Wednesday",
+            "Thursday",
+            "Friday",
+            "Saturday",
+        ];
         NAMES[self.weekday as usize]
     }
 }
