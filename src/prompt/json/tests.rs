@@ -28,6 +28,14 @@ fn numbers_print_as_python_prints_them() {
         ("1.5e-7", "1.5e-07"),
         ("1.7976931348623157e308", "1.7976931348623157e+308"),
         ("5e-324", "5e-324"),
+        ("890663775828858.25", "890663775828858.2"),
+        ("890663775828858.75", "890663775828858.8"),
+        ("9007199254740993.0", "9007199254740992.0"),
+        ("100.0", "100.0"),
+        ("0.00012", "0.00012"),
+        ("0.000012", "1.2e-05"),
+        ("1234567890123456.7", "1234567890123456.8"),
+        ("0e5", "0.0"),
         ("NaN", "NaN"),
         ("-Infinity", "-Infinity"),
         (
@@ -190,6 +198,16 @@ proptest! {
     fn dumps_then_loads_is_identity(value in any_json()) {
         let text = value.dumps().expect("no surrogates here");
         prop_assert_eq!(Json::loads(&text).expect("our own text"), value);
+    }
+
+    /// Python's float text is the nearest of the shortest that read back the same.
+    #[test]
+    fn floats_read_back(bits in any::<u64>()) {
+        let number = f64::from_bits(bits);
+        prop_assume!(number.is_finite());
+        let text = float_repr(number);
+        prop_assert_eq!(text.parse::<f64>().map(f64::to_bits), Ok(number.to_bits()), "{}", text);
+        prop_assert!(text.len() <= 24, "{}", text);
     }
 
     /// Another reader understands what we write, and we what it writes.
