@@ -151,7 +151,7 @@ async fn next_disconnect(source: &mut ZmqSource) -> String {
 }
 
 fn seqs(replay: &Replay) -> Vec<u64> {
-    replay.batches.iter().map(|batch| batch.seq).collect()
+    replay.batches.keys().copied().collect()
 }
 
 /// The signature, a version, NULL: what every libzmq sends first.
@@ -382,7 +382,7 @@ async fn both_replay_formats_are_read() {
         let replay = publisher.replay(500, DEADLINE).await.expect("a replay");
         assert_eq!(replay.end, ReplayEnd::Complete);
         assert_eq!(seqs(&replay), (500..900).collect::<Vec<_>>());
-        assert_eq!(replay.batches[0].topic, topic);
+        assert_eq!(replay.batches[&500].topic, topic);
         assert!(!replay.starts_late() && replay.gaps().next().is_none());
     }
 }
@@ -406,6 +406,17 @@ async fn a_replay_says_what_it_lacks() {
     assert_eq!(replay.gaps().collect::<Vec<_>>(), [(10, 13)]);
 }
 
+/// vLLM before 0.33.0 loses replies beyond its ROUTER's mark of 1,000, whoever reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_lost_is_asked_for_again() {
+    let mut publisher = Publisher::start();
+    publisher.tell("publish kv 0 30 10");
+    publisher.tell("replay 0.26 holes");
+    let replay = publisher.replay(0, DEADLINE).await.expect("a replay");
+    assert_eq!(seqs(&replay), (0..30).collect::<Vec<_>>());
+    assert_eq!(replay.end, ReplayEnd::Complete);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_without_an_end_marker_is_truncated_not_hung() {
     let mut publisher = Publisher::start();
@@ -416,7 +427,7 @@ async fn a_replay_without_an_end_marker_is_truncated_not_hung() {
         .await
         .expect("a part");
     assert_eq!(seqs(&replay), [0, 1, 2]);
-    let reason = "no end marker within 1s".into();
+    let reason = "no end marker came".into();
     assert_eq!(replay.end, ReplayEnd::Truncated { reason });
 }
 
@@ -434,14 +445,14 @@ async fn a_replay_beyond_the_limit_is_truncated() {
     publisher.tell("publish kv 0 100 1000");
     let address = format!("tcp://127.0.0.1:{}", publisher.replay_port);
     let limits = Limits {
-        replay_bytes_max: 10_500,
+        replay_bytes_max: 11_500,
         ..Limits::default()
     };
     let replay = within(replay(&address, 0, DEADLINE, &limits))
         .await
         .expect("a part");
     assert_eq!(seqs(&replay), (0..10).collect::<Vec<_>>());
-    let reason = "more than 10500 bytes".into();
+    let reason = "more than 11500 bytes".into();
     assert_eq!(replay.end, ReplayEnd::Truncated { reason });
 }
 

@@ -7,7 +7,8 @@ with its stdin. The replay follows vllm/distributed/kv_events.py.
   publish TOPIC FIRST_SEQ COUNT SIZE publishes batches of SIZE bytes and keeps them for replay
   raw FRAME...                       publishes one message of these frames (hex, "-" is empty)
   replay FORMAT MODE                 how to answer from now on: FORMAT 0.25 or 0.26;
-                                     MODE whole, endless (no end marker), hangup or garbage
+                                     MODE whole, holes (once, then whole), endless (no end
+                                     marker), hangup or garbage
   keep_from SEQ                      forgets the batches before SEQ
 """
 
@@ -46,10 +47,13 @@ class Publisher:
                 self.router.send_multipart([client, b"?"])
                 continue
             for topic, seq, payload in self.kept:
-                if seq >= start:
+                lost = self.mode == "holes" and seq % 3 == 1
+                if seq >= start and not lost:
                     self.reply(client, topic, seq.to_bytes(8, "big"), payload)
-            if self.mode == "whole":
+            if self.mode != "endless":
                 self.reply(client, b"", END, b"")
+            if self.mode == "holes":
+                self.mode = "whole"
 
     def reply(self, client, topic, seq, payload):
         topics = [topic] if self.format == "0.26" else []
