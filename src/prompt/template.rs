@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use minijinja::Environment;
-use serde::Deserialize;
 
 use super::PromptError;
 use super::json::{Json, Object};
@@ -14,62 +13,17 @@ use super::json::{Json, Object};
 mod inspect;
 mod jinja;
 mod python;
+mod resume;
+mod settings;
+
+pub use settings::{ContentFormat, RenderSettings};
 
 /// Instructions that one render may run: about two seconds. Qwen3's template runs 60 a message.
 const FUEL_MAX: u64 = 50_000_000;
 /// Bytes that one render may print. A body of 10 MB prints about as much.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
-/// What transformers appends to a message that is to be continued.
-const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
-
 /// Reads the time for `strftime_now`; UTC, as in vLLM's images.
 pub type Clock = fn() -> SystemTime;
-
-/// The flags of a vLLM server that decide what its prompts look like, by their vLLM names.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RenderSettings {
-    /// `--chat-template`: the text of a template, or the name of one of the model's.
-    pub chat_template: Option<String>,
-    /// `--chat-template-content-format`.
-    pub chat_template_content_format: ContentFormat,
-    /// `--default-chat-template-kwargs`.
-    pub default_chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
-    /// `--trust-request-chat-template`.
-    pub trust_request_chat_template: bool,
-    /// `--exclude-tools-when-tool-choice-none`.
-    pub exclude_tools_when_tool_choice_none: bool,
-    /// `--enable-auto-tool-choice` with a `--tool-call-parser`. Without them vLLM refuses tools.
-    pub enable_auto_tool_choice: bool,
-    /// `--max-model-len`, tokens: what `truncate_prompt_tokens: -1` stands for.
-    pub max_model_len: Option<usize>,
-}
-
-impl Default for RenderSettings {
-    fn default() -> Self {
-        Self {
-            chat_template: None,
-            chat_template_content_format: ContentFormat::Auto,
-            default_chat_template_kwargs: serde_json::Map::new(),
-            trust_request_chat_template: false,
-            exclude_tools_when_tool_choice_none: false,
-            enable_auto_tool_choice: true,
-            max_model_len: None,
-        }
-    }
-}
-
-/// How a message's content reaches the template.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ContentFormat {
-    /// As the template wants it: [`Self::Openai`] if it loops over a content.
-    Auto,
-    /// Text.
-    String,
-    /// A list of `{"type": "text", "text": …}`.
-    Openai,
-}
 
 /// Why a model's folder gives no renderer.
 #[derive(Debug, thiserror::Error)]
@@ -287,17 +241,11 @@ impl Renderer {
     /// Runs a template on a chat (transformers, `render_jinja_template`).
     pub(super) fn run(&self, chosen: &Chosen, mut chat: Chat) -> Result<String, PromptError> {
         let last = match chat.continue_final_message {
-            true => Some(mark_final_message(
-                &mut chat.messages,
-                &chosen.template.source,
-            )?),
+            true => Some(resume::mark(&mut chat.messages, &chosen.template.source)?),
             false => None,
         };
-        let mut context = self.special_tokens.clone();
-        for (name, value) in chat.context.iter() {
-            context.set(name, value.clone());
-        }
         let messages = chat.messages.into_iter().map(Json::Object).collect();
+        let mut context = self.special_tokens.clone().merged(chat.context);
         context.set("messages", Json::List(messages));
         let text = match chosen.from_request {
             true => {
@@ -320,61 +268,8 @@ impl Renderer {
         }?;
         match last {
             None => Ok(text),
-            Some(last) => cut_at_tag(&text, &last),
+            Some(last) => resume::cut(&text, &last),
         }
-    }
-}
-
-/// Appends the tag to the last content, and returns that content as it was.
-fn mark_final_message(messages: &mut [Object], source: &str) -> Result<String, PromptError> {
-    let refuse = |reason| PromptError::bad("continue_final_message", reason);
-    if !source.contains("content") {
-        return Err(refuse("the template prints no content"));
-    }
-    let last = messages
-        .last_mut()
-        .ok_or_else(|| refuse("there is no message"))?;
-    let marked = |text: &str| Json::from(format!("{text}{CONTINUE_TAG}").as_str());
-    match last.get("content").cloned() {
-        Some(Json::Str(text)) => {
-            last.set("content", marked(&text));
-            Ok(text.to_string())
-        }
-        Some(Json::List(mut parts)) => {
-            let texts = parts.iter_mut().rev().filter_map(|part| match part {
-                Json::Object(part) => part
-                    .get("text")?
-                    .as_str()
-                    .map(str::to_owned)
-                    .map(|t| (t, part)),
-                _ => None,
-            });
-            let (text, part) = { texts }
-                .next()
-                .ok_or_else(|| refuse("the last message has no text"))?;
-            part.set("text", marked(&text));
-            last.set("content", Json::List(parts));
-            Ok(text)
-        }
-        _ => Err(refuse("the last message has no text")),
-    }
-}
-
-/// What stands before the last tag; the template may have trimmed the tag's space away.
-fn cut_at_tag(text: &str, last: &str) -> Result<String, PromptError> {
-    let tag = CONTINUE_TAG.trim_end();
-    match text.rfind(tag) {
-        Some(at) if text.contains(python::strip(last, None)) => {
-            let before = &text[..at];
-            Ok(match text[at..].starts_with(CONTINUE_TAG) {
-                true => before.to_owned(),
-                false => python::strip_end(before, None).to_owned(),
-            })
-        }
-        _ => Err(PromptError::bad(
-            "continue_final_message",
-            "the template drops the last message",
-        )),
     }
 }
 
