@@ -1,0 +1,49 @@
+//! The server's side of a prompt.
+
+use serde::Deserialize;
+
+/// The flags of a vLLM server that decide what its prompts look like, by their vLLM names.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RenderSettings {
+    /// `--chat-template`: the text of a template, or the name of one of the model's.
+    pub chat_template: Option<String>,
+    /// `--chat-template-content-format`.
+    pub chat_template_content_format: ContentFormat,
+    /// `--default-chat-template-kwargs`.
+    pub default_chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// `--trust-request-chat-template`.
+    pub trust_request_chat_template: bool,
+    /// `--exclude-tools-when-tool-choice-none`.
+    pub exclude_tools_when_tool_choice_none: bool,
+    /// `--enable-auto-tool-choice` with a `--tool-call-parser`. Without them vLLM refuses tools.
+    pub enable_auto_tool_choice: bool,
+    /// `--max-model-len`, tokens: what `truncate_prompt_tokens: -1` stands for.
+    pub max_model_len: Option<usize>,
+}
+
+impl Default for RenderSettings {
+    fn default() -> Self {
+        Self {
+            chat_template: None,
+            chat_template_content_format: ContentFormat::Auto,
+            default_chat_template_kwargs: serde_json::Map::new(),
+            trust_request_chat_template: false,
+            exclude_tools_when_tool_choice_none: false,
+            enable_auto_tool_choice: true,
+            max_model_len: None,
+        }
+    }
+}
+
+/// How a message's content reaches the template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContentFormat {
+    /// As the template wants it: [`Self::Openai`] if it loops over a content.
+    Auto,
+    /// Text.
+    String,
+    /// A list of `{"type": "text", "text": …}`.
+    Openai,
+}
