@@ -244,7 +244,7 @@ fn settings(config: &Config) -> ExtProcSettings {
             decision_header: config.replies.decision_header,
             ..Rules::default()
         },
-        deadline: Duration::from_millis(config.limits.decision_ms_max),
+        held_bytes_max: config.limits.held_bytes_max,
         reading_max: config.limits.exchanges_max,
         grace: Duration::from_millis(config.limits.drain_ms_max),
         ..ExtProcSettings::default()

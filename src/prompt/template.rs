@@ -15,9 +15,6 @@ mod inspect;
 mod jinja;
 mod python;
 mod resume;
-mod settings;
-
-pub use settings::{ContentFormat, RenderSettings};
 
 /// Instructions that one render may run: about two seconds. Qwen3's template runs 60 a message.
 const FUEL_MAX: u64 = 50_000_000;
