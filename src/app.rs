@@ -85,10 +85,16 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         health,
         scheduler: scheduler.clone(),
     };
-    app.spawn("fleet", async { Ok(fleet_file.run().await) });
+    app.spawn("fleet", async {
+        fleet_file.run().await;
+        Ok(())
+    });
     if config.events.source == EventSourceKind::Zmq {
         let listeners = listeners(&config, &fleet, &index, &metrics, &app.readiness);
-        app.spawn("events", async { Ok(listeners.run().await) });
+        app.spawn("events", async {
+            listeners.run().await;
+            Ok(())
+        });
     }
     let (health, told) = (app.health.clone(), app.told());
     app.spawn("health", async move {

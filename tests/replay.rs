@@ -127,3 +127,17 @@ fn a_folder_that_is_no_recording_is_a_clear_error() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("requests.jsonl"), "{stderr}");
 }
+
+#[test]
+fn request_bodies_read_as_the_server_read_them() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
+    let folder = std::env::var("KVSCOUT_TOKENIZER_DIR").unwrap_or_else(|_| folder.to_owned());
+    for recording in ["v0.20.2-bs32", "v0.32.0-bs32", "v0.33.0-py"] {
+        let output = replay(&fixtures().join(recording), &["--tokenizer", &folder]);
+        assert_eq!(
+            summary(&output)["token_mismatches"],
+            0,
+            "{recording}: {output:?}"
+        );
+    }
+}
