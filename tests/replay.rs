@@ -89,8 +89,8 @@ fn the_decoded_column_is_never_read() {
 }
 
 #[test]
-fn a_lost_removal_is_noticed_and_makes_predictions_wrong_not_silent() {
-    let copy = changed("v0.33.0-py", |at, line| (at != 30).then(|| line.to_owned()));
+fn a_lost_batch_makes_predictions_wrong_and_the_exit_status_says_so() {
+    let copy = changed("v0.33.0-py", |at, line| (at != 3).then(|| line.to_owned()));
     let output = replay(copy.path(), &["--json"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(summary(&output)["wrong"].as_u64() > Some(0));
