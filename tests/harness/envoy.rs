@@ -11,6 +11,9 @@ const EXAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
 /// How Envoy shows bodies to kvscout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bodies {
+    /// Both ways in full duplex, and no second try: with one, Envoy 1.40 sends the body of a
+    /// request with trailers twice (envoyproxy/envoy#45470).
+    FullDuplexOnce,
     /// Full duplex both ways.
     FullDuplex,
     /// The request buffered, the response in chunks that Envoy keeps.
@@ -154,8 +157,13 @@ fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: 
         .expect("the end of the pods");
     let pods: String = pods.iter().map(|pod| pod_line(*pod)).collect();
     text.replace_range(first..after, &pods);
+    if bodies == Bodies::FullDuplexOnce {
+        text = swap(&text, "num_retries: 2", "num_retries: 0");
+    }
     let (request, response) = match bodies {
-        Bodies::FullDuplex => ("FULL_DUPLEX_STREAMED", "FULL_DUPLEX_STREAMED"),
+        Bodies::FullDuplex | Bodies::FullDuplexOnce => {
+            ("FULL_DUPLEX_STREAMED", "FULL_DUPLEX_STREAMED")
+        }
         Bodies::Buffered => ("BUFFERED", "STREAMED"),
         Bodies::AllBuffered => ("BUFFERED", "BUFFERED"),
         Bodies::Unseen => ("NONE", "NONE"),
@@ -175,7 +183,7 @@ fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: 
             "- metadata: {key: envoy.lb, path: [{key: x-gateway-destination-endpoint}]}",
             "- header: x-gateway-destination-endpoint",
         ),
-        Follow::OriginalDst => swap(&text, "{cluster: picked,", "{cluster: original_dst,"),
+        Follow::OriginalDst => swap(&text, "cluster: picked\n", "cluster: original_dst\n"),
     }
 }
 
