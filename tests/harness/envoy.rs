@@ -158,7 +158,11 @@ fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: 
     let pods: String = pods.iter().map(|pod| pod_line(*pod)).collect();
     text.replace_range(first..after, &pods);
     if bodies == Bodies::FullDuplexOnce {
-        text = swap(&text, "num_retries: 2", "num_retries: 0");
+        text = swap(
+            &text,
+            "retry_on: connect-failure,refused-stream,reset-before-request",
+            "retry_on: \"\"",
+        );
     }
     let (request, response) = match bodies {
         Bodies::FullDuplex | Bodies::FullDuplexOnce => {
