@@ -10,6 +10,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
+use metrics_util::MetricKindMask;
 
 /// Every family: name, unit, what it says.
 const COUNTERS: &[(&str, Unit, &str)] = &[
@@ -116,6 +117,9 @@ const SECONDS: &[f64] = &[
     2.0, 5.0,
 ];
 
+/// Gauges are set at every scrape; one that was not for this long is of an endpoint that left.
+const GAUGE_IDLE_MAX: Duration = Duration::from_secs(60);
+
 /// Where every measurement goes.
 pub struct Metrics {
     recorder: PrometheusRecorder,
@@ -127,7 +131,10 @@ impl Default for Metrics {
     fn default() -> Self {
         let matcher = Matcher::Suffix("_seconds".into());
         let builder = PrometheusBuilder::new().set_buckets_for_metric(matcher, SECONDS);
-        let recorder = builder.expect("the buckets are not empty").build_recorder();
+        let recorder = builder
+            .expect("the buckets are not empty")
+            .idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_IDLE_MAX))
+            .build_recorder();
         for (name, unit, help) in COUNTERS {
             recorder.describe_counter(KeyName::from(*name), Some(*unit), (*help).into());
         }
@@ -139,14 +146,7 @@ impl Default for Metrics {
         }
         let decision =
             recorder.register_histogram(&key("kvscout_decision_seconds", &[]), &METADATA);
-        let metrics = Self { recorder, decision };
-        metrics
-            .gauge(
-                "kvscout_build_info",
-                &[("version", env!("CARGO_PKG_VERSION"))],
-            )
-            .set(1.0);
-        metrics
+        Self { recorder, decision }
     }
 }
 
@@ -231,6 +231,11 @@ impl Metrics {
 
     /// Sizes, read when somebody looks.
     pub fn observe(&self, sizes: &Sizes<'_>) {
+        self.gauge(
+            "kvscout_build_info",
+            &[("version", env!("CARGO_PKG_VERSION"))],
+        )
+        .set(1.0);
         self.gauge("kvscout_index_blocks", &[])
             .set(sizes.index_blocks as f64);
         self.gauge("kvscout_index_pairs", &[])

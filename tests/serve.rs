@@ -1,0 +1,255 @@
+//! The `kvscout` process as an operator sees it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn kvscout(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvscout"));
+    command.args(args);
+    command
+}
+
+fn output(args: &[&str]) -> Output {
+    kvscout(args).output().expect("kvscout runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("written");
+    path.display().to_string()
+}
+
+const ANY_PORT: &str =
+    "listen: {ext_proc: '127.0.0.1:0', health: '127.0.0.1:0', admin: '127.0.0.1:0'}\n";
+
+/// A running `kvscout serve`, killed when dropped.
+struct Served {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Served {
+    fn start(args: &[&str]) -> Self {
+        let mut child = kvscout(&["serve"])
+            .args(args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kvscout runs");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let (sender, lines) = mpsc::sync_channel(1000);
+        std::thread::spawn(move || {
+            let mut all = stderr.lines().map_while(Result::ok);
+            all.all(|line| sender.send(line).is_ok())
+        });
+        Self { child, lines }
+    }
+
+    /// The next line that contains `part`.
+    fn line(&self, part: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| panic!("no {part:?}: {error}"));
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    fn admin(&self) -> SocketAddr {
+        let line = self.line("listening");
+        let address = line.split("admin=").nth(1).expect("the admin address");
+        address.trim().parse().expect("an address")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed, and need not be.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn help_teaches_every_command() {
+    for command in ["serve", "check", "replay", "tokenize", "record"] {
+        let help = output(&[command, "--help"]);
+        assert!(help.status.success(), "{command}");
+        assert!(
+            text(&help.stdout).lines().count() > 10,
+            "{command}: {}",
+            text(&help.stdout)
+        );
+    }
+}
+
+#[test]
+fn check_names_everything_that_is_wrong_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = write(
+        folder.path(),
+        "bad.yaml",
+        "polcy: {}\nlisten: {admin: here}\n",
+    );
+    let checked = output(&["check", &config]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = text(&checked.stderr);
+    for part in [
+        "line 1: polcy: is not a known key",
+        "line 2: listen.admin: \"here\"",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    write(
+        folder.path(),
+        "fleet.yaml",
+        "endpoints: [{address: '10.0.0.1:8000'}]",
+    );
+    let config = write(folder.path(), "good.yaml", "log: json\n");
+    let checked = output(&["check", &config]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    assert!(
+        text(&checked.stderr).contains("0 models, 1 endpoints"),
+        "{}",
+        text(&checked.stderr)
+    );
+}
+
+#[test]
+fn the_printed_configuration_has_the_flags_in_it_and_checks() {
+    let printed = output(&[
+        "serve",
+        "--print-config",
+        "--admin",
+        "127.0.0.1:1234",
+        "--plaintext",
+    ]);
+    assert!(printed.status.success(), "{}", text(&printed.stderr));
+    let yaml = text(&printed.stdout);
+    assert!(
+        yaml.contains("admin: \"127.0.0.1:1234\"") && yaml.contains("mode: off"),
+        "{yaml}"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), "fleet.yaml", "endpoints: []");
+    let config = write(folder.path(), "kvscout.yaml", &yaml);
+    let checked = output(&["check", &config]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+}
+
+#[test]
+fn what_cannot_be_served_is_said_before_anything_listens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = write(folder.path(), "kvscout.yaml", ANY_PORT);
+    let missing = output(&["serve", "--config", &config]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(
+        text(&missing.stderr).contains("fleet.yaml: cannot be read"),
+        "{}",
+        text(&missing.stderr)
+    );
+
+    write(folder.path(), "fleet.yaml", "endpoints: []");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let refused = output(&["serve", "--config", &config, "--admin", &address]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = text(&refused.stderr);
+    assert!(
+        said.contains("listen.admin") && said.contains(&address) && said.contains("--admin"),
+        "{said}"
+    );
+
+    let model = output(&[
+        "serve",
+        "--config",
+        &config,
+        "--model",
+        "/model/qwen=/nonexistent",
+    ]);
+    assert_eq!(model.status.code(), Some(2));
+    assert!(
+        text(&model.stderr).contains("holds no tokenizer.json"),
+        "{}",
+        text(&model.stderr)
+    );
+}
+
+#[test]
+fn it_serves_rereads_its_fleet_and_ends_when_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(
+        folder.path(),
+        "fleet.yaml",
+        "endpoints: [{address: '127.0.0.1:1'}]",
+    );
+    let config = write(folder.path(), "kvscout.yaml", ANY_PORT);
+    let mut served = Served::start(&["--config", &config]);
+    let admin = served.admin();
+    let get = |path: &str| {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(admin).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
+        .expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    };
+    assert!(
+        get("/healthz").starts_with("HTTP/1.1 200"),
+        "{}",
+        get("/healthz")
+    );
+    assert!(
+        get("/readyz").starts_with("HTTP/1.1 200"),
+        "{}",
+        get("/readyz")
+    );
+    assert!(get("/metrics").contains("kvscout_endpoint_requests{endpoint=\"127.0.0.1:1\"} 0"));
+    assert!(get("/nothing").starts_with("HTTP/1.1 404"));
+
+    write(
+        folder.path(),
+        "fleet.yaml",
+        "endpoints: [{addres: '127.0.0.1:1'}]",
+    );
+    let line = served.line("the fleet stays as it was");
+    let line = if line.contains("addres") {
+        line
+    } else {
+        served.line("addres")
+    };
+    assert!(line.contains("endpoints[0].addres"), "{line}");
+    write(
+        folder.path(),
+        "fleet.yaml",
+        "endpoints: [{name: new, address: '127.0.0.1:2'}]",
+    );
+    served.line("fleet read");
+    assert!(get("/metrics").contains("kvscout_endpoint_requests{endpoint=\"new\"} 0"));
+
+    let pid = served.child.id().to_string();
+    let told = Command::new("kill")
+        .args(["-TERM", &pid])
+        .status()
+        .expect("kill runs");
+    assert!(told.success());
+    served.line("draining");
+    served.line("ended");
+    let status = served.child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+}

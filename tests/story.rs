@@ -1,0 +1,311 @@
+//! The main job, end to end: Envoy asks, kvscout answers with the pod that holds the prefix,
+//! because it has heard that pod's events. Pods are simulated, over their real protocols.
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use harness::envoy::{Bodies, Envoy, Follow};
+use harness::http::{self, Answer, full, post};
+use harness::{PATIENCE, soon};
+use kvscout::app::{self, Bound};
+use kvscout::config::{Config, Engine, Model, RenderSettings, Replies};
+use kvscout_sim::events::{EventConfig, Layout};
+use kvscout_sim::server::{self, Server};
+use kvscout_sim::timing::Timing;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const MODEL: &str = "/model/qwen";
+const CHAT: &str = "/v1/chat/completions";
+
+fn tokenizer() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
+    std::env::var_os("KVSCOUT_TOKENIZER_DIR")
+        .unwrap_or_else(|| default.into())
+        .into()
+}
+
+/// Pods, kvscout as the process runs it, and Envoy before both.
+struct World {
+    pods: Vec<server::Bound>,
+    bound: Bound,
+    envoy: Envoy,
+    end: Option<oneshot::Sender<()>>,
+    running: JoinHandle<anyhow::Result<()>>,
+    _folder: tempfile::TempDir,
+}
+
+async fn pod(layout: Layout) -> server::Bound {
+    let config = server::Config {
+        model: MODEL.into(),
+        tokenizer: Some(tokenizer()),
+        timing: Timing::INSTANT,
+        events: Some(EventConfig {
+            endpoint: "tcp://127.0.0.1:0".into(),
+            replay_endpoint: None,
+            topic: None,
+            layout,
+            rank: 0,
+        }),
+        ..server::Config::default()
+    };
+    Server::start(config).await.expect("run make setup")
+}
+
+fn fleet_yaml(pods: &[server::Bound]) -> String {
+    let mut yaml = "endpoints:\n".to_owned();
+    for (number, pod) in pods.iter().enumerate() {
+        let events = pod.addresses.events.as_ref().expect("events are on");
+        let (http, events) = (pod.addresses.http, &events.endpoint);
+        yaml += &format!("  - {{name: pod-{number}, address: \"{http}\", events: \"{events}\"}}\n");
+    }
+    yaml
+}
+
+impl World {
+    async fn start(pods: usize, layout: Layout, bodies: Bodies) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pods: Vec<_> = futures::future::join_all((0..pods).map(|_| pod(layout))).await;
+        let fleet_file = folder.path().join("fleet.yaml");
+        std::fs::write(&fleet_file, fleet_yaml(&pods)).expect("written");
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let mut config = Config {
+            fleet_file,
+            ..Config::default()
+        };
+        (
+            config.listen.ext_proc,
+            config.listen.health,
+            config.listen.admin,
+        ) = (any, any, any);
+        config.replies = Replies {
+            decision_header: true,
+        };
+        config.models.push(Model {
+            names: vec![MODEL.into()],
+            adapters: Vec::new(),
+            folder: tokenizer(),
+            engine: Engine::Fast,
+            render: RenderSettings::default(),
+        });
+        let app = app::build(config).await.expect("run make setup");
+        let bound = app.bound();
+        let (end, ended) = oneshot::channel::<()>();
+        let running = tokio::spawn(app.run(async {
+            // A dropped sender is an end as well.
+            let _ = ended.await;
+        }));
+        let addresses: Vec<SocketAddr> = pods.iter().map(|pod| pod.addresses.http).collect();
+        let envoy = Envoy::start(&addresses, bound.ext_proc, bodies, Follow::Metadata).await;
+        let world = Self {
+            pods,
+            bound,
+            envoy,
+            end: Some(end),
+            running,
+            _folder: folder,
+        };
+        soon("kvscout is ready", async {
+            while http::get(world.bound.admin, "/readyz").await.status != 200 {
+                tokio::time::sleep(PATIENCE / 1000).await;
+            }
+        })
+        .await;
+        world
+    }
+
+    async fn metrics(&self) -> String {
+        let answer = http::get(self.bound.admin, "/metrics").await;
+        String::from_utf8(answer.body.to_vec()).expect("text")
+    }
+
+    /// Waits for something that only the metrics tell.
+    async fn until(&self, what: &str, condition: impl Fn(&str) -> bool) {
+        soon(what, async {
+            while !condition(&self.metrics().await) {
+                tokio::time::sleep(PATIENCE / 1000).await;
+            }
+        })
+        .await;
+    }
+
+    /// Waits until kvscout's picture of a pod has exactly so many blocks: events come after
+    /// answers.
+    async fn holds(&self, pod: &str, blocks: u64) {
+        let line = format!("kvscout_endpoint_blocks{{endpoint=\"{pod}\"}} {blocks}\n");
+        self.until(&line, |metrics| metrics.contains(&line)).await;
+    }
+
+    async fn chat(&self, messages: &Value, stream: bool) -> Reply {
+        let body = json!({
+            "model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 40,
+            "stream": stream, "stream_options": {"include_usage": true},
+        });
+        let request = post(CHAT).body(full(body.to_string())).expect("a request");
+        Reply::read(&http::send(self.envoy.routed, request).await)
+    }
+
+    async fn shut_down(mut self) {
+        self.end.take();
+        let ended = soon("kvscout ends", &mut self.running).await;
+        ended.expect("no panic").expect("a clean end");
+    }
+}
+
+/// What a client sees of a chat.
+#[derive(Debug)]
+struct Reply {
+    text: String,
+    pod: String,
+    by: String,
+    predicted: u64,
+    prompt_tokens: u64,
+    reported: u64,
+}
+
+impl Reply {
+    /// Blocks that the pod's cache holds of the prompt and its answer of 40 tokens: all that
+    /// are full before the last token.
+    fn stored_blocks(&self) -> u64 {
+        (self.prompt_tokens + 40 - 1) / 16
+    }
+
+    fn read(answer: &Answer) -> Self {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let decision = answer.header("x-kvscout-decision");
+        let field = |name: &str| {
+            let found = decision
+                .split("; ")
+                .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            found
+                .unwrap_or_else(|| panic!("no {name} in {decision:?}"))
+                .to_owned()
+        };
+        let body = String::from_utf8(answer.body.to_vec()).expect("text");
+        let chunks: Vec<Value> = match body.strip_prefix("data: ") {
+            None => vec![answer.json()],
+            Some(_) => {
+                let lines = body.lines().filter_map(|line| line.strip_prefix("data: "));
+                lines
+                    .filter_map(|line| serde_json::from_str(line).ok())
+                    .collect()
+            }
+        };
+        let mut text = String::new();
+        let mut usage = Value::Null;
+        for chunk in &chunks {
+            let choice = &chunk["choices"][0];
+            let said = choice["delta"]["content"]
+                .as_str()
+                .or(choice["message"]["content"].as_str());
+            text += said.unwrap_or("");
+            if chunk["usage"].is_object() {
+                usage = chunk["usage"].clone();
+            }
+        }
+        assert_eq!(field("prompt_tokens"), usage["prompt_tokens"].to_string());
+        Self {
+            text,
+            pod: field("endpoint"),
+            by: field("by"),
+            predicted: field("predicted_cached_tokens").parse().expect("a number"),
+            prompt_tokens: usage["prompt_tokens"].as_u64().expect("a number"),
+            reported: usage["prompt_tokens_details"]["cached_tokens"]
+                .as_u64()
+                .expect("a number"),
+        }
+    }
+}
+
+fn user(text: &str) -> Value {
+    json!({"role": "user", "content": text})
+}
+
+/// A few hundred words, like a system prompt.
+fn long_text(about: &str) -> String {
+    let rules = (1..=40).map(|n| {
+        format!(
+            "Rule {n} of {about}: say what rule {} forbids, and why.",
+            n * 7 % 41
+        )
+    });
+    rules.collect::<Vec<_>>().join(" ")
+}
+
+/// Round 2 of the mission's conversation.
+fn second_round(first: &str, answer: &str) -> Value {
+    json!([
+        user(first),
+        {"role": "assistant", "content": answer},
+        user("And rule 7?"),
+        {"role": "assistant", "content": "It holds."},
+        user("Why?"),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn round_two_lands_on_round_ones_pod_and_is_predicted_to_the_token() {
+    for (bodies, layout, stream) in [
+        (Bodies::FullDuplex, Layout::Map, true),
+        (Bodies::Buffered, Layout::Array, true),
+        (Bodies::FullDuplex, Layout::Array, false),
+    ] {
+        let world = World::start(3, layout, bodies).await;
+        let mut held: BTreeMap<String, u64> = BTreeMap::new();
+        for about in ["banking", "sailing", "chess"] {
+            let first = long_text(about);
+            let one = world.chat(&json!([user(&first)]), stream).await;
+            assert_eq!((one.predicted, one.reported), (0, 0), "{one:?}");
+            let held = held.entry(one.pod.clone()).or_default();
+            world.holds(&one.pod, *held + one.stored_blocks()).await;
+            let two = world.chat(&second_round(&first, &one.text), stream).await;
+            let said = format!("{bodies:?} {layout:?} {two:?}");
+            assert_eq!((&two.pod, two.by.as_str()), (&one.pod, "prefix"), "{said}");
+            assert_eq!(two.predicted, two.reported, "{said}");
+            assert!(
+                two.predicted >= one.prompt_tokens / 16 * 16,
+                "round 1's blocks: {said}"
+            );
+            // Round 2 begins with all that round 1 stored.
+            *held += two.stored_blocks();
+            world.holds(&two.pod, *held).await;
+        }
+        let metrics = world.metrics().await;
+        let exact = |line: &&str| line.contains("verdict=\"exact\"") && !line.ends_with(" 0");
+        assert!(metrics.lines().any(|line| exact(&line)), "{metrics}");
+        let wrong = |line: &&str| {
+            line.contains("verdict=\"") && !line.contains("exact") && !line.ends_with(" 0")
+        };
+        assert!(!metrics.lines().any(|line| wrong(&line)), "{metrics}");
+        world.shut_down().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_pod_is_left_alone() {
+    let mut world = World::start(2, Layout::Map, Bodies::FullDuplex).await;
+    let first = long_text("gardening");
+    let one = world.chat(&json!([user(&first)]), true).await;
+    world.holds(&one.pod, one.stored_blocks()).await;
+    let number: usize = one
+        .pod
+        .trim_start_matches("pod-")
+        .parse()
+        .expect("a number");
+    world.pods.remove(number).shutdown().await;
+    let silent = format!(
+        "kvscout_endpoint_trust{{endpoint=\"{}\",trust=\"silent\"}} 1",
+        one.pod
+    );
+    world
+        .until("the loss is noticed", |metrics| metrics.contains(&silent))
+        .await;
+    let two = world.chat(&second_round(&first, &one.text), true).await;
+    assert_ne!(two.pod, one.pod, "its cache is gone with it");
+    assert_eq!((two.predicted, two.reported), (0, 0));
+    world.shut_down().await;
+}
