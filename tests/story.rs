@@ -46,7 +46,7 @@ async fn pod(layout: Layout) -> server::Bound {
         timing: Timing::INSTANT,
         events: Some(EventConfig {
             endpoint: "tcp://127.0.0.1:0".into(),
-            replay_endpoint: None,
+            replay_endpoint: Some("tcp://127.0.0.1:0".into()),
             topic: None,
             layout,
             rank: 0,
@@ -60,16 +60,27 @@ fn fleet_yaml(pods: &[server::Bound]) -> String {
     let mut yaml = "endpoints:\n".to_owned();
     for (number, pod) in pods.iter().enumerate() {
         let events = pod.addresses.events.as_ref().expect("events are on");
-        let (http, events) = (pod.addresses.http, &events.endpoint);
-        yaml += &format!("  - {{name: pod-{number}, address: \"{http}\", events: \"{events}\"}}\n");
+        let (http, replay) = (
+            pod.addresses.http,
+            events.replay_endpoint.as_ref().expect("replay is on"),
+        );
+        let events = &events.endpoint;
+        yaml += &format!(
+            "  - {{name: pod-{number}, address: \"{http}\", events: \"{events}\", replay: \"{replay}\"}}\n"
+        );
     }
     yaml
 }
 
 impl World {
     async fn start(pods: usize, layout: Layout, bodies: Bodies) -> Self {
+        let pods = futures::future::join_all((0..pods).map(|_| pod(layout))).await;
+        Self::over(pods, bodies).await
+    }
+
+    /// Over pods that may have served before.
+    async fn over(pods: Vec<server::Bound>, bodies: Bodies) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let pods: Vec<_> = futures::future::join_all((0..pods).map(|_| pod(layout))).await;
         let fleet_file = folder.path().join("fleet.yaml");
         std::fs::write(&fleet_file, fleet_yaml(&pods)).expect("written");
         let any = "127.0.0.1:0".parse().expect("an address");
@@ -141,12 +152,7 @@ impl World {
     }
 
     async fn chat(&self, messages: &Value, stream: bool) -> Reply {
-        let body = json!({
-            "model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 40,
-            "stream": stream, "stream_options": {"include_usage": true},
-        });
-        let request = post(CHAT).body(full(body.to_string())).expect("a request");
-        Reply::read(&http::send(self.envoy.routed, request).await)
+        Reply::read(&chat(self.envoy.routed, messages, stream).await)
     }
 
     async fn shut_down(mut self) {
@@ -154,6 +160,15 @@ impl World {
         let ended = soon("kvscout ends", &mut self.running).await;
         ended.expect("no panic").expect("a clean end");
     }
+}
+
+async fn chat(to: SocketAddr, messages: &Value, stream: bool) -> Answer {
+    let body = json!({
+        "model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 40,
+        "stream": stream, "stream_options": {"include_usage": true},
+    });
+    let request = post(CHAT).body(full(body.to_string())).expect("a request");
+    http::send(to, request).await
 }
 
 /// What a client sees of a chat.
@@ -308,4 +323,34 @@ async fn a_dead_pod_is_left_alone() {
     assert_ne!(two.pod, one.pod, "its cache is gone with it");
     assert_eq!((two.predicted, two.reported), (0, 0));
     world.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kvscout_that_comes_late_asks_for_what_it_missed() {
+    for layout in [Layout::Map, Layout::Array] {
+        let pods = vec![pod(layout).await, pod(layout).await];
+        let first = long_text("rowing");
+        let before = chat(pods[1].addresses.http, &json!([user(&first)]), false)
+            .await
+            .json();
+        let answer = before["choices"][0]["message"]["content"]
+            .as_str()
+            .expect("an answer");
+        let world = World::over(pods, Bodies::FullDuplex).await;
+        let live = "kvscout_endpoint_trust{endpoint=\"pod-1\",trust=\"live\"} 1";
+        world
+            .until("the past is known", |metrics| metrics.contains(live))
+            .await;
+        let two = world.chat(&second_round(&first, answer), true).await;
+        assert_eq!(
+            (two.pod.as_str(), two.by.as_str()),
+            ("pod-1", "prefix"),
+            "{layout:?}"
+        );
+        assert!(
+            two.predicted > 300 && two.predicted == two.reported,
+            "{layout:?} {two:?}"
+        );
+        world.shut_down().await;
+    }
 }

@@ -4,7 +4,12 @@
 //! A picture that may be wrong is thrown away, not kept: after a gap, a restart or bytes that
 //! cannot be read, the endpoint's blocks are forgotten and the live tail builds up again. What
 //! is held then is true but not all, so the endpoint is `Doubtful` until its process restarts
-//! or it reports an empty cache.
+//! or it reports an empty cache. Where the server can replay, the listener asks for what is
+//! missing first, and nothing is lost.
+
+use std::collections::HashMap;
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::blocks::BlockEvent;
 use crate::events::order::{Order, Place};
@@ -21,6 +26,9 @@ pub struct Follower {
     /// The verdict before the connection was lost; it stands again if the next sequence number
     /// is the one expected.
     unheard: Option<Verdict>,
+    /// Hashes of the payloads that a replay brought, by sequence number, until the live stream
+    /// brings them too. Bounded by the replay's own limit: vLLM keeps 10,000 batches.
+    replayed: HashMap<u64, u64>,
 }
 
 /// How complete the endpoint's picture is, and why.
@@ -70,6 +78,7 @@ impl Follower {
             order: Order::default(),
             verdict,
             unheard: None,
+            replayed: HashMap::new(),
         }
     }
 
@@ -79,8 +88,41 @@ impl Follower {
         &self.verdict
     }
 
+    /// The first batch that a replay must bring before `seq` can be taken without a loss; none
+    /// where nothing is missing.
+    #[must_use]
+    pub fn missing_before(&self, seq: u64) -> Option<u64> {
+        if self.replayed.contains_key(&seq) {
+            None
+        } else {
+            self.order.missing_before(seq)
+        }
+    }
+
+    /// Whether no batch was ever taken.
+    #[must_use]
+    pub fn has_heard_nothing(&self) -> bool {
+        self.order.has_heard_nothing()
+    }
+
+    /// Takes one message of a replay. The live stream may bring it again.
+    pub fn on_replayed(&mut self, index: &Index, seq: u64, payload: &[u8]) -> Followed {
+        self.replayed.insert(seq, xxh3_64(payload));
+        self.take(index, seq, payload)
+    }
+
     /// Takes one published message.
     pub fn on_batch(&mut self, index: &Index, seq: u64, payload: &[u8]) -> Followed {
+        // Another process could use the same number, but not for the same bytes: they begin with
+        // a timestamp.
+        if self.replayed.get(&seq) == Some(&xxh3_64(payload)) {
+            return Followed::default();
+        }
+        self.replayed.clear();
+        self.take(index, seq, payload)
+    }
+
+    fn take(&mut self, index: &Index, seq: u64, payload: &[u8]) -> Followed {
         let mut followed = Followed::default();
         self.on_place(index, seq, &mut followed);
         match wire::decode(payload) {
@@ -254,6 +296,44 @@ mod tests {
         ]);
         assert!(holds_anything(&index));
         assert_eq!(follower.verdict().trust, Trust::Live);
+    }
+
+    #[test]
+    fn a_replay_fills_a_gap_and_what_comes_twice_counts_once() {
+        let (index, mut follower) = follow(&[(0, stored(1, None))]);
+        assert_eq!(follower.missing_before(3), Some(1));
+        for seq in 1..=4 {
+            follower.on_replayed(&index, seq, &stored(seq + 1, Some(seq)));
+        }
+        for seq in 3..=4 {
+            assert_eq!(follower.missing_before(seq), None);
+            let again = follower.on_batch(&index, seq, &stored(seq + 1, Some(seq)));
+            assert_eq!((again.applied.stored, again.forgotten), (0, false));
+        }
+        assert_eq!(
+            follower
+                .on_batch(&index, 5, &stored(6, Some(5)))
+                .applied
+                .stored,
+            1
+        );
+        assert_eq!(
+            (follower.verdict().trust, index.blocks_of(POD)),
+            (Trust::Live, 6)
+        );
+    }
+
+    #[test]
+    fn a_restart_right_after_a_replay_is_not_taken_for_an_echo() {
+        let (index, mut follower) = follow(&[]);
+        follower.on_replayed(&index, 0, &stored(1, None));
+        follower.on_replayed(&index, 1, &stored(2, Some(1)));
+        let other = follower.on_batch(&index, 0, &stored(77, None));
+        assert!(other.forgotten);
+        assert_eq!(
+            (follower.verdict().trust, index.blocks_of(POD)),
+            (Trust::Live, 1)
+        );
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::events::follow::{Followed, Follower};
+use crate::events::replay::{ReplayEnd, replay};
 use crate::events::zmq::{Limits, ZmqSource};
 use crate::events::{Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
@@ -70,6 +71,7 @@ impl Listeners {
             topic: self.topic.clone(),
             limits: self.limits.clone(),
             first: self.first.remove(&endpoint.id),
+            replay_after: None,
         }
     }
 }
@@ -82,7 +84,14 @@ struct Listener {
     topic: String,
     limits: Limits,
     first: Option<Ticket>,
+    replay_after: Option<Instant>,
 }
+
+/// Half a second is enough for the 10,000 batches that vLLM keeps, even
+/// when some are lost on the way and asked for again.
+const REPLAY_MAX: Duration = Duration::from_secs(10);
+/// Between two replays of one server: each is work for its publisher thread.
+const REPLAY_PAUSE: Duration = Duration::from_secs(30);
 
 impl Listener {
     async fn run(mut self) {
@@ -99,9 +108,61 @@ impl Listener {
         };
         let mut follower = Follower::new(self.endpoint.id);
         while let Some(delivery) = source.next().await {
+            let missing = match &delivery {
+                // What an idle server holds shows in its past alone.
+                Delivery::Connected => follower.has_heard_nothing().then_some(0),
+                Delivery::Batch(batch) => follower.missing_before(batch.seq),
+                _ => None,
+            };
+            if let Some(from_seq) = missing {
+                self.repair(&mut follower, from_seq).await;
+            }
             self.take(&mut follower, delivery);
             self.first = None;
         }
+    }
+
+    /// Asks the server for what was not heard, if it can replay. The live stream waits in its
+    /// queue meanwhile. Whatever is still missing shows when the live batch is taken.
+    async fn repair(&mut self, follower: &mut Follower, from_seq: u64) {
+        let Some(address) = self
+            .endpoint
+            .events
+            .as_ref()
+            .and_then(|events| events.replay.clone())
+        else {
+            return;
+        };
+        // A server that cannot fill a gap is not asked again at once.
+        if self
+            .replay_after
+            .is_some_and(|after| Instant::now() < after)
+        {
+            return;
+        }
+        let reason = format!("asking for what came from batch {from_seq} on");
+        self.trust(Trust::Learning, &reason);
+        match replay(&address, from_seq, REPLAY_MAX, &self.limits).await {
+            Ok(replay) => {
+                for (seq, batch) in &replay.batches {
+                    let followed = follower.on_replayed(&self.index, *seq, &batch.payload);
+                    self.count(&Followed {
+                        timestamp: None,
+                        ..followed
+                    });
+                }
+                let (endpoint, batches) = (self.endpoint.name.as_str(), replay.batches.len());
+                tracing::info!(endpoint, batches, from_seq, end = ?replay.end, "replayed");
+                if replay.end == ReplayEnd::Complete && replay.gaps().next().is_none() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let endpoint = self.endpoint.name.as_str();
+                tracing::warn!(endpoint, %error, address, "no replay");
+            }
+        }
+        self.replay_after = Some(Instant::now() + REPLAY_PAUSE);
     }
 
     fn take(&self, follower: &mut Follower, delivery: Delivery) {

@@ -35,6 +35,22 @@ pub enum Place {
 }
 
 impl Order {
+    /// Whether no batch was placed yet.
+    #[must_use]
+    pub fn has_heard_nothing(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// The first batch that would be missing if `seq` came now; none where nothing would.
+    #[must_use]
+    pub fn missing_before(&self, seq: u64) -> Option<u64> {
+        match self.clone().place(seq) {
+            Place::First | Place::Next => None,
+            Place::Late { missed } | Place::Restart { missed } => (missed > 0).then_some(0),
+            Place::Gap { missed } => Some(seq - missed),
+        }
+    }
+
     /// Places the batch numbered `seq` and moves on to it.
     pub fn place(&mut self, seq: u64) -> Place {
         let place = match self.next {
@@ -71,6 +87,25 @@ mod tests {
     #[test]
     fn every_lost_batch_is_noticed() {
         assert_eq!(places(&[0, 3]), [Place::First, Place::Gap { missed: 2 }]);
+    }
+
+    #[test]
+    fn what_is_missing_is_asked_for_from_its_first_batch() {
+        let missing = |heard: &[u64], seq| {
+            let mut order = Order::default();
+            heard.iter().for_each(|seq| {
+                order.place(*seq);
+            });
+            order.missing_before(seq)
+        };
+        assert_eq!(
+            (missing(&[], 0), missing(&[0, 1], 2), missing(&[7], 0)),
+            (None, None, None)
+        );
+        assert_eq!(
+            (missing(&[], 9), missing(&[0, 1], 9), missing(&[7], 3)),
+            (Some(0), Some(2), Some(0))
+        );
     }
 
     #[test]
