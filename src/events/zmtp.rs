@@ -4,7 +4,6 @@
 //! Ours and not a crate's, because a limit on what a peer can make us allocate, and a heartbeat
 //! that notices a dead one, belong into the codec. ARCHITECTURE.md has the comparison.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -12,19 +11,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout};
 
-/// Bytes asked of the kernel at a time. Frames below this size are copied out, so that a small
-/// message waiting in a queue never keeps a whole read buffer alive.
-const READ_BYTES: usize = 64 * 1024;
-/// Most frames of one message: vLLM sends 3, or 4 in a replay; more is another protocol.
-const FRAMES_MAX: usize = 16;
-/// Longest context of a heartbeat (RFC 37).
-const PING_CONTEXT_BYTES_MAX: usize = 16;
+use frame::{COMMAND, Decoder, MORE, READ_BYTES, put_frame};
+
+pub use address::{Address, AddressError};
+pub use frame::Incoming;
+
+mod address;
+mod frame;
+
 /// Opens every connection: signature, version 3.1, mechanism, as-server, filler.
 const GREETING_BYTES: usize = 64;
-
-const MORE: u8 = 1;
-const LONG: u8 = 2;
-const COMMAND: u8 = 4;
 
 /// Why a peer could not be talked to, or no longer can be.
 #[derive(Debug, thiserror::Error)]
@@ -78,71 +74,6 @@ pub enum LinkError {
     Malformed(&'static str),
 }
 
-/// An address that nothing can be connected to.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{address:?} is no address to connect to: {reason}")]
-pub struct AddressError {
-    /// As given.
-    pub address: String,
-    /// What is wrong with it.
-    pub reason: &'static str,
-}
-
-/// Where a ZeroMQ socket is bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// `tcp://host:port`. A name is resolved anew for each connection, so that it may move.
-    Tcp {
-        /// A name, an IPv4 or an IPv6 address (without brackets).
-        host: String,
-        /// Its port.
-        port: u16,
-    },
-    /// `ipc://path`: a Unix socket.
-    Ipc(PathBuf),
-}
-
-impl std::str::FromStr for Address {
-    type Err = AddressError;
-
-    fn from_str(address: &str) -> Result<Self, AddressError> {
-        parse(address).map_err(|reason| AddressError {
-            address: address.into(),
-            reason,
-        })
-    }
-}
-
-fn parse(address: &str) -> Result<Address, &'static str> {
-    if let Some(path) = address.strip_prefix("ipc://") {
-        return Ok(Address::Ipc(path.into()));
-    }
-    let rest = address
-        .strip_prefix("tcp://")
-        .ok_or("write tcp://host:port or ipc://path")?;
-    let (host, port) = rest.rsplit_once(':').ok_or("the port is missing")?;
-    let port = match port.parse() {
-        Ok(0) | Err(_) => return Err("the port must be a number from 1 to 65535"),
-        Ok(port) => port,
-    };
-    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    let host = match bracketed {
-        Some(host) => host,
-        None if host.contains(':') => return Err("put an IPv6 address into brackets"),
-        None => host,
-    };
-    match host {
-        "" => Err("the host is missing"),
-        "*" | "0.0.0.0" | "::" => {
-            Err("that is where a server binds; name the host that it runs on")
-        }
-        host => Ok(Address::Tcp {
-            host: host.into(),
-            port,
-        }),
-    }
-}
-
 /// What we are to the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -171,17 +102,6 @@ impl Role {
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for T {}
-
-/// What a peer sends once the handshake is done.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Incoming {
-    /// All frames of a message.
-    Message(Vec<Bytes>),
-    /// A heartbeat that wants its context back, by [`Connection::pong`].
-    Ping(Bytes),
-    /// Any other command; there is nothing to do about it.
-    Command(Bytes),
-}
 
 /// A connection past its handshake. Dropping it closes it.
 pub struct Connection {
@@ -401,11 +321,6 @@ fn check_peer(role: Role, mut properties: Bytes) -> Result<(), LinkError> {
     Err(LinkError::Malformed("READY without a Socket-Type"))
 }
 
-fn put_short(bytes: &mut BytesMut, text: &[u8]) {
-    bytes.put_u8(u8::try_from(text.len()).expect("a name of ours, below 256 bytes"));
-    bytes.put_slice(text);
-}
-
 fn take_short(bytes: &mut Bytes) -> Result<Bytes, LinkError> {
     match bytes.try_get_u8() {
         Ok(length) if bytes.len() >= usize::from(length) => Ok(bytes.split_to(usize::from(length))),
@@ -413,194 +328,7 @@ fn take_short(bytes: &mut Bytes) -> Result<Bytes, LinkError> {
     }
 }
 
-fn put_frame(bytes: &mut BytesMut, flags: u8, body: &[u8]) {
-    match u8::try_from(body.len()) {
-        Ok(length) => bytes.put_slice(&[flags, length]),
-        Err(_) => {
-            bytes.put_u8(flags | LONG);
-            bytes.put_u64(body.len() as u64);
-        }
-    }
-    bytes.put_slice(body);
-}
-
-/// Bytes → messages and commands; plain, so that hostile bytes can be tried without a socket.
-#[derive(Debug)]
-pub struct Decoder {
-    message_bytes_max: usize,
-    frames: Vec<Bytes>,
-    bytes: usize,
-}
-
-impl Decoder {
-    /// Refuses messages above `message_bytes_max`.
-    #[must_use]
-    pub fn new(message_bytes_max: usize) -> Self {
-        Self {
-            message_bytes_max,
-            frames: Vec::new(),
-            bytes: 0,
-        }
-    }
-
-    /// Takes one message or command off the front, or nothing until more bytes are there.
-    ///
-    /// # Errors
-    /// A length is judged by the header alone: nothing is ever allocated for a message that
-    /// is too large.
-    pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Incoming>, LinkError> {
-        while let Some((flags, header_bytes, body_bytes)) = read_header(buffer)? {
-            let bytes = body_bytes.saturating_add(self.bytes as u64);
-            let body_bytes = match usize::try_from(body_bytes) {
-                Ok(body_bytes) if bytes <= self.message_bytes_max as u64 => body_bytes,
-                _ => {
-                    return Err(LinkError::TooLarge {
-                        bytes,
-                        limit_bytes: self.message_bytes_max,
-                    });
-                }
-            };
-            if buffer.len() < header_bytes + body_bytes {
-                return Ok(None);
-            }
-            buffer.advance(header_bytes);
-            let body = take_body(buffer, body_bytes);
-            if flags & COMMAND != 0 {
-                return read_command(flags, body).map(Some);
-            }
-            self.bytes += body_bytes;
-            self.frames.push(body);
-            if flags & MORE == 0 {
-                self.bytes = 0;
-                return Ok(Some(Incoming::Message(std::mem::take(&mut self.frames))));
-            }
-            if self.frames.len() >= FRAMES_MAX {
-                return Err(LinkError::Malformed("a message of too many frames"));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Flags, length of the header, length of the body, where the whole header is there.
-fn read_header(buffer: &[u8]) -> Result<Option<(u8, usize, u64)>, LinkError> {
-    let Some((&flags, rest)) = buffer.split_first() else {
-        return Ok(None);
-    };
-    if flags & !(MORE | LONG | COMMAND) != 0 {
-        return Err(LinkError::Malformed("unknown flags before a frame"));
-    }
-    Ok(if flags & LONG == 0 {
-        rest.first().map(|&length| (flags, 2, length.into()))
-    } else {
-        let length = rest.first_chunk();
-        length.map(|length| (flags, 9, u64::from_be_bytes(*length)))
-    })
-}
-
-fn take_body(buffer: &mut BytesMut, bytes: usize) -> Bytes {
-    if bytes < READ_BYTES {
-        let body = Bytes::copy_from_slice(&buffer[..bytes]);
-        buffer.advance(bytes);
-        body
-    } else {
-        buffer.split_to(bytes).freeze()
-    }
-}
-
-fn read_command(flags: u8, body: Bytes) -> Result<Incoming, LinkError> {
-    if flags & MORE != 0 {
-        return Err(LinkError::Malformed("a command of several frames"));
-    }
-    // 4 "PING", time to live of 2 bytes, context.
-    match body.strip_prefix(b"\x04PING") {
-        Some([_, _, context @ ..]) if context.len() <= PING_CONTEXT_BYTES_MAX => {
-            Ok(Incoming::Ping(Bytes::copy_from_slice(context)))
-        }
-        Some(_) => Err(LinkError::Malformed("a heartbeat of the wrong length")),
-        None => Ok(Incoming::Command(body)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn drain(decoder: &mut Decoder, buffer: &mut BytesMut) -> Vec<Incoming> {
-        let next = || decoder.decode(buffer).expect("valid bytes");
-        std::iter::from_fn(next).collect()
-    }
-
-    fn encoded(message: &[Vec<u8>]) -> BytesMut {
-        let mut bytes = BytesMut::new();
-        for (index, frame) in message.iter().enumerate() {
-            let more = if index + 1 < message.len() { MORE } else { 0 };
-            put_frame(&mut bytes, more, frame);
-        }
-        bytes
-    }
-
-    proptest! {
-        /// Wherever the network cuts the bytes, the same messages come out.
-        #[test]
-        fn cuts_change_nothing(
-            messages in prop::collection::vec(
-                prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..5), 1..6),
-            cut in 1..700usize,
-        ) {
-            let bytes: BytesMut = messages.iter().flat_map(|m| encoded(m)).collect();
-            let (mut decoder, mut buffer, mut found) =
-                (Decoder::new(5_000), BytesMut::new(), Vec::new());
-            for piece in bytes.chunks(cut) {
-                buffer.extend_from_slice(piece);
-                found.extend(drain(&mut decoder, &mut buffer));
-            }
-            let wanted: Vec<_> = messages.into_iter()
-                .map(|m| Incoming::Message(m.into_iter().map(Bytes::from).collect()))
-                .collect();
-            prop_assert_eq!(found, wanted);
-        }
-
-        /// No bytes make the decoder panic or hold more than it was given.
-        #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-            let (mut decoder, mut buffer) = (Decoder::new(256), BytesMut::from(&bytes[..]));
-            while let Ok(Some(_)) = decoder.decode(&mut buffer) {}
-            prop_assert!(decoder.bytes <= 256 && decoder.frames.len() <= FRAMES_MAX);
-        }
-    }
-
-    #[test]
-    fn a_length_beyond_the_limit_is_refused_by_its_header() {
-        let mut header = BytesMut::from(&[LONG][..]);
-        header.put_u64(1 << 60);
-        let refused = Decoder::new(1 << 20).decode(&mut header);
-        assert!(matches!(refused, Err(LinkError::TooLarge { .. })));
-        // Nor does it help to cut it up.
-        let mut frames = encoded(&vec![vec![0; 400]; 3]);
-        let refused = Decoder::new(1_000).decode(&mut frames);
-        assert!(matches!(refused, Err(LinkError::TooLarge { .. })));
-    }
-
-    #[test]
-    fn addresses_are_read_or_explained() {
-        let tcp = |host: &str, port| Address::Tcp {
-            host: host.into(),
-            port,
-        };
-        assert_eq!("tcp://pod-1:5557".parse(), Ok(tcp("pod-1", 5557)));
-        assert_eq!("tcp://[::1]:5557".parse(), Ok(tcp("::1", 5557)));
-        assert_eq!("ipc:///run/kv".parse(), Ok(Address::Ipc("/run/kv".into())));
-        for wrong in [
-            "tcp://*:5557",
-            "tcp://::1:5557",
-            "pod:5557",
-            "tcp://pod",
-            "tcp://pod:0",
-        ] {
-            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
-        }
-    }
+fn put_short(bytes: &mut BytesMut, text: &[u8]) {
+    bytes.put_u8(u8::try_from(text.len()).expect("a name of ours, below 256 bytes"));
+    bytes.put_slice(text);
 }

@@ -21,15 +21,17 @@ use std::net::SocketAddr;
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
+use self::response::Response;
 use super::read::{self, Mode};
 use super::reply::{self, Side};
-use super::usage::UsageScanner;
 use crate::proto::core::Metadata;
 use crate::proto::ext_proc::processing_request::Request as Message;
 use crate::proto::ext_proc::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
 use crate::scheduler::{Ask, Outcome, Refusal};
+
+mod response;
 
 /// What the operator decides about exchanges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,17 +130,6 @@ enum End {
     NotYet,
 }
 
-/// How far the response is.
-#[derive(Debug, Default)]
-struct Response {
-    mode: Mode,
-    status: Option<u16>,
-    served: Option<SocketAddr>,
-    scanner: UsageScanner,
-    begun: bool,
-    finished: bool,
-}
-
 impl Exchange {
     /// A conversation of which nothing was said; `fallback_id` names a request without an
     /// `x-request-id`.
@@ -170,14 +161,14 @@ impl Exchange {
             Message::RequestBody(body) => self.request_body(body),
             Message::RequestTrailers(_) => self.request_trailers(),
             Message::ResponseHeaders(headers) => {
-                Ok(self.response_headers(&headers, metadata.as_ref()))
+                let tell = response::Tell {
+                    summary: self.summary.take(),
+                    served: self.rules.conformance,
+                };
+                Ok(self.response.headers(&headers, metadata.as_ref(), tell))
             }
-            Message::ResponseBody(body) => Ok(self.response_body(body, metadata.as_ref())),
-            Message::ResponseTrailers(_) => {
-                let mut steps = vec![send(reply::trailers(Side::Response))];
-                steps.extend(self.finish(metadata.as_ref()));
-                Ok(steps)
-            }
+            Message::ResponseBody(body) => Ok(self.response.body(body, metadata.as_ref())),
+            Message::ResponseTrailers(_) => Ok(self.response.trailers(metadata.as_ref())),
         }
     }
 
@@ -219,11 +210,7 @@ impl Exchange {
     /// up.
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
-        self.response.status.map(|status| Outcome {
-            status: Some(status),
-            usage: self.response.scanner.usage(),
-            served: self.response.served,
-        })
+        self.response.has_begun().then(|| self.response.outcome())
     }
 
     fn request_headers(
@@ -235,7 +222,9 @@ impl Exchange {
         if !matches!(self.request, Request::Fresh) {
             return Err(OutOfOrder("request headers"));
         }
-        (self.request_mode, self.response.mode) = read::modes(config);
+        let (request_mode, response_mode) = read::modes(config);
+        self.request_mode = request_mode;
+        self.response = Response::new(response_mode);
         let head = self.head(headers, metadata);
         if headers.end_of_stream {
             return Ok(self.place_by_load(head.subset, Owed::Headers));
@@ -325,59 +314,6 @@ impl Exchange {
         vec![Step::PlaceHeadersOnly(subset)]
     }
 
-    fn response_headers(
-        &mut self,
-        headers: &HttpHeaders,
-        metadata: Option<&Metadata>,
-    ) -> Vec<Step> {
-        let text = |name| read::header(headers, name);
-        self.response.status = text(":status").and_then(|status| status.parse().ok());
-        self.response.scanner = UsageScanner::new(
-            text("content-type").as_deref(),
-            text("content-encoding").as_deref(),
-        );
-        self.response.hear_served(metadata);
-        let mut set = Vec::new();
-        if let Some(summary) = self.summary.take() {
-            set.push((reply::DECISION, summary));
-        }
-        if let Some(served) = self.response.served.filter(|_| self.rules.conformance) {
-            set.push((reply::CONFORMANCE_SERVED, served.to_string()));
-        }
-        let mut steps = vec![send(reply::headers(Side::Response, &set))];
-        if headers.end_of_stream {
-            steps.extend(self.finish(metadata));
-        }
-        steps
-    }
-
-    fn response_body(&mut self, body: HttpBody, metadata: Option<&Metadata>) -> Vec<Step> {
-        let mut steps = Vec::new();
-        if !body.body.is_empty() && !self.response.begun {
-            self.response.begun = true;
-            steps.push(Step::FirstOutput);
-        }
-        self.response.scanner.feed(&body.body);
-        let ended = body.end_of_stream;
-        steps.extend(pass(self.response.mode, Side::Response, body));
-        if ended {
-            steps.extend(self.finish(metadata));
-        }
-        steps
-    }
-
-    fn finish(&mut self, metadata: Option<&Metadata>) -> Option<Step> {
-        self.response.hear_served(metadata);
-        let first = !std::mem::replace(&mut self.response.finished, true);
-        first.then(|| {
-            Step::Finish(Outcome {
-                status: self.response.status,
-                usage: self.response.scanner.usage(),
-                served: self.response.served,
-            })
-        })
-    }
-
     fn head(&self, headers: &HttpHeaders, metadata: Option<&Metadata>) -> Head {
         let chosen = read::header(headers, read::CONFORMANCE_SELECTION)
             .filter(|_| self.rules.conformance)
@@ -389,12 +325,6 @@ impl Exchange {
             content_type: read::header(headers, "content-type"),
             subset: chosen.or_else(|| read::subset(metadata)),
         }
-    }
-}
-
-impl Response {
-    fn hear_served(&mut self, metadata: Option<&Metadata>) {
-        self.served = read::served(metadata).or(self.served);
     }
 }
 

@@ -124,9 +124,13 @@ pub fn trailers(side: Side) -> ProcessingResponse {
 /// No endpoint can take the request: 503.
 #[must_use]
 pub fn refused(refusal: Refusal) -> ProcessingResponse {
-    let (reason, code) = ("rejected-no-endpoints", "no_endpoint");
-    let message = refusal.to_string();
-    immediate(StatusCode::ServiceUnavailable, reason, code, &message)
+    let (reason, message) = ("rejected-no-endpoints", refusal.to_string());
+    immediate(
+        StatusCode::ServiceUnavailable,
+        reason,
+        refusal.as_str(),
+        &message,
+    )
 }
 
 /// The request cannot be placed since it has no body where one must be: 400.

@@ -13,7 +13,7 @@ pub fn texts(body: &Object) -> Result<Vec<PromptText>, PromptError> {
             what: "embeddings",
         });
     }
-    if body.get_some("suffix").is_some_and(Json::is_truthy) {
+    if body.get_some("suffix").is_some() {
         return Err(PromptError::bad(
             "suffix",
             "needs a model that fills in the middle",

@@ -245,7 +245,7 @@ mod tests {
         }
         let help = Cli::command().render_long_help().to_string();
         assert!(
-            help.contains("MODEL_DIR") && help.contains("[possible values:"),
+            help.contains("MODEL_DIR") && help.contains("reference that vLLM"),
             "{help}"
         );
     }

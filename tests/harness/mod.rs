@@ -10,10 +10,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvscout::config::Tls;
+use kvscout::config::{Config, Tls};
 use kvscout::ext_proc::{self, ExtProcSettings, Health};
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
-use kvscout::scheduler::Scheduler;
+use kvscout::scheduler::{Parts, Reader, Scheduler};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -55,7 +55,7 @@ impl Kvscout {
             endpoints: endpoints.clone(),
         };
         let (sender, fleet) = watch::channel(Arc::new(fleet));
-        let scheduler = Arc::new(Scheduler::new(fleet));
+        let scheduler = Arc::new(scheduler(fleet).await);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let health = Health::new().await;
@@ -104,4 +104,17 @@ fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
     let id = EndpointId(u32::try_from(number).expect("few pods"));
     let name = format!("pod-{number}");
     Arc::new(Endpoint::new(id, name, *address, None))
+}
+
+/// A scheduler that knows no model, so that load decides.
+async fn scheduler(fleet: watch::Receiver<Arc<Fleet>>) -> Scheduler {
+    let config = Config::default();
+    Scheduler::new(Parts {
+        fleet,
+        index: Arc::default(),
+        reader: Reader::load(&config).await.expect("no model to load"),
+        policy: config.policy,
+        decision_max: PATIENCE,
+        metrics: Arc::default(),
+    })
 }

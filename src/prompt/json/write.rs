@@ -181,15 +181,48 @@ pub fn float_repr(number: f64) -> String {
     if !number.is_finite() {
         return number.to_string().to_lowercase();
     }
-    // Rust's shortest digits are Python's; only the layout differs.
-    let scientific = format!("{number:e}");
+    let (digits, exponent) = shortest(number);
+    let sign = if number.is_sign_negative() { "-" } else { "" };
+    let (first, rest) = digits.split_at(1);
+    match exponent {
+        -4..0 => format!("{sign}0.{}{digits}", "0".repeat((-exponent - 1) as usize)),
+        0..16 => {
+            let whole = exponent as usize + 1;
+            let digits = format!("{digits:0<whole$}");
+            let (whole, part) = digits.split_at(whole);
+            format!("{sign}{whole}.{}", if part.is_empty() { "0" } else { part })
+        }
+        _ => {
+            let point = if rest.is_empty() { "" } else { "." };
+            let direction = if exponent < 0 { '-' } else { '+' };
+            format!(
+                "{sign}{first}{point}{rest}e{direction}{:02}",
+                exponent.unsigned_abs()
+            )
+        }
+    }
+}
+
+/// The fewest digits that read back the same, and the exponent of the first. Where two numbers of
+/// so few digits are equally near, Python takes the even one and Rust the upper: 890663775828858.25
+/// ends in .2 or .3. Rust's rounding to a number of digits agrees with Python.
+fn shortest(number: f64) -> (String, i32) {
+    let number = number.abs();
+    let fewest = format!("{number:e}");
+    let count = fewest
+        .bytes()
+        .take_while(|byte| *byte != b'e')
+        .filter(u8::is_ascii_digit)
+        .count();
+    let even = format!("{number:.*e}", count - 1);
+    let scientific = if even.parse() == Ok(number) {
+        even
+    } else {
+        fewest
+    };
     let (digits, exponent) = scientific
         .split_once('e')
         .expect("{:e} always has an exponent");
-    let exponent: i32 = exponent.parse().expect("{:e} writes a decimal exponent");
-    if (-4..16).contains(&exponent) {
-        return format!("{number:?}");
-    }
-    let sign = if exponent < 0 { '-' } else { '+' };
-    format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
+    let exponent = exponent.parse().expect("{:e} writes a decimal exponent");
+    (digits.replace('.', ""), exponent)
 }

@@ -1,1 +1,315 @@
+use std::time::{Duration, UNIX_EPOCH};
 
+use super::*;
+
+fn clock() -> SystemTime {
+    // 2024-02-29 13:05:09, a Thursday.
+    UNIX_EPOCH + Duration::from_secs(1_709_211_909)
+}
+
+fn renderer(source: &str) -> Renderer {
+    let sources = vec![("default".to_owned(), source.to_owned())];
+    Renderer::new(sources, Object::default(), RenderSettings::default(), clock).unwrap()
+}
+
+fn render_with(source: &str, context: &str) -> Result<String, PromptError> {
+    let renderer = renderer(source);
+    let chosen = renderer.choose(None, false)?;
+    let Ok(Json::Object(context)) = Json::loads(context) else {
+        panic!("an object")
+    };
+    let messages = vec![Object::from([
+        ("role", "user".into()),
+        ("content", "hi".into()),
+    ])];
+    renderer.run(
+        &chosen,
+        Chat {
+            messages,
+            context,
+            continue_final_message: false,
+        },
+    )
+}
+
+fn render(source: &str) -> String {
+    render_with(source, r#"{"x": {"b": [1, 2.0, null, true], "a": "é<'\""}, "big": 123456789012345678901234567890}"#)
+        .unwrap()
+}
+
+#[test]
+fn tojson_prints_as_python_prints() {
+    assert_eq!(
+        render("{{ x | tojson }}"),
+        r#"{"b": [1, 2.0, null, true], "a": "é<'\""}"#
+    );
+    assert_eq!(
+        render("{{ x.b | tojson(indent=1) }}"),
+        "[\n 1,\n 2.0,\n null,\n true\n]"
+    );
+    assert_eq!(
+        render("{{ x | tojson(sort_keys=true, ensure_ascii=true) }}"),
+        r#"{"a": "\u00e9<'\"", "b": [1, 2.0, null, true]}"#
+    );
+    assert_eq!(
+        render("{{ x.b | tojson(separators=(',', ':')) }}"),
+        "[1,2.0,null,true]"
+    );
+    assert_eq!(
+        render("{{ big | tojson }} {{ big }}"),
+        "123456789012345678901234567890 123456789012345678901234567890"
+    );
+    assert!(render_with("{{ nothing | tojson }}", "{}").is_err());
+}
+
+#[test]
+fn values_print_as_python_prints_them() {
+    assert_eq!(
+        render("{{ x.b }} {{ none }} {{ true }} {{ 1e22 }} {{ nothing }}"),
+        "[1, 2.0, None, True] None True 1e+22 "
+    );
+    assert_eq!(render("{{ {'k': \"it's\"} }}"), "{'k': \"it's\"}");
+}
+
+#[test]
+fn stripping_takes_pythons_white_space() {
+    let context = r#"{"s": "\u001c a\u2028\n"}"#;
+    for source in [
+        "{{ s | trim }}",
+        "{{ s.strip() }}",
+        "{{ s.lstrip().rstrip() }}",
+    ] {
+        assert_eq!(render_with(source, context).unwrap(), "a", "{source}");
+    }
+    assert_eq!(
+        render("{{ 'xxaxx'.strip('x') }}{{ 'xxa' | trim('x') }}"),
+        "aa"
+    );
+}
+
+#[test]
+fn generation_blocks_print_what_they_hold() {
+    assert_eq!(
+        render("a {%- generation -%} b {%- endgeneration %} c"),
+        "ab c"
+    );
+    assert_eq!(
+        render("{% generation %}\nb\n{% endgeneration %}\nc"),
+        "b\nc"
+    );
+    assert_eq!(render("{% set generation = 1 %}{{ generation }}"), "1");
+}
+
+#[test]
+fn loop_controls_and_block_trimming_work() {
+    assert_eq!(
+        render(
+            "{% for i in range(9) %}\n  {% if i == 2 %}{% break %}{% endif %}\n{{ i }}\n{% endfor %}\n"
+        ),
+        "0\n1\n"
+    );
+}
+
+#[test]
+fn the_clock_is_the_callers() {
+    let source = "{{ strftime_now('%d %b %Y|%A %B|%I:%M:%S %p|%-d/%-m/%y|%j|%q%%') }}";
+    assert_eq!(
+        render(source),
+        "29 Feb 2024|Thursday February|01:05:09 PM|29/2/24|060|%q%"
+    );
+}
+
+#[test]
+fn an_exception_of_the_template_is_an_error_that_quotes_nothing() {
+    let error = render_with(
+        "\n{{ raise_exception('secret ' + messages[0].content) }}",
+        "{}",
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "chat template: the template raised an exception in line 2"
+    );
+    let error = render_with("{{ messages[0].content.nope() }}", "{}").unwrap_err();
+    assert!(!error.to_string().contains("hi"), "{error}");
+    assert_eq!(error.label(), "template");
+}
+
+#[test]
+fn a_lone_surrogate_fails_only_where_it_is_used() {
+    let context = r#"{"s": ["\ud800"]}"#;
+    assert_eq!(render_with("{{ s | length }}", context).unwrap(), "1");
+    for source in [
+        "{{ s[0] }}",
+        "{{ s | tojson }}",
+        "{{ 'a' + s[0] }}",
+        "{{ s[0] ~ 'a' }}",
+    ] {
+        assert!(render_with(source, context).is_err(), "{source}");
+    }
+}
+
+#[test]
+fn steps_and_output_are_bounded() {
+    let forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let error = render_with(forever, "{}").unwrap_err().to_string();
+    assert!(
+        error.starts_with("chat template: ran out of its budget"),
+        "{error}"
+    );
+    let long = "{% for a in range(9999) %}{{ x }}{% endfor %}";
+    let context = format!(r#"{{"x": "{}"}}"#, "x".repeat(10_000));
+    let error = render_with(long, &context).unwrap_err().to_string();
+    assert!(error.contains("budget"), "{error}");
+}
+
+#[test]
+fn a_requests_own_template_may_print_but_not_compute() {
+    let fine = [
+        "{{ messages[0].content }}|{{ messages|length }}",
+        "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}",
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content | trim }}{% endfor %}{% generation %}x{% endgeneration %}",
+    ];
+    let unbounded = [
+        "{% set x = 'a' %}",
+        "{% set ns = namespace(x='a') %}",
+        "{% macro m() %}{% endmacro %}",
+        "{% with x = 'a' %}{% endwith %}",
+        "{% for x in [messages[0].content ~ messages[0].content] %}{% endfor %}",
+        "{{ 'a' * 1000000000 }}",
+        "{{ 'a'.replace('a', messages[0].content) }}",
+        "{{ messages | join('x') }}",
+        "{{ range(99999) | list }}",
+        "{% filter upper %}{% endfilter %}",
+    ];
+    for source in fine {
+        assert_eq!(
+            inspect::check_foreign(&jinja::prepare(source)),
+            Ok(()),
+            "{source}"
+        );
+    }
+    for source in unbounded {
+        let error = inspect::check_foreign(&jinja::prepare(source)).unwrap_err();
+        assert_eq!(error.label(), "unsupported", "{source}");
+    }
+    assert_eq!(
+        inspect::check_foreign("{% if %}").unwrap_err().label(),
+        "template"
+    );
+}
+
+#[test]
+fn a_template_that_loops_over_contents_wants_lists() {
+    let lists = [
+        "{% for m in messages %}{% for c in m.content %}{% endfor %}{% endfor %}",
+        "{% for m in messages[1:] %}{% for c in m['content'] | list %}{% endfor %}{% endfor %}",
+        "{% set loop_messages = messages %}{% for m in loop_messages %}{% for c in m.content %}{% endfor %}{% endfor %}",
+        "{% for content in content %}{% endfor %}",
+        "{% macro show(body) %}{% for c in body %}{{ c.text }}{% endfor %}{% endmacro %}{% for m in messages %}{{ show(m.content) }}{% endfor %}",
+    ];
+    let texts = [
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{% for c in m.tool_calls %}{% endfor %}{% endfor %}",
+        "{% for t in tools %}{% for c in t.content %}{% endfor %}{% endfor %}",
+        "{% macro show(content) %}{% for c in content %}{% endfor %}{% endmacro %}{{ show(1) }}",
+        "{% broken",
+    ];
+    for source in lists {
+        assert_eq!(
+            inspect::content_format(source),
+            ContentFormat::Openai,
+            "{source}"
+        );
+    }
+    for source in texts {
+        assert_eq!(
+            inspect::content_format(source),
+            ContentFormat::String,
+            "{source}"
+        );
+    }
+}
+
+fn loaded(
+    config: &str,
+    jinja: Option<&str>,
+    settings: RenderSettings,
+) -> Result<Renderer, RendererError> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+    if let Some(source) = jinja {
+        fs::write(folder.path().join("chat_template.jinja"), source).unwrap();
+    }
+    Renderer::load(folder.path(), settings, clock)
+}
+
+fn rendered_by(renderer: &Renderer, has_tools: bool) -> String {
+    let chosen = renderer.choose(None, has_tools).unwrap();
+    let chat = Chat {
+        messages: Vec::new(),
+        context: Object::default(),
+        continue_final_message: false,
+    };
+    renderer.run(&chosen, chat).unwrap()
+}
+
+#[test]
+fn a_template_file_wins_over_the_config() {
+    let config =
+        r#"{"chat_template": "config", "eos_token": {"content": "</s>"}, "pad_token": null}"#;
+    let settings = RenderSettings::default;
+    assert_eq!(
+        rendered_by(&loaded(config, None, settings()).unwrap(), false),
+        "config"
+    );
+    let file = Some("file {{ eos_token }}{{ pad_token is defined }}");
+    assert_eq!(
+        rendered_by(&loaded(config, file, settings()).unwrap(), false),
+        "file </s>False"
+    );
+}
+
+#[test]
+fn named_templates_are_chosen_by_tools_and_by_the_server() {
+    let config = r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#;
+    let plain = loaded(config, None, RenderSettings::default()).unwrap();
+    assert_eq!(
+        (rendered_by(&plain, false), rendered_by(&plain, true)),
+        ("d".into(), "t".into())
+    );
+    let given = |template: &str| {
+        let settings = RenderSettings {
+            chat_template: Some(template.to_owned()),
+            ..Default::default()
+        };
+        rendered_by(&loaded(config, None, settings).unwrap(), false)
+    };
+    assert_eq!(
+        (given("tool_use"), given("own")),
+        ("t".into(), "own".into())
+    );
+}
+
+#[test]
+fn a_bad_folder_names_the_file_and_the_reason() {
+    let error = |config| {
+        let result = loaded(config, None, RenderSettings::default());
+        result.err().map(|error| error.to_string()).unwrap()
+    };
+    assert!(error("{").contains("tokenizer_config.json: a syntax error"));
+    assert!(error(r#"{"chat_template": 5}"#).contains("neither a text nor a list"));
+    assert!(error(r#"{"chat_template": "{% if %}"}"#).contains("\"default\" does not compile"));
+}
+
+#[test]
+fn a_model_without_a_template_has_no_chats() {
+    let renderer = loaded("{}", None, RenderSettings::default()).unwrap();
+    assert_eq!(
+        renderer
+            .choose(None, false)
+            .err()
+            .map(|error| error.label()),
+        Some("template")
+    );
+}
