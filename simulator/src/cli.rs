@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::engine::{EngineConfig, FreeOrder};
-use crate::events::{Layout, Sources};
+use crate::events::{EventConfig, Layout};
 use crate::server::Config;
 use crate::timing::Timing;
 
@@ -138,20 +138,7 @@ impl Serve {
     #[must_use]
     pub fn config(self, random: u64) -> Config {
         let listen = std::net::SocketAddr::new(self.host, self.port).to_string();
-        let EventArgs {
-            events_layout,
-            data_parallel_rank,
-            kv_events_topic,
-            ..
-        } = self.events;
-        let topic = kv_events_topic.unwrap_or_else(|| format!("kv@{listen}@{}", self.model));
-        let events = self.events.kv_events_endpoint.map(|endpoint| Sources {
-            endpoint,
-            replay_endpoint: self.events.kv_events_replay_endpoint,
-            topic,
-            layout: events_layout,
-            rank: data_parallel_rank,
-        });
+        let layout = self.events.events_layout;
         Config {
             listen,
             model: self.model,
@@ -160,10 +147,22 @@ impl Serve {
             max_model_len: self.max_model_len,
             answer_tokens: self.answer_tokens.max(1),
             prompt_tokens_details: self.enable_prompt_tokens_details,
-            engine: self.engine.config(events_layout, random),
+            engine: self.engine.config(layout, random),
             timing: self.speed.timing(),
-            events,
+            events: self.events.config(),
         }
+    }
+}
+
+impl EventArgs {
+    fn config(self) -> Option<EventConfig> {
+        Some(EventConfig {
+            endpoint: self.kv_events_endpoint?,
+            replay_endpoint: self.kv_events_replay_endpoint,
+            topic: self.kv_events_topic,
+            layout: self.events_layout,
+            rank: self.data_parallel_rank,
+        })
     }
 }
 

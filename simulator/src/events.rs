@@ -5,7 +5,7 @@ mod publisher;
 use kvscout::blocks::{BlockEvent, EngineHash, ExtraKey, Stored};
 use serde::Serialize;
 
-pub use publisher::{Publisher, Sources};
+pub use publisher::{EventConfig, Publisher, Sources};
 
 /// How events are spelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::engine::EngineConfig;
-use crate::events::{Publisher, Sources};
+use crate::events::{EventConfig, Publisher, Sources};
 use crate::http::{self, App};
 use crate::runner::Runner;
 use crate::text::Text;
@@ -43,7 +43,7 @@ pub struct Config {
     /// The server's speed.
     pub timing: Timing,
     /// Where to publish KV cache events; none means nowhere.
-    pub events: Option<Sources>,
+    pub events: Option<EventConfig>,
 }
 
 impl Default for Config {
@@ -90,18 +90,30 @@ pub struct Bound {
 impl Server {
     /// Binds all sockets and serves.
     pub async fn start(config: Config) -> anyhow::Result<Bound> {
-        let text = text(&config)?;
+        let capacity = config.engine.capacity_tokens();
+        let max_model_len = config
+            .max_model_len
+            .map_or(capacity, |len| len.min(capacity));
+        let text = match &config.tokenizer {
+            None => Text::builtin(max_model_len),
+            Some(folder) => Text::load(folder, max_model_len)?,
+        };
         let listener = TcpListener::bind(&config.listen).await;
         let listener = listener
             .with_context(|| format!("cannot listen on {}: is the port in use?", config.listen))?;
+        let http_address = listener
+            .local_addr()
+            .context("the listener has no address")?;
         let mut others = JoinSet::new();
-        let (publisher, sources) = match &config.events {
-            Some(sources) => {
-                let (publisher, bound) = Publisher::start(sources, &mut others).await?;
-                (Some(publisher), Some(bound))
-            }
-            None => (None, None),
-        };
+        let mut publisher = None;
+        let mut sources = None;
+        if let Some(events) = &config.events {
+            let topic = events.topic.clone();
+            let topic = topic.unwrap_or_else(|| format!("kv@{http_address}@{}", config.model));
+            let (started, bound) = Publisher::start(events, topic, &mut others).await?;
+            publisher = Some(started);
+            sources = Some(bound);
+        }
         let (runner, engine) = Runner::new(config.engine.clone(), config.timing, publisher);
         others.spawn(runner.run());
         let addresses = Addresses {
@@ -110,7 +122,6 @@ impl Server {
                 .context("the listener has no address")?,
             events: sources.clone(),
         };
-        let capacity = config.engine.capacity_tokens();
         let router = http::router(Arc::new(App {
             engine,
             text,
@@ -152,12 +163,5 @@ impl Bound {
         if timeout(GRACE, self.http.join_next()).await.is_err() {
             tracing::info!("connections cut that were still open");
         }
-    }
-}
-
-fn text(config: &Config) -> anyhow::Result<Text> {
-    match &config.tokenizer {
-        None => Ok(Text::builtin()),
-        Some(folder) => anyhow::bail!("cannot load {} yet", folder.display()),
     }
 }

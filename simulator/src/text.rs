@@ -1,70 +1,131 @@
-//! Text on both sides of the engine: prompts become token ids, and answers are words whose
-//! token ids are known before they are spoken, so that an answer quoted in the next prompt
-//! yields the very tokens that were generated.
+//! Text on both sides of the engine. Prompts are rendered and tokenized by kvscout's own rooms,
+//! which are vLLM's rules; answers are words whose token ids are known before they are
+//! spoken, so that an answer quoted in the next prompt yields the very tokens generated.
 
 mod builtin;
 mod words;
 
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
 use kvscout::blocks::TokenId;
-use serde_json::Value;
+use kvscout::prompt::json::Object;
+use kvscout::prompt::template::{RenderSettings, Renderer};
+use kvscout::prompt::{PromptError, Request};
+use kvscout::tokens::{self, Engine, Tokenizer};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use words::WORDS;
 
 /// What a server understands and says.
-#[derive(Debug)]
 pub struct Text {
-    /// Say nothing but these: each is one token, alone and behind any other.
-    openers: Vec<Word>,
-    followers: Vec<Word>,
+    tokenizer: Arc<dyn Tokenizer>,
+    renderer: Renderer,
+    /// Tokens that an answer may begin with, and go on with: each is one word wherever it stands.
+    openers: Vec<TokenId>,
+    followers: Vec<TokenId>,
+    words: HashMap<TokenId, String>,
 }
 
-/// A word that is exactly one token.
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let words = self.words.len();
+        f.debug_struct("Text")
+            .field("words", &words)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request's prompts, and what its body says about the prefix cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Word {
-    token: TokenId,
-    text: String,
+pub struct Reading {
+    /// One for a chat, one or more for a completion.
+    pub prompts: Vec<Vec<TokenId>>,
+    /// `cache_salt`.
+    pub cache_salt: Option<String>,
+    /// False where the engine must compute every token (`prompt_logprobs`).
+    pub reads_cache: bool,
 }
 
 /// Why a prompt cannot be read; worded for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unreadable(pub String);
+pub enum Unreadable {
+    /// The body is not what its path promises.
+    #[error("{0}")]
+    Prompt(#[from] PromptError),
+    /// The text has no tokens.
+    #[error("{0}")]
+    Tokens(#[from] tokens::TokenizeError),
+}
 
 impl Text {
-    /// A toy tokenizer that needs no files: a word is a token, its id a hash. Only the
-    /// simulator itself knows these ids.
+    /// A toy tokenizer and template that need no files ([`builtin`]): only the simulator itself
+    /// knows these ids.
     #[must_use]
-    pub fn builtin() -> Self {
-        Self::speaking(|text| builtin::encode(text))
+    pub fn builtin(max_model_len: usize) -> Self {
+        let template = vec![("default".to_owned(), builtin::TEMPLATE.to_owned())];
+        let settings = settings(max_model_len);
+        let renderer = Renderer::new(template, Object::default(), settings, SystemTime::now);
+        let renderer = renderer.expect("the template is ours and compiles");
+        Self::speaking(Arc::new(builtin::Words), renderer)
     }
 
-    /// Keeps of the word list what `encode` makes one token of, wherever it stands.
-    fn speaking(encode: impl Fn(&str) -> Vec<TokenId>) -> Self {
-        let single = |text: String| match encode(&text)[..] {
-            [token] => Some(Word { token, text }),
+    /// The tokenizer and the chat template of a model's folder; takes a second or two.
+    pub fn load(folder: &Path, max_model_len: usize) -> anyhow::Result<Self> {
+        let tokenizer = tokens::load(folder, Engine::Fast)?;
+        let renderer = Renderer::load(folder, settings(max_model_len), SystemTime::now)?;
+        let text = Self::speaking(tokenizer, renderer);
+        let speaks = !text.openers.is_empty() && !text.followers.is_empty();
+        speaks
+            .then_some(text)
+            .context("no common English word is one token of this tokenizer")
+    }
+
+    /// Keeps of the word list what is one token both alone and among others.
+    fn speaking(tokenizer: Arc<dyn Tokenizer>, renderer: Renderer) -> Self {
+        let encode = |text: &str| tokenizer.encode(text, false).unwrap_or_default();
+        let single = |text: &str| match encode(text)[..] {
+            [token] => Some(token),
             _ => None,
         };
+        let mut words = HashMap::new();
+        let (mut openers, mut followers) = (Vec::new(), Vec::new());
+        for word in WORDS {
+            let follower = format!(" {word}");
+            if let Some(token) = single(&follower)
+                && let [.., before, after] = encode(&format!("{word}{follower}{follower}"))[..]
+                && (before, after) == (token, token)
+            {
+                followers.push(token);
+                words.insert(token, follower.clone());
+            }
+            if let Some(token) = single(word)
+                && encode(&format!("{word}{follower}")).first() == Some(&token)
+            {
+                openers.push(token);
+                words.insert(token, (*word).to_owned());
+            }
+        }
         Self {
-            openers: WORDS
-                .iter()
-                .filter_map(|word| single((*word).to_owned()))
-                .collect(),
-            followers: WORDS
-                .iter()
-                .filter_map(|word| single(format!(" {word}")))
-                .collect(),
+            tokenizer,
+            renderer,
+            openers,
+            followers,
+            words,
         }
     }
 
-    /// The tokens of a chat request's messages under the chat template.
-    pub fn read_chat(&self, body: &Value) -> Result<Vec<TokenId>, Unreadable> {
-        builtin::encode_chat(body)
-    }
-
-    /// The tokens of a text.
-    pub fn read(&self, text: &str) -> Vec<TokenId> {
-        builtin::encode(text)
+    /// The tokens of a request to `/v1/chat/completions` or `/v1/completions`.
+    pub fn read(&self, path: &str, body: &[u8]) -> Result<Reading, Unreadable> {
+        let prompt = Request::parse(path, body)?.render(&self.renderer)?;
+        Ok(Reading {
+            prompts: tokens::tokens_of(&prompt, self.tokenizer.as_ref())?,
+            cache_salt: prompt.cache_salt,
+            reads_cache: prompt.reads_cache,
+        })
     }
 
     /// An answer of `tokens` tokens: always the same for the same prompt and choice.
@@ -82,7 +143,7 @@ impl Text {
                 &self.followers
             };
             let draw = xxh3_64_with_seed(&(position as u64).to_le_bytes(), seed);
-            words[(draw % words.len() as u64) as usize].token
+            words[(draw % words.len() as u64) as usize]
         };
         (0..tokens).map(pick).collect()
     }
@@ -90,31 +151,72 @@ impl Text {
     /// The text of a token of an answer.
     #[must_use]
     pub fn word(&self, token: TokenId) -> &str {
-        let mut words = self.followers.iter().chain(&self.openers);
-        words
-            .find(|word| word.token == token)
-            .map_or("", |word| &word.text)
+        self.words.get(&token).map_or("", String::as_str)
+    }
+}
+
+fn settings(max_model_len: usize) -> RenderSettings {
+    RenderSettings {
+        max_model_len: Some(max_model_len),
+        ..RenderSettings::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    const CHAT: &str = "/v1/chat/completions";
+
+    fn read(text: &Text, path: &str, body: &Value) -> Vec<TokenId> {
+        let reading = text.read(path, body.to_string().as_bytes());
+        reading.expect("a readable body").prompts.remove(0)
+    }
 
     fn say(text: &Text, answer: &[TokenId]) -> String {
         answer.iter().map(|&token| text.word(token)).collect()
     }
 
+    /// A conversation's second prompt must begin with its first and the answer to it.
+    fn answers_read_back_as_the_tokens_they_were_made_of(text: &Text) {
+        let question = json!({"role": "user", "content": "How are you, hi hi?"});
+        let first = read(text, CHAT, &json!({"messages": [question]}));
+        let answer = text.answer(&first, 0, 300);
+        let second = read(
+            text,
+            CHAT,
+            &json!({"messages": [
+                question,
+                {"role": "assistant", "content": say(text, &answer)},
+                {"role": "user", "content": "And now?"},
+            ]}),
+        );
+        assert_eq!(second[..first.len()], first);
+        assert_eq!(second[first.len()..first.len() + answer.len()], answer);
+    }
+
     #[test]
-    fn an_answer_reads_back_as_the_tokens_it_was_made_of() {
-        let text = Text::builtin();
-        let answer = text.answer(&[1, 2, 3], 0, 200);
-        assert_eq!(text.read(&say(&text, &answer)), answer);
+    fn with_the_toy_tokenizer_answers_read_back_as_generated() {
+        answers_read_back_as_the_tokens_they_were_made_of(&Text::builtin(4096));
+    }
+
+    /// `make setup` fetches the tokenizer.
+    #[test]
+    fn with_a_real_tokenizer_answers_read_back_as_generated() {
+        let folder = std::env::var_os("KVSCOUT_TOKENIZER_DIR").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/tokenizer-qwen3"),
+            Into::into,
+        );
+        let text = Text::load(&folder, 4096).expect("a tokenizer: run make setup");
+        assert!(text.followers.len() > 250, "{} words", text.followers.len());
+        answers_read_back_as_the_tokens_they_were_made_of(&text);
     }
 
     #[test]
     fn equal_prompts_get_equal_answers_and_choices_differ() {
-        let text = Text::builtin();
+        let text = Text::builtin(4096);
         assert_eq!(text.answer(&[1, 2], 0, 20), text.answer(&[1, 2], 0, 20));
         assert_ne!(text.answer(&[1, 2], 0, 20), text.answer(&[1, 2], 1, 20));
         assert_ne!(text.answer(&[1, 2], 0, 20), text.answer(&[1, 3], 0, 20));
@@ -124,5 +226,22 @@ mod tests {
             long[..5],
             "max_tokens cuts an answer and does not change it"
         );
+    }
+
+    #[test]
+    fn what_vllm_refuses_is_unreadable() {
+        let text = Text::builtin(4096);
+        for body in [
+            "{}",
+            "[]",
+            "{\"prompt\": \"\"}",
+            "{\"prompt\": []}",
+            "{\"prompt\": [[]",
+        ] {
+            assert!(
+                text.read("/v1/completions", body.as_bytes()).is_err(),
+                "{body}"
+            );
+        }
     }
 }

@@ -24,18 +24,31 @@ const QUEUED_BATCHES_MAX: usize = 100_000;
 /// The sequence number that ends a replay: -1.
 const END_OF_REPLAY: [u8; 8] = [0xff; 8];
 
-/// Where to publish; what `GET /kv_event_sources` tells.
+/// Where and how to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventConfig {
+    /// The PUB socket: `tcp://*:5557`. Port 0 is any free one.
+    pub endpoint: String,
+    /// The ROUTER socket, if there is to be one.
+    pub replay_endpoint: Option<String>,
+    /// First frame of every message; none means `kv@<http address>@<model>`.
+    pub topic: Option<String>,
+    /// How events are spelled. It decides the shape of replays too: vLLM sends the topic with
+    /// them from 0.26 on.
+    pub layout: Layout,
+    /// The data-parallel rank that batches carry.
+    pub rank: u32,
+}
+
+/// Where events are, as bound; what `GET /kv_event_sources` tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
-    /// The PUB socket: `tcp://*:5557`.
+    /// The PUB socket.
     pub endpoint: String,
     /// The ROUTER socket, if there is one.
     pub replay_endpoint: Option<String>,
     /// First frame of every message.
     pub topic: String,
-    /// How events are spelled. It decides the replies' shape too: vLLM sends the topic with
-    /// them from 0.26 on.
-    pub layout: Layout,
     /// The data-parallel rank that batches carry.
     pub rank: u32,
 }
@@ -57,23 +70,30 @@ type Past = Arc<Mutex<VecDeque<(u64, Bytes)>>>;
 impl Publisher {
     /// Binds the sockets and serves them within `tasks`. Returns the addresses as bound.
     pub async fn start(
-        sources: &Sources,
+        config: &EventConfig,
+        topic: String,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<(Self, Sources)> {
-        let mut bound = sources.clone();
         let past = Past::default();
         let mut live = PubSocket::new();
-        bound.endpoint = bind(&mut live, &sources.endpoint).await?;
-        if let Some(endpoint) = &sources.replay_endpoint {
+        let endpoint = bind(&mut live, &config.endpoint).await?;
+        let mut replay_endpoint = None;
+        if let Some(endpoint) = &config.replay_endpoint {
             let mut router = RouterSocket::new();
-            bound.replay_endpoint = Some(bind(&mut router, endpoint).await?);
+            replay_endpoint = Some(bind(&mut router, endpoint).await?);
             let (replies, requests) = router.split();
-            let topic = (sources.layout == Layout::Map).then(|| sources.topic.clone().into());
+            let topic = (config.layout == Layout::Map).then(|| topic.clone().into());
             tasks.spawn(replay(requests, replies, Arc::clone(&past), topic));
         }
+        let sources = Sources {
+            endpoint,
+            replay_endpoint,
+            topic,
+            rank: config.rank,
+        };
         let (queue, batches) = mpsc::channel(QUEUED_BATCHES_MAX);
-        tasks.spawn(publish(live, batches, past, bound.clone()));
-        Ok((Self { queue }, bound))
+        tasks.spawn(publish(live, batches, past, config.layout, sources.clone()));
+        Ok((Self { queue }, sources))
     }
 
     /// Queues a batch; waits while the queue is full, as vLLM's scheduler does.
@@ -102,11 +122,12 @@ async fn publish(
     mut live: PubSocket,
     mut batches: mpsc::Receiver<Batch>,
     past: Past,
+    layout: Layout,
     sources: Sources,
 ) {
     let mut sequence = 0u64;
     while let Some(Batch { seconds, events }) = batches.recv().await {
-        let payload = Bytes::from(encode(sources.layout, seconds, &events, sources.rank));
+        let payload = Bytes::from(encode(layout, seconds, &events, sources.rank));
         remember(&past, sequence, payload.clone());
         let topic = Bytes::from(sources.topic.clone());
         let message = frames([topic, number(sequence), payload]);

@@ -6,12 +6,22 @@ use serde_json::Value;
 use super::App;
 use super::error::Refusal;
 use crate::engine::Request;
+use crate::text::Reading;
 
 /// Which API a request came by; it decides the shape of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Api {
     Chat,
     Completion,
+}
+
+impl Api {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completion => "/v1/completions",
+        }
+    }
 }
 
 /// vLLM's limit on `n`.
@@ -37,11 +47,11 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    pub(super) fn parse(app: &App, api: Api, body: &[u8]) -> Result<Self, Refusal> {
-        let body: Value = serde_json::from_slice(body)
+    pub(super) fn parse(app: &App, api: Api, raw: &[u8]) -> Result<Self, Refusal> {
+        let body: Value = serde_json::from_slice(raw)
             .map_err(|error| Refusal::bad_request(format!("JSON decode error: {error}"), None))?;
         let (model, adapter) = model(app, &body)?;
-        let prompts = prompts(app, api, &body)?;
+        let reading = read(app, api, raw)?;
         let n = whole(&body, "n")?.unwrap_or(1);
         if !(1..=CHOICES_MAX).contains(&n) {
             let message = format!("n must be between 1 and {CHOICES_MAX}, got {n}.");
@@ -49,17 +59,17 @@ impl Ask {
         }
         let limit = answer_limit(api, &body)?;
         let mut requests = Vec::new();
-        for prompt in &prompts {
+        for prompt in &reading.prompts {
             let tokens = answer_tokens(app, prompt.len(), limit)?;
             for choice in 0..n as usize {
                 let output = app.text.answer(prompt, choice, tokens);
-                requests.push(request(app, &body, adapter, prompt, output));
+                requests.push(request(app, &body, adapter, &reading, prompt, output));
             }
         }
         Ok(Self {
             api,
             model,
-            prompts,
+            prompts: reading.prompts,
             requests,
             n: n as usize,
             stream: flag(&body["stream"]),
@@ -74,6 +84,7 @@ fn request(
     app: &App,
     body: &Value,
     adapter: Option<usize>,
+    reading: &Reading,
     prompt: &[TokenId],
     output: Vec<TokenId>,
 ) -> Request {
@@ -82,10 +93,10 @@ fn request(
         output,
         identity: Identity {
             adapter: adapter.map(|position| app.adapters[position].clone()),
-            cache_salt: body["cache_salt"].as_str().map(str::to_owned),
+            cache_salt: reading.cache_salt.clone(),
         },
         adapter_id: adapter.map(|position| position as i64 + 1),
-        skip_cache_read: !body["prompt_logprobs"].is_null(),
+        skip_cache_read: !reading.reads_cache,
         report_reused: body["vllm_xargs"]["kv_cache_report_mode"] == "full",
     }
 }
@@ -102,43 +113,10 @@ fn model(app: &App, body: &Value) -> Result<(String, Option<usize>), Refusal> {
     Ok((name.to_owned(), adapter))
 }
 
-/// The prompts of a request, as tokens: a chat is one, a completion may be many.
-pub(super) fn prompts(app: &App, api: Api, body: &Value) -> Result<Vec<Vec<TokenId>>, Refusal> {
-    if api == Api::Chat {
-        let tokens = app.text.read_chat(body);
-        let tokens = tokens.map_err(|error| Refusal::bad_request(error.to_string(), None))?;
-        return Ok(vec![tokens]);
-    }
-    let wrong = || {
-        let message = "Either prompt or prompt_embeds must be provided and non-empty.";
-        Refusal::bad_request(message, Some("prompt"))
-    };
-    let prompts = match &body["prompt"] {
-        Value::String(text) => vec![app.text.read(text)],
-        Value::Array(items) if items.iter().all(Value::is_u64) => vec![ids(items)],
-        Value::Array(items) => items
-            .iter()
-            .map(|item| match item {
-                Value::String(text) => Some(app.text.read(text)),
-                Value::Array(items) if items.iter().all(Value::is_u64) => Some(ids(items)),
-                _ => None,
-            })
-            .collect::<Option<_>>()
-            .ok_or_else(wrong)?,
-        _ => return Err(wrong()),
-    };
-    if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
-        return Err(wrong());
-    }
-    Ok(prompts)
-}
-
-fn ids(items: &[Value]) -> Vec<TokenId> {
-    items
-        .iter()
-        .filter_map(Value::as_u64)
-        .map(|id| id as TokenId)
-        .collect()
+/// The prompts of a request, as tokens.
+pub(super) fn read(app: &App, api: Api, body: &[u8]) -> Result<Reading, Refusal> {
+    let reading = app.text.read(api.path(), body);
+    reading.map_err(|error| Refusal::bad_request(error.to_string(), None))
 }
 
 /// The client's limit on an answer, if it set one.

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::App;
-use super::ask::{Api, prompts};
-use super::error::{Refusal, json_body};
+use super::ask::{Api, read};
+use super::error::json_body;
 
 /// The version whose behaviour this is.
 const VLLM_VERSION: &str = "0.32.0+kvscout.sim";
@@ -36,14 +36,10 @@ pub(super) async fn models(app: State<Arc<App>>) -> Response {
 
 /// `POST /tokenize`: the ids of a prompt or of messages.
 pub(super) async fn tokenize(app: State<Arc<App>>, body: Bytes) -> Response {
-    let ids = || {
-        let body: Value = serde_json::from_slice(&body)
-            .map_err(|error| Refusal::bad_request(format!("JSON decode error: {error}"), None))?;
-        let chat = !body["messages"].is_null();
-        let api = if chat { Api::Chat } else { Api::Completion };
-        prompts(&app, api, &body).map(|prompts| prompts.concat())
-    };
-    match ids() {
+    let chat = serde_json::from_slice::<Value>(&body).is_ok_and(|b| !b["messages"].is_null());
+    let api = if chat { Api::Chat } else { Api::Completion };
+    let tokens = read(&app, api, &body).map(|reading| reading.prompts.concat());
+    match tokens {
         Ok(tokens) => json_body(&json!({
             "count": tokens.len(), "max_model_len": app.max_model_len, "tokens": tokens,
             "token_strs": null,

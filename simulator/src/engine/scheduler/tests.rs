@@ -53,9 +53,9 @@ fn shape(batches: &[Vec<BlockEvent>]) -> String {
     batches.iter().map(line).collect::<Vec<_>>().join(" | ")
 }
 
-fn stored(batches: &[Vec<BlockEvent>]) -> Vec<&kvscout::blocks::Stored> {
-    let of = |event| match event {
-        &BlockEvent::Stored(ref stored) => Some(stored),
+fn stored<'a>(batches: &'a [Vec<BlockEvent>]) -> Vec<&'a kvscout::blocks::Stored> {
+    let of = |event: &'a BlockEvent| match event {
+        BlockEvent::Stored(stored) => Some(stored),
         _ => None,
     };
     batches.iter().flatten().filter_map(of).collect()
