@@ -81,7 +81,11 @@ const TIMING: Timing = Timing {
 impl Args {
     fn settings(&self) -> anyhow::Result<Settings> {
         let engine = EngineConfig::default();
-        Ok(Settings { engine, timing: TIMING, load: self.shape.load()? })
+        Ok(Settings {
+            engine,
+            timing: TIMING,
+            load: self.shape.load()?,
+        })
     }
 
     fn plan(&self, settings: &Settings) -> anyhow::Result<Plan> {
@@ -143,8 +147,12 @@ struct End([Signal; 3]);
 
 impl End {
     fn listen() -> std::io::Result<Self> {
-        let [interrupt, terminate, hang_up] =
-            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        let [interrupt, terminate, hang_up] = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ]
+        .map(signal);
         Ok(Self([interrupt?, terminate?, hang_up?]))
     }
 
@@ -164,7 +172,13 @@ async fn show(stack: &mut Stack, settings: &Settings) -> anyhow::Result<()> {
     let story = story::tell(stack).await?;
     say(&report::story(&story))?;
 
-    let Load { schedule, system_words, user_words, answer_tokens, .. } = settings.load;
+    let Load {
+        schedule,
+        system_words,
+        user_words,
+        answer_tokens,
+        ..
+    } = settings.load;
     say(&format!(
         "\nThe same load through both listeners: {} conversations of {} rounds, {} requests/s;\n\
          {system_words} words shared by all, {user_words} of each user's own, {answer_tokens} tokens an answer. Sent plain, routed,\n\
@@ -182,22 +196,35 @@ fn judge(story: &story::Story, comparison: &Comparison) -> anyhow::Result<()> {
     }
     let (plain, routed) = (comparison.plain.ttft.mean, comparison.routed.ttft.mean);
     if routed >= plain {
-        bail!("routed requests were not faster: mean TTFT {routed:?}, and {plain:?} without kvscout");
+        bail!(
+            "routed requests were not faster: mean TTFT {routed:?}, and {plain:?} without kvscout"
+        );
     }
     Ok(())
 }
 
 /// Plain, routed, routed, plain: whatever a machine does slower or faster over time, it does to
 /// both.
-async fn compare(stack: &mut Stack, load: &Load) -> anyhow::Result<Comparison> {
+///
+/// # Errors
+/// Caches cannot be emptied, or kvscout's picture does not follow. A request that fails is
+/// counted instead.
+pub async fn compare(stack: &mut Stack, load: &Load) -> anyhow::Result<Comparison> {
     let (mut plain, mut routed) = (Vec::new(), Vec::new());
     let before = stack.scrape().await?;
     for (part, is_routed) in [false, true, true, false].into_iter().enumerate() {
         stack.reset_caches().await.context("emptying caches")?;
         // Both listeners get the same texts; the second pair gets others than the first.
-        let load = Load { seed: 1_000 * (part as u64 / 2), ..*load };
+        let load = Load {
+            seed: 1_000 * (part as u64 / 2),
+            ..*load
+        };
         let samples = part_of_load(stack, &load, part, is_routed).await?;
-        if is_routed { routed.extend(samples) } else { plain.extend(samples) }
+        if is_routed {
+            routed.extend(samples)
+        } else {
+            plain.extend(samples)
+        }
     }
     Ok(Comparison {
         plain: Summary::of(&plain),
@@ -206,8 +233,17 @@ async fn compare(stack: &mut Stack, load: &Load) -> anyhow::Result<Comparison> {
     })
 }
 
-async fn part_of_load(stack: &Stack, load: &Load, part: usize, routed: bool) -> anyhow::Result<Vec<Sample>> {
-    let (name, to) = if routed { ("routed", stack.routed) } else { ("plain", stack.plain) };
+async fn part_of_load(
+    stack: &Stack,
+    load: &Load,
+    part: usize,
+    routed: bool,
+) -> anyhow::Result<Vec<Sample>> {
+    let (name, to) = if routed {
+        ("routed", stack.routed)
+    } else {
+        ("plain", stack.plain)
+    };
     let title = format!("{} of 4, {name}", part + 1);
     let progress = Progress::start(&title, load.schedule.requests());
     let client = stack.client(to)?;

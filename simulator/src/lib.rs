@@ -15,6 +15,10 @@ pub mod events;
 pub mod runner;
 mod http;
 pub mod server;
+mod table;
+pub mod load;
+pub mod stack;
+pub mod demo;
 pub mod cli;
 
 pub use server::{Addresses, Bound, Config, Server};

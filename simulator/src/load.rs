@@ -88,7 +88,12 @@ impl Load {
                 Err(_) => drop(history.pop()),
             }
             let result = answer.map_err(|error| format!("{error:#}"));
-            let sample = Sample { user, round, late, result };
+            let sample = Sample {
+                user,
+                round,
+                late,
+                result,
+            };
             done(&sample);
             samples.push(sample);
         }
@@ -99,8 +104,13 @@ impl Load {
         let system = prose(self.seed, self.system_words);
         let context = prose(self.seed + 1 + user as u64, self.user_words);
         vec![
-            Message { role: "system", content: system },
-            Message::user(format!("I am user {user}. What you should know of me: {context}.")),
+            Message {
+                role: "system",
+                content: system,
+            },
+            Message::user(format!(
+                "I am user {user}. What you should know of me: {context}."
+            )),
             Message::assistant("Thank you. What would you like to know?"),
         ]
     }
@@ -108,7 +118,9 @@ impl Load {
 
 fn question(round: usize) -> Message {
     let number = round + 1;
-    Message::user(format!("Question {number}: please tell me a new story with a happy ending."))
+    Message::user(format!(
+        "Question {number}: please tell me a new story with a happy ending."
+    ))
 }
 
 #[cfg(test)]
@@ -118,7 +130,11 @@ mod tests {
     #[test]
     fn users_share_the_system_prompt_and_nothing_else() {
         let load = Load {
-            schedule: Schedule { users: 2, rounds: 1, rate: 1.0 },
+            schedule: Schedule {
+                users: 2,
+                rounds: 1,
+                rate: 1.0,
+            },
             system_words: 50,
             user_words: 50,
             answer_tokens: 1,

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use clap::Parser as _;
 use kvscout_sim::cli::{Cli, Command, Serve};
-use kvscout_sim::{Addresses, Server};
+use kvscout_sim::{Addresses, Server, demo, load};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -18,6 +18,8 @@ async fn main() -> anyhow::Result<()> {
         .init();
     match Cli::parse().command {
         Command::Serve(flags) => serve(*flags).await,
+        Command::Load(flags) => load::command::run(&flags).await,
+        Command::Demo(flags) => demo::run(&flags).await,
     }
 }
 

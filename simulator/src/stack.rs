@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use kvscout::config::{Config as Kvscout, Listen, Model, Replies};
+use kvscout::config::{Config as Kvscout, Engine, Limits, Listen, Model, Replies};
+use kvscout::prompt::template::RenderSettings;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -130,12 +131,27 @@ impl Stack {
         plan.parts.check()?;
         plan.ports.check()?;
         let folder = tempfile::Builder::new().prefix("kvscout-").tempdir()?;
-        let http = reqwest::Client::builder().timeout(LOOK_MAX).no_proxy().build()?;
+        let http = reqwest::Client::builder()
+            .timeout(LOOK_MAX)
+            .no_proxy()
+            .build()?;
         let pods = start_pods(&plan).await?;
         let (kvscout, ext_proc, admin) = start_kvscout(&plan, &pods, folder.path(), &http).await?;
-        let (envoy, plain, routed) = start_envoy(&plan, &pods, ext_proc, folder.path(), &http).await?;
+        let (envoy, plain, routed) =
+            start_envoy(&plan, &pods, ext_proc, folder.path(), &http).await?;
         let (block_size, model) = (plan.engine.block_size, plan.model);
-        Ok(Self { pods, plain, routed, admin, kvscout, envoy, http, block_size, model, folder })
+        Ok(Self {
+            pods,
+            plain,
+            routed,
+            admin,
+            kvscout,
+            envoy,
+            http,
+            block_size,
+            model,
+            folder,
+        })
     }
 
     /// Where configurations and logs are, while the stack runs.
@@ -147,7 +163,10 @@ impl Stack {
     /// The processes that run.
     #[must_use]
     pub fn process_ids(&self) -> Vec<u32> {
-        [&self.kvscout, &self.envoy].into_iter().filter_map(Child::id).collect()
+        [&self.kvscout, &self.envoy]
+            .into_iter()
+            .filter_map(Child::id)
+            .collect()
     }
 
     /// A client of one of the listeners.
@@ -163,7 +182,9 @@ impl Stack {
     /// # Errors
     /// It does not answer.
     pub async fn scrape(&self) -> anyhow::Result<Scrape> {
-        scrape(&self.http, self.admin).await.context("kvscout's /metrics does not answer")
+        scrape(&self.http, self.admin)
+            .await
+            .context("kvscout's /metrics does not answer")
     }
 
     /// A mark in kvscout's log, for [`Self::logged`].
@@ -190,7 +211,8 @@ impl Stack {
     pub async fn holds(&mut self, endpoint: &str, tokens: u64) -> anyhow::Result<()> {
         let blocks = tokens / self.block_size as u64;
         let what = format!("{blocks} blocks in kvscout's picture of {endpoint}");
-        self.pictured(&what, endpoint, |held| held >= blocks as f64).await
+        self.pictured(&what, endpoint, |held| held >= blocks as f64)
+            .await
     }
 
     /// Empties every server's prefix cache, and waits until kvscout's picture is empty too.
@@ -201,10 +223,17 @@ impl Stack {
         for pod in &self.pods {
             let url = format!("http://{}/reset_prefix_cache", pod.address());
             let answer = self.http.post(url).send().await?;
-            ensure!(answer.status().is_success(), "{} does not reset: {}", pod.name, answer.status());
+            ensure!(
+                answer.status().is_success(),
+                "{} does not reset: {}",
+                pod.name,
+                answer.status()
+            );
             // An engine tells of it with its next step, so there must be one; this prompt is
             // too short to fill a block.
-            self.client(pod.address())?.chat(&[Message::user("hi")], 1).await?;
+            self.client(pod.address())?
+                .chat(&[Message::user("hi")], 1)
+                .await?;
         }
         let names: Vec<String> = self.pods.iter().map(|pod| pod.name.clone()).collect();
         for name in names {
@@ -214,10 +243,22 @@ impl Stack {
         Ok(())
     }
 
-    async fn pictured(&mut self, what: &str, endpoint: &str, so: impl Fn(f64) -> bool) -> anyhow::Result<()> {
-        let (http, admin, label) = (self.http.clone(), self.admin, format!("endpoint={endpoint:?}"));
+    async fn pictured(
+        &mut self,
+        what: &str,
+        endpoint: &str,
+        so: impl Fn(f64) -> bool,
+    ) -> anyhow::Result<()> {
+        let (http, admin, label) = (
+            self.http.clone(),
+            self.admin,
+            format!("endpoint={endpoint:?}"),
+        );
         let look = async || {
-            let held = scrape(&http, admin).await.ok()?.sum("kvscout_endpoint_blocks", &label)?;
+            let held = scrape(&http, admin)
+                .await
+                .ok()?
+                .sum("kvscout_endpoint_blocks", &label)?;
             so(held).then_some(())
         };
         self.kvscout.until(what, FOLLOW_MAX, look).await
@@ -241,7 +282,10 @@ async fn start_pods(plan: &Plan) -> anyhow::Result<Vec<Pod>> {
             model: plan.model.clone(),
             tokenizer: Some(plan.parts.tokenizer.clone()),
             // No two engines name blocks alike.
-            engine: EngineConfig { hash_seed: number as u64, ..plan.engine.clone() },
+            engine: EngineConfig {
+                hash_seed: number as u64,
+                ..plan.engine.clone()
+            },
             timing: plan.timing,
             events: Some(EventConfig {
                 endpoint: any.into(),
@@ -253,7 +297,9 @@ async fn start_pods(plan: &Plan) -> anyhow::Result<Vec<Pod>> {
             ..Config::default()
         };
         let name = format!("pod-{number}");
-        let server = Server::start(config).await.with_context(|| format!("{name} does not start"))?;
+        let server = Server::start(config)
+            .await
+            .with_context(|| format!("{name} does not start"))?;
         pods.push(Pod { name, server });
     }
     Ok(pods)
@@ -269,7 +315,11 @@ async fn start_kvscout(
     std::fs::write(folder.join("fleet.yaml"), fleet_file(pods)?)?;
     let file = folder.join("kvscout.yaml");
     std::fs::write(&file, kvscout_config(plan, folder)?.to_yaml())?;
-    let args = ["serve".to_owned(), "--config".to_owned(), file.display().to_string()];
+    let args = [
+        "serve".to_owned(),
+        "--config".to_owned(),
+        file.display().to_string(),
+    ];
     let mut kvscout = Child::start("kvscout", &plan.parts.kvscout, &args, folder)?;
     let log = kvscout.log().to_owned();
     let look = async || listening(&child::line_since(&log, 0, "listening")?);
@@ -283,7 +333,10 @@ async fn start_kvscout(
 fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let address = |field: &str| {
         let mut words = line.split_whitespace();
-        words.find_map(|word| word.strip_prefix(field))?.parse().ok()
+        words
+            .find_map(|word| word.strip_prefix(field))?
+            .parse()
+            .ok()
     };
     Some((address("ext_proc=")?, address("admin=")?))
 }
@@ -291,10 +344,27 @@ fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
 fn fleet_file(pods: &[Pod]) -> anyhow::Result<String> {
     let mut text = "endpoints:\n".to_owned();
     for pod in pods {
-        let events = pod.server.addresses.events.as_ref().context("every pod has events")?;
-        let replay = events.replay_endpoint.as_ref().context("every pod has replay")?;
-        writeln!(text, "  - name: {}\n    address: {}", pod.name, pod.address())?;
-        writeln!(text, "    events: {}\n    replay: {replay}", events.endpoint)?;
+        let events = pod
+            .server
+            .addresses
+            .events
+            .as_ref()
+            .context("every pod has events")?;
+        let replay = events
+            .replay_endpoint
+            .as_ref()
+            .context("every pod has replay")?;
+        writeln!(
+            text,
+            "  - name: {}\n    address: {}",
+            pod.name,
+            pod.address()
+        )?;
+        writeln!(
+            text,
+            "    events: {}\n    replay: {replay}",
+            events.endpoint
+        )?;
     }
     Ok(text)
 }
@@ -313,13 +383,16 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
             names: vec![plan.model.clone()],
             adapters: Vec::new(),
             folder: std::fs::canonicalize(&plan.parts.tokenizer)?,
-            engine: kvscout::config::Engine::default(),
-            default_chat_template_kwargs: serde_json::Map::new(),
-            exclude_tools_when_tool_choice_none: false,
-            trust_request_chat_template: false,
+            engine: Engine::default(),
+            render: RenderSettings::default(),
         }],
-        limits: kvscout::config::Limits { drain_ms_max: 1_000, ..limits },
-        replies: Replies { decision_header: true },
+        limits: Limits {
+            drain_ms_max: 1_000,
+            ..limits
+        },
+        replies: Replies {
+            decision_header: true,
+        },
         ..Kvscout::default()
     })
 }
@@ -336,22 +409,45 @@ async fn start_envoy(
     let (file, admin_file) = (folder.join("envoy.yaml"), folder.join("envoy-admin"));
     std::fs::write(&file, envoy::configure(&plan.ports, &addresses, kvscout)?)?;
     let (file, admin_path) = (file.display().to_string(), admin_file.display().to_string());
-    let args = ["-c", &file, "--admin-address-path", &admin_path, "--use-dynamic-base-id"];
+    let args = [
+        "-c",
+        &file,
+        "--admin-address-path",
+        &admin_path,
+        "--use-dynamic-base-id",
+    ];
     let quiet = ["--concurrency", "1", "--log-level", "warning"];
     let args: Vec<String> = args.into_iter().chain(quiet).map(str::to_owned).collect();
     let mut envoy = Child::start("envoy", &plan.parts.envoy, &args, folder)?;
-    let look = async || std::fs::read_to_string(&admin_file).ok()?.trim().parse::<SocketAddr>().ok();
+    let look = async || {
+        std::fs::read_to_string(&admin_file)
+            .ok()?
+            .trim()
+            .parse::<SocketAddr>()
+            .ok()
+    };
     let admin = envoy.until("Envoy's admin page", START_MAX, look).await?;
     let ready = async || ok(http, format!("http://{admin}/ready")).await;
     envoy.until("Envoy to be ready", START_MAX, ready).await?;
-    let page = http.get(format!("http://{admin}/listeners?format=json")).send().await?.text().await?;
+    let page = http
+        .get(format!("http://{admin}/listeners?format=json"))
+        .send()
+        .await?
+        .text()
+        .await?;
     let listeners: Value = serde_json::from_str(&page).context("Envoy's /listeners")?;
-    Ok((envoy, listener(&listeners, "plain")?, listener(&listeners, "routed")?))
+    Ok((
+        envoy,
+        listener(&listeners, "plain")?,
+        listener(&listeners, "routed")?,
+    ))
 }
 
 /// Envoy says where port 0 led to.
 fn listener(listeners: &Value, name: &str) -> anyhow::Result<SocketAddr> {
-    let all = listeners["listener_statuses"].as_array().context("Envoy lists its listeners")?;
+    let all = listeners["listener_statuses"]
+        .as_array()
+        .context("Envoy lists its listeners")?;
     let one = all.iter().find(|one| one["name"] == name);
     let port = one.and_then(|one| one["local_address"]["socket_address"]["port_value"].as_u64());
     let port = port.with_context(|| format!("Envoy has no listener {name}"))?;

@@ -25,10 +25,23 @@ pub fn stack(stack: &Stack, settings: &Settings) -> String {
         engine.block_size,
     );
     let row = |what: &str, address: String, note: &str| [format!("{what:<14}{address:<24}{note}")];
-    let mut rows: Vec<_> =
-        stack.pods.iter().map(|pod| row(&pod.name, pod.address().to_string(), "OpenAI API, KV events over ZMQ")).collect();
+    let mut rows: Vec<_> = stack
+        .pods
+        .iter()
+        .map(|pod| {
+            row(
+                &pod.name,
+                pod.address().to_string(),
+                "OpenAI API, KV events over ZMQ",
+            )
+        })
+        .collect();
     rows.push(row("Envoy plain", stack.plain.to_string(), "least request"));
-    rows.push(row("Envoy routed", stack.routed.to_string(), "kvscout picks"));
+    rows.push(row(
+        "Envoy routed",
+        stack.routed.to_string(),
+        "kvscout picks",
+    ));
     rows.push(row("kvscout", stack.admin.to_string(), "/metrics"));
     text.push_str(&table(&rows));
     text
@@ -37,7 +50,15 @@ pub fn stack(stack: &Stack, settings: &Settings) -> String {
 /// Who got which round and why, and whether the prediction was right.
 #[must_use]
 pub fn story(story: &Story) -> String {
-    let heading = ["round", "pod", "chosen by", "prompt", "predicted cached", "reported cached", "TTFT"];
+    let heading = [
+        "round",
+        "pod",
+        "chosen by",
+        "prompt",
+        "predicted cached",
+        "reported cached",
+        "TTFT",
+    ];
     let mut rows = vec![heading.map(str::to_owned)];
     for (number, round) in story.rounds.iter().enumerate() {
         let Round { answer, decision } = round;
@@ -47,7 +68,9 @@ pub fn story(story: &Story) -> String {
             decision.by.clone(),
             answer.usage.prompt_tokens.to_string(),
             decision.predicted_cached_tokens.to_string(),
-            answer.cached_tokens().map_or("not said".into(), |tokens| tokens.to_string()),
+            answer
+                .cached_tokens()
+                .map_or("not said".into(), |tokens| tokens.to_string()),
             seconds(answer.ttft),
         ]);
     }
@@ -60,12 +83,20 @@ pub fn story(story: &Story) -> String {
         second.decision.prompt_tokens,
         100.0 * second.decision.matching_ratio(),
     );
-    let verdict = match (story.came_true(), first.decision.endpoint == second.decision.endpoint) {
+    let verdict = match (
+        story.came_true(),
+        first.decision.endpoint == second.decision.endpoint,
+    ) {
         (true, _) => "predicted = reported in both rounds, to the token",
         (false, true) => "FAILED: predicted and reported differ",
         (false, false) => "FAILED: round 2 did not land on round 1's pod",
     };
-    format!("{}\n{}\n\nkvscout's log, round 2:\n  {}\n\n  {verdict}\n", table(&rows), indent(&why), story.log_line)
+    format!(
+        "{}\n{}\n\nkvscout's log, round 2:\n  {}\n\n  {verdict}\n",
+        table(&rows),
+        indent(&why),
+        story.log_line
+    )
 }
 
 /// Both listeners side by side.
@@ -73,7 +104,10 @@ pub fn story(story: &Story) -> String {
 pub fn comparison(comparison: &Comparison) -> String {
     let Comparison { plain, routed, .. } = comparison;
     let ratio = |of: fn(&Summary) -> Duration| {
-        format!("{:.2}x", of(plain).as_secs_f64() / of(routed).as_secs_f64().max(f64::EPSILON))
+        format!(
+            "{:.2}x",
+            of(plain).as_secs_f64() / of(routed).as_secs_f64().max(f64::EPSILON)
+        )
     };
     let rows = [
         HEADING.map(str::to_owned),
@@ -95,9 +129,17 @@ pub fn comparison(comparison: &Comparison) -> String {
 }
 
 fn notes(comparison: &Comparison) -> String {
-    let Comparison { routed, decision_seconds, .. } = comparison;
+    let Comparison {
+        routed,
+        decision_seconds,
+        ..
+    } = comparison;
     let Predictions { exact, over, under } = routed.predictions;
-    let placed: Vec<String> = routed.placed.iter().map(|(pod, count)| format!("{pod} {count}")).collect();
+    let placed: Vec<String> = routed
+        .placed
+        .iter()
+        .map(|(pod, count)| format!("{pod} {count}"))
+        .collect();
     let mut text = format!(
         "routed requests by pod: {}\n\
          kvscout's predictions: {exact} exact, {over} over, {under} under\n",
@@ -105,7 +147,12 @@ fn notes(comparison: &Comparison) -> String {
     );
     if let [Some(p50), Some(p99)] = decision_seconds {
         // Writing into a string cannot fail.
-        let _ = writeln!(text, "kvscout's decisions took at most {} (p50), {} (p99)", micros(*p50), micros(*p99));
+        let _ = writeln!(
+            text,
+            "kvscout's decisions took at most {} (p50), {} (p99)",
+            micros(*p50),
+            micros(*p99)
+        );
     }
     text
 }
@@ -117,9 +164,14 @@ pub fn invitation(stack: &Stack, model: &str, shown: &anyhow::Result<()>) -> Str
         r#"{{"model": "{model}", "messages": [{{"role": "user", "content": "Who built the mill?"}}], "max_tokens": 32}}"#
     );
     let chat = |to| {
-        format!("  curl -i http://{to}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'\n")
+        format!(
+            "  curl -i http://{to}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'\n"
+        )
     };
-    let failure = shown.as_ref().err().map_or(String::new(), |error| format!("\n{error:#}\n"));
+    let failure = shown
+        .as_ref()
+        .err()
+        .map_or(String::new(), |error| format!("\n{error:#}\n"));
     format!(
         "{failure}\nEverything stays up; Ctrl-C ends it. Try:\n\n{}\n{}\n  curl http://{}/metrics\n  tail -f {}\n",
         chat(stack.plain),
@@ -135,5 +187,9 @@ fn indent(text: &str) -> String {
 
 /// A histogram's bound, in seconds.
 fn micros(bound: f64) -> String {
-    if bound < 1e-3 { format!("{:.0} us", bound * 1e6) } else { format!("{:.0} ms", bound * 1e3) }
+    if bound < 1e-3 {
+        format!("{:.0} us", bound * 1e6)
+    } else {
+        format!("{:.0} ms", bound * 1e3)
+    }
 }

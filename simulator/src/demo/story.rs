@@ -61,17 +61,29 @@ pub async fn tell(stack: &mut Stack) -> anyhow::Result<Story> {
     stack.holds(&first.decision.endpoint, computed).await?;
 
     messages.push(Message::assistant(&first.answer.text));
-    messages.push(Message::user("Is there anyone left who would remember its sound?"));
-    messages.push(Message::assistant("There is the baker's aunt, who lived on the bank as a child."));
-    messages.push(Message::user("Then please write down what she would tell us about the river."));
+    messages.push(Message::user(
+        "Is there anyone left who would remember its sound?",
+    ));
+    messages.push(Message::assistant(
+        "There is the baker's aunt, who lived on the bank as a child.",
+    ));
+    messages.push(Message::user(
+        "Then please write down what she would tell us about the river.",
+    ));
     let mark = stack.log_mark();
     let second = round(stack, &messages).await.context("the second round")?;
     let log_line = stack.logged(mark, "Do prefix-aware routing!").await?;
-    Ok(Story { rounds: [first, second], log_line })
+    Ok(Story {
+        rounds: [first, second],
+        log_line,
+    })
 }
 
 async fn round(stack: &Stack, messages: &[Message]) -> anyhow::Result<Round> {
-    let answer = stack.client(stack.routed)?.chat(messages, ANSWER_TOKENS).await?;
+    let answer = stack
+        .client(stack.routed)?
+        .chat(messages, ANSWER_TOKENS)
+        .await?;
     let decision = answer.decision.clone();
     let decision = decision.context("the answer has no header x-kvscout-decision")?;
     Ok(Round { answer, decision })

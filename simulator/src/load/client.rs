@@ -34,12 +34,18 @@ pub struct Message {
 impl Message {
     /// The user says.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: "user", content: content.into() }
+        Self {
+            role: "user",
+            content: content.into(),
+        }
     }
 
     /// The model said.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: "assistant", content: content.into() }
+        Self {
+            role: "assistant",
+            content: content.into(),
+        }
     }
 }
 
@@ -99,9 +105,16 @@ impl Client {
     /// # Errors
     /// The system gives no randomness or the like.
     pub fn new(url: impl Into<String>, model: impl Into<String>) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().timeout(REQUEST_MAX).no_proxy().build()?;
+        let http = reqwest::Client::builder()
+            .timeout(REQUEST_MAX)
+            .no_proxy()
+            .build()?;
         let url = url.into().trim_end_matches('/').to_owned();
-        Ok(Self { http, url, model: model.into() })
+        Ok(Self {
+            http,
+            url,
+            model: model.into(),
+        })
     }
 
     /// Sends a conversation and reads the answer to its end.
@@ -116,11 +129,20 @@ impl Client {
         });
         let url = format!("{}/v1/chat/completions", self.url);
         let began = Instant::now();
-        let mut response = self.http.post(&url).json(&body).send().await.context("no answer")?;
+        let mut response = self
+            .http
+            .post(&url)
+            .json(&body)
+            .send()
+            .await
+            .context("no answer")?;
         let status = response.status();
         if !status.is_success() {
             let body = response.text().await.unwrap_or_default();
-            bail!("{status}: {}", body.chars().take(QUOTED_MAX).collect::<String>());
+            bail!(
+                "{status}: {}",
+                body.chars().take(QUOTED_MAX).collect::<String>()
+            );
         }
         let header = response.headers().get(decision::HEADER);
         let decision = header.and_then(|header| Decision::parse(header.to_str().ok()?));
@@ -192,8 +214,14 @@ mod tests {
     #[test]
     fn the_first_word_counts_and_not_the_role() {
         let answer = read(&[ROLE, WORD, WORD, USAGE, "[DONE]"]).expect("a whole answer");
-        assert_eq!((answer.ttft, answer.text.as_str()), (Duration::from_secs(1), "OnceOnce"));
-        assert_eq!((answer.usage.prompt_tokens, answer.cached_tokens()), (9, Some(5)));
+        assert_eq!(
+            (answer.ttft, answer.text.as_str()),
+            (Duration::from_secs(1), "OnceOnce")
+        );
+        assert_eq!(
+            (answer.usage.prompt_tokens, answer.cached_tokens()),
+            (9, Some(5))
+        );
     }
 
     #[test]

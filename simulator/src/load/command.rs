@@ -51,11 +51,31 @@ impl Shape {
     /// # Errors
     /// It would never end, or send nothing.
     pub fn load(self) -> anyhow::Result<Load> {
-        let Self { users, rounds, rate, system_words, user_words, answer_tokens } = self;
-        ensure!(rate.is_finite() && rate > 0.0, "--rate {rate}: must be above 0");
+        let Self {
+            users,
+            rounds,
+            rate,
+            system_words,
+            user_words,
+            answer_tokens,
+        } = self;
+        ensure!(
+            rate.is_finite() && rate > 0.0,
+            "--rate {rate}: must be above 0"
+        );
         ensure!(users * rounds > 0, "no user or no round is no load");
-        let schedule = Schedule { users, rounds, rate };
-        Ok(Load { schedule, system_words, user_words, answer_tokens, seed: 0 })
+        let schedule = Schedule {
+            users,
+            rounds,
+            rate,
+        };
+        Ok(Load {
+            schedule,
+            system_words,
+            user_words,
+            answer_tokens,
+            seed: 0,
+        })
     }
 }
 
@@ -71,16 +91,32 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let summary = Summary::of(&samples);
     progress.end(&summary);
     let errors = errors("load", &summary);
-    let page = format!("\n{}{errors}", table(&[HEADING.map(str::to_owned), row("load", &summary)]));
+    let page = format!(
+        "\n{}{errors}",
+        table(&[HEADING.map(str::to_owned), row("load", &summary)])
+    );
     std::io::stdout().lock().write_all(page.as_bytes())?;
     if summary.failed() > 0 {
-        bail!("{} of {} requests failed", summary.failed(), summary.requests);
+        bail!(
+            "{} of {} requests failed",
+            summary.failed(),
+            summary.requests
+        );
     }
     Ok(())
 }
 
 /// Above [`row`].
-pub const HEADING: [&str; 8] = ["", "requests", "errors", "mean TTFT", "p50", "p90", "p99", "cached share"];
+pub const HEADING: [&str; 8] = [
+    "",
+    "requests",
+    "errors",
+    "mean TTFT",
+    "p50",
+    "p90",
+    "p99",
+    "cached share",
+];
 
 /// A summary as a line of a table.
 #[must_use]
@@ -106,7 +142,11 @@ pub fn errors(name: &str, of: &Summary) -> String {
         let _ = writeln!(text, "  {name}: {times} x {error}");
     }
     if of.late > 0 {
-        let _ = writeln!(text, "  {name}: {} requests waited for the answer before them", of.late);
+        let _ = writeln!(
+            text,
+            "  {name}: {} requests waited for the answer before them",
+            of.late
+        );
     }
     text
 }
@@ -123,7 +163,14 @@ mod tests {
 
     #[test]
     fn a_load_that_would_never_end_is_refused() {
-        let shape = Shape { users: 1, rounds: 1, rate: 1.0, system_words: 0, user_words: 0, answer_tokens: 1 };
+        let shape = Shape {
+            users: 1,
+            rounds: 1,
+            rate: 1.0,
+            system_words: 0,
+            user_words: 0,
+            answer_tokens: 1,
+        };
         assert!(shape.load().is_ok());
         assert!(Shape { rate: 0.0, ..shape }.load().is_err());
         assert!(Shape { rounds: 0, ..shape }.load().is_err());

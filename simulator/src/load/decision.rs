@@ -25,7 +25,9 @@ impl Decision {
     #[must_use]
     pub fn parse(header: &str) -> Option<Self> {
         let word = |name: &str| {
-            let mut words = header.split(';').filter_map(|word| word.trim().split_once('='));
+            let mut words = header
+                .split(';')
+                .filter_map(|word| word.trim().split_once('='));
             words.find(|(key, _)| *key == name).map(|(_, value)| value)
         };
         Some(Self {
@@ -54,8 +56,14 @@ mod tests {
         let header = "endpoint=pod-2; by=load; basis=load_only; reason=no_model; trust=live; \
                       predicted_cached_tokens=64; prompt_tokens=128; more=later";
         let decision = Decision::parse(header).expect("all words are there");
-        assert_eq!((decision.endpoint.as_str(), decision.by.as_str()), ("pod-2", "load"));
-        assert_eq!((decision.basis.as_str(), decision.trust.as_str()), ("load_only", "live"));
+        assert_eq!(
+            (decision.endpoint.as_str(), decision.by.as_str()),
+            ("pod-2", "load")
+        );
+        assert_eq!(
+            (decision.basis.as_str(), decision.trust.as_str()),
+            ("load_only", "live")
+        );
         assert!((decision.matching_ratio() - 0.5).abs() < 1e-9);
         assert_eq!(Decision::parse("endpoint=pod-2"), None);
         assert_eq!(Decision::parse(""), None);

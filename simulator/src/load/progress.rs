@@ -17,18 +17,32 @@ impl Progress {
     /// Of so many requests.
     pub fn start(title: &str, requests: usize) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if terminal { ProgressBar::new(requests as u64) } else { ProgressBar::hidden() };
+        let bar = if terminal {
+            ProgressBar::new(requests as u64)
+        } else {
+            ProgressBar::hidden()
+        };
         let style = ProgressStyle::with_template("  {prefix:<16} {bar:40} {pos}/{len} {msg}");
-        bar.set_style(style.expect("the template is well-formed").progress_chars("=> "));
+        bar.set_style(
+            style
+                .expect("the template is well-formed")
+                .progress_chars("=> "),
+        );
         bar.set_prefix(title.to_owned());
-        Self { title: title.to_owned(), bar }
+        Self {
+            title: title.to_owned(),
+            bar,
+        }
     }
 
     /// A request ended.
     pub fn one_more(&self, sample: &Sample) {
         self.bar.inc(1);
         if let Err(error) = &sample.result {
-            self.bar.set_message(format!("last error: {}", error.chars().take(60).collect::<String>()));
+            self.bar.set_message(format!(
+                "last error: {}",
+                error.chars().take(60).collect::<String>()
+            ));
         }
     }
 

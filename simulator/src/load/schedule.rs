@@ -35,7 +35,11 @@ mod tests {
 
     #[test]
     fn users_take_turns_at_a_fixed_gap() {
-        let schedule = Schedule { users: 3, rounds: 2, rate: 2.0 };
+        let schedule = Schedule {
+            users: 3,
+            rounds: 2,
+            rate: 2.0,
+        };
         let turns = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)];
         let millis = turns.map(|(user, round)| schedule.at(user, round).as_millis());
         assert_eq!(millis, [0, 500, 1000, 1500, 2000, 2500]);

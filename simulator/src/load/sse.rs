@@ -22,7 +22,10 @@ impl Events {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(piece);
             let held = self.line.len() + self.data.len();
-            ensure!(held <= EVENT_BYTES_MAX, "an event of more than {EVENT_BYTES_MAX} bytes");
+            ensure!(
+                held <= EVENT_BYTES_MAX,
+                "an event of more than {EVENT_BYTES_MAX} bytes"
+            );
             if self.line.ends_with(b"\n") {
                 complete.extend(self.end_line()?);
             }
@@ -63,7 +66,9 @@ mod tests {
             assert_eq!(got, whole, "cut at {cut}");
         }
         let mut events = Events::default();
-        let bytewise = STREAM.bytes().flat_map(|byte| events.push(&[byte]).expect("UTF-8"));
+        let bytewise = STREAM
+            .bytes()
+            .flat_map(|byte| events.push(&[byte]).expect("UTF-8"));
         assert_eq!(bytewise.collect::<Vec<_>>(), whole);
     }
 

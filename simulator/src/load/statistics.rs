@@ -67,7 +67,9 @@ impl Summary {
                     if let Some(decision) = &answer.decision {
                         *summary.placed.entry(decision.endpoint.clone()).or_default() += 1;
                         let reported = answer.cached_tokens();
-                        summary.predictions.count(decision.predicted_cached_tokens, reported);
+                        summary
+                            .predictions
+                            .count(decision.predicted_cached_tokens, reported);
                     }
                 }
             }
@@ -134,7 +136,15 @@ mod tests {
         assert_eq!([spread.p50, spread.p90, spread.p99], expected);
         assert_eq!(spread.mean, Duration::from_micros(100_500));
         let one = Duration::from_millis(7);
-        assert_eq!(Spread::of(vec![one]), Spread { mean: one, p50: one, p90: one, p99: one });
+        assert_eq!(
+            Spread::of(vec![one]),
+            Spread {
+                mean: one,
+                p50: one,
+                p90: one,
+                p99: one
+            }
+        );
         assert_eq!(Spread::of(Vec::new()), Spread::default());
     }
 
@@ -152,19 +162,50 @@ mod tests {
         });
         let usage: Usage = serde_json::from_value(usage).expect("a usage");
         let text = String::new();
-        let answer = Answer { text, ttft, total: ttft, usage, decision: Some(decision) };
-        Sample { user: 0, round: 0, late: false, result: Ok(answer) }
+        let answer = Answer {
+            text,
+            ttft,
+            total: ttft,
+            usage,
+            decision: Some(decision),
+        };
+        Sample {
+            user: 0,
+            round: 0,
+            late: false,
+            result: Ok(answer),
+        }
     }
 
     #[test]
     fn a_failure_is_counted_and_leaves_no_mark_on_the_mean() {
         let second = Duration::from_secs(1);
-        let failed = Sample { user: 1, round: 0, late: true, result: Err("refused".into()) };
-        let all = [sample(64, 64, second), sample(64, 48, second), sample(32, 48, second), failed];
+        let failed = Sample {
+            user: 1,
+            round: 0,
+            late: true,
+            result: Err("refused".into()),
+        };
+        let all = [
+            sample(64, 64, second),
+            sample(64, 48, second),
+            sample(32, 48, second),
+            failed,
+        ];
         let summary = Summary::of(&all);
-        assert_eq!((summary.requests, summary.failed(), summary.late), (4, 1, 1));
+        assert_eq!(
+            (summary.requests, summary.failed(), summary.late),
+            (4, 1, 1)
+        );
         assert_eq!(summary.ttft.mean, second);
-        assert_eq!(summary.predictions, Predictions { exact: 1, over: 1, under: 1 });
+        assert_eq!(
+            summary.predictions,
+            Predictions {
+                exact: 1,
+                over: 1,
+                under: 1
+            }
+        );
         assert!((summary.cached_share() - 160.0 / 300.0).abs() < 1e-9);
         assert_eq!(summary.placed["pod-1"], 3);
     }

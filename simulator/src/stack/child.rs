@@ -33,7 +33,12 @@ impl Child {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(name: &'static str, program: &Path, args: &[String], folder: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        name: &'static str,
+        program: &Path,
+        args: &[String],
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let process = Command::new(program)
@@ -46,8 +51,15 @@ impl Child {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {name} ({})", program.display()))?;
-        let group = process.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-        Ok(Self { name, process, group, log })
+        let group = process
+            .id()
+            .and_then(|id| Pid::from_raw(id.try_into().ok()?));
+        Ok(Self {
+            name,
+            process,
+            group,
+            log,
+        })
     }
 
     /// Its process id; none once it has ended.
@@ -78,12 +90,16 @@ impl Child {
             if let Ok(Some(seen)) = timeout(limit, look()).await {
                 return Ok(seen);
             }
-            let (name, log) = (self.name, || self.last_lines());
+            let name = self.name;
             if let Some(status) = self.process.try_wait()? {
-                bail!("{name} ended with {status} while we waited for {what}; its log ends:\n{}", log());
+                let log = self.last_lines();
+                bail!(
+                    "{name} ended with {status} while we waited for {what}; its log ends:\n{log}"
+                );
             }
             if began.elapsed() > limit {
-                bail!("not within {limit:?}: {what}; {name}'s log ends:\n{}", log());
+                let log = self.last_lines();
+                bail!("not within {limit:?}: {what}; {name}'s log ends:\n{log}");
             }
         }
     }
@@ -131,8 +147,12 @@ impl Drop for Child {
 #[must_use]
 pub fn line_since(log: &Path, mark: u64, part: &str) -> Option<String> {
     let text = read_from(log, mark);
-    let mut whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    whole.find(|line| line.contains(part)).map(|line| line.trim_end().to_owned())
+    let mut whole = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    whole
+        .find(|line| line.contains(part))
+        .map(|line| line.trim_end().to_owned())
 }
 
 /// Empty if it cannot be read: that must not hide why we wanted to read it.
@@ -160,9 +180,14 @@ mod tests {
     async fn a_child_that_dies_says_its_last_words() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = shell("echo the port is taken >&2; exit 3", folder.path());
-        let waited = child.until("it", Duration::from_secs(20), async || None::<()>).await;
+        let waited = child
+            .until("it", Duration::from_secs(20), async || None::<()>)
+            .await;
         let error = waited.expect_err("it ended").to_string();
-        assert!(error.contains("exit status: 3") && error.contains("the port is taken"), "{error}");
+        assert!(
+            error.contains("exit status: 3") && error.contains("the port is taken"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
@@ -171,7 +196,10 @@ mod tests {
         let mut child = shell("sleep 600 & echo grandchild $!; wait", folder.path());
         let (log, limit) = (child.log().to_owned(), Duration::from_secs(20));
         let look = async || line_since(&log, 0, "grandchild");
-        let line = child.until("a grandchild", limit, look).await.expect("started");
+        let line = child
+            .until("a grandchild", limit, look)
+            .await
+            .expect("started");
         let grandchild = line.rsplit(' ').next().expect("a number").to_owned();
         drop(child);
         // A killed process that nobody has waited for yet is a zombie: ended all the same.

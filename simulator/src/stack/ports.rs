@@ -29,7 +29,14 @@ pub struct Ports {
 
 impl Ports {
     /// Any free ones: for tests.
-    pub const FREE: Self = Self { plain: 0, routed: 0, envoy_admin: 0, ext_proc: 0, health: 0, admin: 0 };
+    pub const FREE: Self = Self {
+        plain: 0,
+        routed: 0,
+        envoy_admin: 0,
+        ext_proc: 0,
+        health: 0,
+        admin: 0,
+    };
 
     /// Names every port that is not to be had, before anything is started.
     ///
@@ -56,7 +63,11 @@ impl Ports {
     fn purposes(&self) -> [(u16, &'static str, &'static str); 6] {
         [
             (self.plain, "Envoy's plain listener", "--plain-port"),
-            (self.routed, "Envoy's inference-routed listener", "--routed-port"),
+            (
+                self.routed,
+                "Envoy's inference-routed listener",
+                "--routed-port",
+            ),
             (self.envoy_admin, "Envoy's admin page", "--envoy-admin-port"),
             (self.ext_proc, "kvscout's ext_proc", "--ext-proc-port"),
             (self.health, "kvscout's health service", "--health-port"),
@@ -73,11 +84,19 @@ mod tests {
     fn a_taken_port_is_named_with_its_purpose_and_flag() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = taken.local_addr().expect("bound").port();
-        let ports = Ports { routed: port, admin: port, ..Ports::FREE };
+        let ports = Ports {
+            routed: port,
+            admin: port,
+            ..Ports::FREE
+        };
         let error = ports.check().expect_err("it is taken").to_string();
         let lines: Vec<&str> = error.lines().collect();
         assert_eq!(lines.len(), 2, "{error}");
-        for part in [&format!("port {port}"), "inference-routed listener", "--routed-port"] {
+        for part in [
+            &format!("port {port}"),
+            "inference-routed listener",
+            "--routed-port",
+        ] {
             assert!(lines[0].contains(part), "{part}: {error}");
         }
         drop(taken);

@@ -1,6 +1,6 @@
 //! Common English words, nearly all of which are one token in every large vocabulary.
 
-pub(super) const WORDS: &[&str] = &[
+pub(crate) const WORDS: &[&str] = &[
     "the",
     "of",
     "and",
