@@ -194,6 +194,10 @@ fn judge(story: &story::Story, comparison: &Comparison) -> anyhow::Result<()> {
     if !story.came_true() {
         bail!("the chat of two rounds did not go as predicted");
     }
+    let failed = comparison.plain.failed() + comparison.routed.failed();
+    if failed > 0 {
+        bail!("{failed} requests of the load failed");
+    }
     let (plain, routed) = (comparison.plain.ttft.mean, comparison.routed.ttft.mean);
     if routed >= plain {
         bail!(

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-/// Rows under a heading, first column to the left and the others to the right, two spaces in.
+/// Rows under a heading, two spaces in: the first `texts` columns to the left, the others to the
+/// right.
 #[must_use]
-pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(texts: usize, rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -16,9 +17,10 @@ pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
             // Writing into a string cannot fail.
-            let _ = match column {
-                0 => write!(line, "  {cell:<width$}"),
-                _ => write!(line, "  {cell:>width$}"),
+            let _ = if column < texts {
+                write!(line, "  {cell:<width$}")
+            } else {
+                write!(line, "  {cell:>width$}")
             };
         }
         text.push_str(line.trim_end());
@@ -34,7 +36,7 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let row = |cells: [&str; 3]| cells.map(str::to_owned);
-        let text = table(&[row(["pod", "tokens", ""]), row(["pod-10", "7", "é"])]);
+        let text = table(1, &[row(["pod", "tokens", ""]), row(["pod-10", "7", "é"])]);
         assert_eq!(text, "  pod     tokens\n  pod-10       7  é\n");
     }
 }

@@ -1,50 +1,36 @@
 //! What a person wants to see.
 
-use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::story::{Round, Story};
 use super::{Comparison, Settings};
 use crate::load::command::{HEADING, errors, row, seconds};
-use crate::load::{Predictions, Summary};
-use crate::stack::Stack;
+use crate::load::{Decision, Predictions, Summary};
+use crate::stack::{Pod, Stack};
 use crate::table::table;
 
 /// What runs where, and how fast.
 #[must_use]
 pub fn stack(stack: &Stack, settings: &Settings) -> String {
     let Settings { engine, timing, .. } = settings;
-    let mut text = format!(
-        "{} simulated vLLM servers: prefill {:.0} tokens/s, decode {:.0} tokens/s, {} ms a step,\n\
-         {} blocks of {} tokens each\n\n",
-        stack.pods.len(),
+    let (pods, overhead) = (stack.pods.len(), timing.step_overhead.as_millis());
+    let (blocks, tokens) = (engine.num_gpu_blocks, engine.block_size);
+    let line = |what: &str, address: SocketAddr, note: &str| {
+        [what.to_owned(), address.to_string(), note.to_owned()]
+    };
+    let pod = |pod: &Pod| line(&pod.name, pod.address(), "OpenAI API; KV events over ZMQ");
+    let mut rows: Vec<_> = stack.pods.iter().map(pod).collect();
+    rows.push(line("Envoy, plain", stack.plain, "least request"));
+    rows.push(line("Envoy, routed", stack.routed, "kvscout picks"));
+    rows.push(line("kvscout", stack.admin, "/metrics"));
+    format!(
+        "{pods} simulated vLLM servers of {blocks} blocks of {tokens} tokens: prefill {:.0} tokens/s,\n\
+         decode {:.0} tokens/s, {overhead} ms a step\n\n{}",
         timing.prefill_rate,
         timing.decode_rate,
-        timing.step_overhead.as_millis(),
-        engine.num_gpu_blocks,
-        engine.block_size,
-    );
-    let row = |what: &str, address: String, note: &str| [format!("{what:<14}{address:<24}{note}")];
-    let mut rows: Vec<_> = stack
-        .pods
-        .iter()
-        .map(|pod| {
-            row(
-                &pod.name,
-                pod.address().to_string(),
-                "OpenAI API, KV events over ZMQ",
-            )
-        })
-        .collect();
-    rows.push(row("Envoy plain", stack.plain.to_string(), "least request"));
-    rows.push(row(
-        "Envoy routed",
-        stack.routed.to_string(),
-        "kvscout picks",
-    ));
-    rows.push(row("kvscout", stack.admin.to_string(), "/metrics"));
-    text.push_str(&table(&rows));
-    text
+        table(3, &rows),
+    )
 }
 
 /// Who got which round and why, and whether the prediction was right.
@@ -60,43 +46,53 @@ pub fn story(story: &Story) -> String {
         "TTFT",
     ];
     let mut rows = vec![heading.map(str::to_owned)];
-    for (number, round) in story.rounds.iter().enumerate() {
-        let Round { answer, decision } = round;
-        rows.push([
-            (number + 1).to_string(),
-            decision.endpoint.clone(),
-            decision.by.clone(),
-            answer.usage.prompt_tokens.to_string(),
-            decision.predicted_cached_tokens.to_string(),
-            answer
-                .cached_tokens()
-                .map_or("not said".into(), |tokens| tokens.to_string()),
-            seconds(answer.ttft),
-        ]);
+    let mut reasons = String::new();
+    for (number, round) in (1..).zip(&story.rounds) {
+        rows.push(round_row(number, round));
+        reasons.push_str(&format!("  round {number}: {}\n", why(&round.decision)));
     }
     let [first, second] = &story.rounds;
-    let why = format!(
-        "round 1: no server held any of it, so load decided\n\
-         round 2: {} holds {} of its {} tokens ({:.0} %), from round 1",
-        second.decision.endpoint,
-        second.decision.predicted_cached_tokens,
-        second.decision.prompt_tokens,
-        100.0 * second.decision.matching_ratio(),
-    );
     let verdict = match (
         story.came_true(),
         first.decision.endpoint == second.decision.endpoint,
     ) {
-        (true, _) => "predicted = reported in both rounds, to the token",
-        (false, true) => "FAILED: predicted and reported differ",
-        (false, false) => "FAILED: round 2 did not land on round 1's pod",
+        (true, _) => "Predicted is reported, to the token, and round 2 landed on round 1's pod.",
+        (false, true) => "FAILED: predicted and reported differ.",
+        (false, false) => "FAILED: round 2 did not land on round 1's pod.",
     };
-    format!(
-        "{}\n{}\n\nkvscout's log, round 2:\n  {}\n\n  {verdict}\n",
-        table(&rows),
-        indent(&why),
-        story.log_line
-    )
+    let (table, log_line) = (table(3, &rows), &story.log_line);
+    format!("{table}\n{reasons}\nkvscout's log, round 2:\n\n  {log_line}\n\n{verdict}\n")
+}
+
+fn round_row(number: usize, round: &Round) -> [String; 7] {
+    let Round { answer, decision } = round;
+    let reported = answer.cached_tokens().map(|tokens| tokens.to_string());
+    [
+        number.to_string(),
+        decision.endpoint.clone(),
+        decision.by.clone(),
+        answer.usage.prompt_tokens.to_string(),
+        decision.predicted_cached_tokens.to_string(),
+        reported.unwrap_or_else(|| "not said".into()),
+        seconds(answer.ttft),
+    ]
+}
+
+fn why(decision: &Decision) -> String {
+    let Decision {
+        endpoint,
+        predicted_cached_tokens: held,
+        prompt_tokens: all,
+        ..
+    } = decision;
+    match (held, decision.by.as_str()) {
+        (0, _) => format!("no server holds any of its {all} tokens, so load decides"),
+        (_, "prefix") => {
+            let percent = 100.0 * decision.matching_ratio();
+            format!("{endpoint} holds {held} of its {all} tokens ({percent:.0} %)")
+        }
+        (_, by) => format!("{by} decides, though {endpoint} holds {held} of its {all} tokens"),
+    }
 }
 
 /// Both listeners side by side.
@@ -125,7 +121,7 @@ pub fn comparison(comparison: &Comparison) -> String {
         ],
     ];
     let errors = errors("plain", plain) + &errors("routed", routed);
-    format!("{}\n{}{errors}", table(&rows), indent(&notes(comparison)))
+    format!("{}\n{}{errors}", table(1, &rows), notes(comparison))
 }
 
 fn notes(comparison: &Comparison) -> String {
@@ -135,24 +131,17 @@ fn notes(comparison: &Comparison) -> String {
         ..
     } = comparison;
     let Predictions { exact, over, under } = routed.predictions;
-    let placed: Vec<String> = routed
+    let placed = routed
         .placed
         .iter()
-        .map(|(pod, count)| format!("{pod} {count}"))
-        .collect();
+        .map(|(pod, count)| format!("{pod} {count}"));
+    let placed = placed.collect::<Vec<_>>().join(", ");
     let mut text = format!(
-        "routed requests by pod: {}\n\
-         kvscout's predictions: {exact} exact, {over} over, {under} under\n",
-        placed.join(", ")
+        "  routed requests by pod: {placed}\n\
+         \x20 kvscout's predictions: {exact} exact, {over} over, {under} under\n"
     );
-    if let [Some(p50), Some(p99)] = decision_seconds {
-        // Writing into a string cannot fail.
-        let _ = writeln!(
-            text,
-            "kvscout's decisions took at most {} (p50), {} (p99)",
-            micros(*p50),
-            micros(*p99)
-        );
+    if let [Some(p50), Some(p99)] = decision_seconds.map(|bound| bound.map(bounded)) {
+        text.push_str(&format!("  kvscout's decisions: p50 {p50}, p99 {p99}\n"));
     }
     text
 }
@@ -181,15 +170,47 @@ pub fn invitation(stack: &Stack, model: &str, shown: &anyhow::Result<()>) -> Str
     )
 }
 
-fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}\n")).collect()
+/// A histogram's bucket by its upper bound, in seconds.
+fn bounded(bound: f64) -> String {
+    if bound.is_infinite() {
+        "beyond all buckets".into()
+    } else if bound < 1e-3 {
+        format!("at most {:.0} us", bound * 1e6)
+    } else {
+        format!("at most {:.0} ms", bound * 1e3)
+    }
 }
 
-/// A histogram's bound, in seconds.
-fn micros(bound: f64) -> String {
-    if bound < 1e-3 {
-        format!("{:.0} us", bound * 1e6)
-    } else {
-        format!("{:.0} ms", bound * 1e3)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_says_what_it_rests_on() {
+        let header = |by: &str, held: u64| {
+            let text = format!(
+                "endpoint=pod-2; by={by}; basis=overlap; trust=live; predicted_cached_tokens={held}; prompt_tokens=200"
+            );
+            why(&Decision::parse(&text).expect("a decision"))
+        };
+        assert_eq!(
+            header("load", 0),
+            "no server holds any of its 200 tokens, so load decides"
+        );
+        assert_eq!(
+            header("prefix", 160),
+            "pod-2 holds 160 of its 200 tokens (80 %)"
+        );
+        assert_eq!(
+            header("load", 48),
+            "load decides, though pod-2 holds 48 of its 200 tokens"
+        );
+    }
+
+    #[test]
+    fn a_bound_is_said_in_the_unit_that_fits() {
+        assert_eq!(bounded(0.0005), "at most 500 us");
+        assert_eq!(bounded(0.02), "at most 20 ms");
+        assert_eq!(bounded(f64::INFINITY), "beyond all buckets");
     }
 }

@@ -93,7 +93,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let errors = errors("load", &summary);
     let page = format!(
         "\n{}{errors}",
-        table(&[HEADING.map(str::to_owned), row("load", &summary)])
+        table(1, &[HEADING.map(str::to_owned), row("load", &summary)])
     );
     std::io::stdout().lock().write_all(page.as_bytes())?;
     if summary.failed() > 0 {
