@@ -85,10 +85,16 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         health,
         scheduler: scheduler.clone(),
     };
-    app.spawn("fleet", async { Ok(fleet_file.run().await) });
+    app.spawn("fleet", async {
+        fleet_file.run().await;
+        Ok(())
+    });
     if config.events.source == EventSourceKind::Zmq {
         let listeners = listeners(&config, &fleet, &index, &metrics, &app.readiness);
-        app.spawn("events", async { Ok(listeners.run().await) });
+        app.spawn("events", async {
+            listeners.run().await;
+            Ok(())
+        });
     }
     let (health, told) = (app.health.clone(), app.told());
     app.spawn("health", async move {
@@ -244,7 +250,7 @@ fn settings(config: &Config) -> ExtProcSettings {
             decision_header: config.replies.decision_header,
             ..Rules::default()
         },
-        deadline: Duration::from_millis(config.limits.decision_ms_max),
+        held_bytes_max: config.limits.held_bytes_max,
         reading_max: config.limits.exchanges_max,
         grace: Duration::from_millis(config.limits.drain_ms_max),
         ..ExtProcSettings::default()

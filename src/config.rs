@@ -136,6 +136,8 @@ pub enum Strategy {
 pub struct Limits {
     /// Bytes of a request body that are held and scored; longer ones go by load.
     pub body_bytes_max: usize,
+    /// Bytes of bodies that all requests together hold; past it they are not read.
+    pub held_bytes_max: usize,
     /// Milliseconds from whole body to choice; then it goes by load.
     pub decision_ms_max: u64,
     /// Requests at once.
@@ -185,6 +187,7 @@ impl Default for Config {
             },
             limits: Limits {
                 body_bytes_max: 64 << 20,
+                held_bytes_max: 1 << 30,
                 decision_ms_max: 5_000,
                 exchanges_max: 10_000,
                 tokenizer_queue_max: 256,
@@ -369,6 +372,11 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
             "body_bytes_max",
             (1 << 10, 1 << 30),
             defaults.body_bytes_max,
+        ),
+        held_bytes_max: limits.within(
+            "held_bytes_max",
+            (1 << 20, 1 << 40),
+            defaults.held_bytes_max,
         ),
         decision_ms_max: limits.within("decision_ms_max", (1, 600_000), defaults.decision_ms_max),
         exchanges_max: limits.within("exchanges_max", (1, 1_000_000), defaults.exchanges_max),

@@ -54,8 +54,9 @@ const MESSAGE_BYTES_MAX: usize = 1024 * 1024 * 1024;
 pub struct ExtProcSettings {
     /// How exchanges go.
     pub rules: Rules,
-    /// How long the scheduler may take for a choice; then load decides.
-    pub deadline: Duration,
+    /// Bytes of bodies that all exchanges together may hold; past it bodies are not held, and
+    /// load decides.
+    pub held_bytes_max: usize,
     /// Exchanges that may read their bodies at once. Beyond it nothing is refused, but requests
     /// are placed by load, so that memory has a limit: this many bodies.
     pub reading_max: usize,
@@ -69,7 +70,7 @@ impl Default for ExtProcSettings {
     fn default() -> Self {
         Self {
             rules: Rules::default(),
-            deadline: Duration::from_secs(5),
+            held_bytes_max: 1 << 30,
             reading_max: 4096,
             certificate_names: vec!["kvscout".to_owned(), "localhost".to_owned()],
             grace: Duration::from_secs(30),
@@ -145,6 +146,7 @@ struct Service {
     scheduler: Arc<Scheduler>,
     settings: ExtProcSettings,
     reading: Arc<Semaphore>,
+    memory: Arc<drive::Memory>,
     exchanges: AtomicU64,
 }
 
@@ -153,6 +155,7 @@ impl Service {
         Self {
             scheduler,
             reading: Arc::new(Semaphore::new(settings.reading_max)),
+            memory: Arc::new(drive::Memory::new(settings.held_bytes_max)),
             settings,
             exchanges: AtomicU64::new(0),
         }
@@ -178,7 +181,7 @@ impl ExternalProcessor for Service {
             rules,
             format!("kvscout-{number}"),
             self.scheduler.clone(),
-            self.settings.deadline,
+            self.memory.clone(),
         );
         tokio::spawn(async move {
             drive.run(request.into_inner(), replies).await;

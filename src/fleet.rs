@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -40,6 +40,8 @@ pub struct Endpoint {
     /// What we placed there and has not ended.
     pub load: Load,
     trust: Mutex<TrustSince>,
+    /// It has once said how many tokens of a prompt were cached.
+    reports: AtomicBool,
 }
 
 impl Endpoint {
@@ -68,6 +70,7 @@ impl Endpoint {
             events,
             load: Load::default(),
             trust: Mutex::new(trust),
+            reports: AtomicBool::new(false),
         }
     }
 
@@ -81,6 +84,15 @@ impl Endpoint {
     #[must_use]
     pub fn trust_since(&self) -> TrustSince {
         self.trust.lock().clone()
+    }
+
+    /// Cached tokens of a response, given what it says. vLLM 0.20.2 says nothing on a miss and a
+    /// number on a hit, so silence means 0 where a number has come before.
+    pub fn cached_tokens(&self, said: Option<u64>) -> Option<u64> {
+        if said.is_some() {
+            self.reports.store(true, Ordering::Relaxed);
+        }
+        said.or_else(|| self.reports.load(Ordering::Relaxed).then_some(0))
     }
 
     /// Records a change of trust; `true` where it is one.

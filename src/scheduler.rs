@@ -12,11 +12,11 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::audit::{self, Usage, Verdict};
+use crate::audit::{self, Prediction, Usage, Verdict};
 use crate::blocks::{Chain, Identity, TokenId};
 use crate::choice::{Basis, Candidate, Choice, Problem, choose};
 use crate::config::{Policy, Strategy};
-use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
+use crate::fleet::{Booking, Endpoint, EndpointId, Fleet};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
 
@@ -48,6 +48,19 @@ pub struct Ask {
     pub body: Bytes,
     /// The only endpoints allowed, as `ip:port` or `ip`; none where the gateway gave no hint.
     pub subset: Option<Vec<String>>,
+}
+
+/// A request whose body is not read, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByLoad {
+    /// `x-request-id`.
+    pub request_id: String,
+    /// As in [`Ask`].
+    pub subset: Option<Vec<String>>,
+    /// What is known of the body's size.
+    pub body_bytes: usize,
+    /// A short word for labels.
+    pub reason: &'static str,
 }
 
 /// Why a request gets no endpoint. Both are a 503.
@@ -154,15 +167,11 @@ impl Scheduler {
         Ok(placement)
     }
 
-    /// Places a request that has no body and so no prompt.
-    pub fn place_headers_only(&self, subset: Option<&[String]>) -> Result<Placement, Refusal> {
-        let allowed = self.allowed(subset)?;
-        self.settle(
-            "",
-            &Reading::load_only("no_body", 0),
-            allowed,
-            &HashMap::new(),
-        )
+    /// Places a request whose body is not read.
+    pub fn place_by_load(&self, ask: &ByLoad) -> Result<Placement, Refusal> {
+        let allowed = self.allowed(ask.subset.as_deref())?;
+        let reading = Reading::load_only(ask.reason, ask.body_bytes);
+        self.settle(&ask.request_id, &reading, allowed, &HashMap::new())
     }
 
     /// Endpoints that may be chosen.
@@ -418,59 +427,72 @@ impl Placement {
     }
 
     /// The response ended: its load is released, and the prediction is held against it.
-    pub fn finish(mut self, outcome: Outcome) {
-        if let Some(served) = outcome.served.filter(|served| *served != self.address())
-            && !self.was_served_by(served)
-        {
-            return;
-        }
-        if let Some(usage) = outcome.usage {
-            self.audit(&usage);
-        }
-    }
-
-    /// Moves the prediction to the endpoint that served; `false` where we never knew it.
-    fn was_served_by(&mut self, served: SocketAddr) -> bool {
-        let at = self
+    pub fn finish(self, outcome: Outcome) {
+        let Some(usage) = outcome.usage else { return };
+        let served = outcome.served.unwrap_or_else(|| self.address());
+        let served = self
             .allowed
             .endpoints
             .iter()
             .position(|endpoint| endpoint.address == served);
-        let Some(at) = at else { return false };
-        let candidate = self.candidates[at];
-        self.choice.endpoint = candidate.endpoint;
-        self.choice.predicted_cached_tokens = candidate.cached_tokens;
-        self.choice.trust = candidate.trust;
-        self.counted = Arc::new(self.metrics.endpoint(&self.allowed.endpoints[at].name));
-        true
-    }
-
-    fn audit(&self, usage: &Usage) {
-        let verdict = audit::compare(&self.choice, usage, &self.counted);
-        if let Some(Verdict::Over | Verdict::Under) = verdict {
-            let (request, endpoint) = (&self.request_id, self.endpoint().name.as_str());
-            let (predicted, reported) = (self.choice.predicted_cached_tokens, usage.cached_tokens);
-            tracing::debug!(
-                request,
-                endpoint,
-                predicted,
-                ?reported,
-                "the prediction differs from the report"
+        // A retry may have gone where we never looked.
+        if let Some(served) = served {
+            self.audit(
+                &self.allowed.endpoints[served],
+                &self.candidates[served],
+                &usage,
             );
         }
-        let differ = usage.prompt_tokens != self.choice.prompt_tokens;
-        if differ && self.choice.basis == Basis::Overlap && self.choice.trust != Trust::Silent {
-            let (request, ours, theirs) = (
-                &self.request_id,
-                self.choice.prompt_tokens,
-                usage.prompt_tokens,
-            );
+    }
+
+    fn audit(&self, served: &Endpoint, candidate: &Candidate, usage: &Usage) {
+        let Choice {
+            basis,
+            prompt_tokens: ours,
+            ..
+        } = self.choice;
+        let (request, endpoint) = (&self.request_id, served.name.as_str());
+        if basis == Basis::Overlap && usage.prompt_tokens != ours {
+            let theirs = usage.prompt_tokens;
             tracing::warn!(
                 request,
+                endpoint,
                 ours,
                 theirs,
                 "the server counts other prompt tokens: is its model folder ours?"
             );
         }
+        let Some(reported) = served.cached_tokens(usage.cached_tokens) else {
+            return;
+        };
+        let counted = if served.id == self.choice.endpoint {
+            self.counted.clone()
+        } else {
+            Arc::new(self.metrics.endpoint(endpoint))
+        };
+        let Candidate {
+            trust,
+            cached_tokens: predicted,
+            ..
+        } = *candidate;
+        let prediction = Prediction {
+            basis,
+            trust,
+            cached_tokens: predicted,
+        };
+        if let Some(Verdict::Over | Verdict::Under) =
+            audit::compare(&prediction, reported, &counted)
+        {
+            tracing::debug!(
+                request,
+                endpoint,
+                predicted,
+                reported,
+                "the prediction differs from the report"
+            );
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,8 +89,8 @@ fn the_decoded_column_is_never_read() {
 }
 
 #[test]
-fn a_lost_removal_is_noticed_and_makes_predictions_wrong_not_silent() {
-    let copy = changed("v0.33.0-py", |at, line| (at != 30).then(|| line.to_owned()));
+fn a_lost_batch_makes_predictions_wrong_and_the_exit_status_says_so() {
+    let copy = changed("v0.33.0-py", |at, line| (at != 3).then(|| line.to_owned()));
     let output = replay(copy.path(), &["--json"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(summary(&output)["wrong"].as_u64() > Some(0));
@@ -126,4 +126,18 @@ fn a_folder_that_is_no_recording_is_a_clear_error() {
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("requests.jsonl"), "{stderr}");
+}
+
+#[test]
+fn request_bodies_read_as_the_server_read_them() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
+    let folder = std::env::var("KVSCOUT_TOKENIZER_DIR").unwrap_or_else(|_| folder.to_owned());
+    for recording in ["v0.20.2-bs32", "v0.32.0-bs32", "v0.33.0-py"] {
+        let output = replay(&fixtures().join(recording), &["--tokenizer", &folder]);
+        assert_eq!(
+            summary(&output)["token_mismatches"],
+            0,
+            "{recording}: {output:?}"
+        );
+    }
 }

@@ -15,7 +15,7 @@ use kvscout::events::replay::{Replay, ReplayEnd, ReplayError, replay};
 use kvscout::events::zmq::{Limits, ZmqSource};
 use kvscout::events::{Delivery, EventSource};
 use kvscout::fleet::EventAddress;
-use kvscout::tools::record::{RecordArgs, run};
+use kvscout::tools::record::{Args, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -471,7 +471,7 @@ async fn an_answer_that_is_no_replay_is_an_error() {
 async fn a_recording_is_read_back_and_never_overwritten() {
     let mut publisher = Publisher::start();
     let folder = tempfile::tempdir().expect("a folder");
-    let args = RecordArgs {
+    let args = Args {
         zmq: format!("tcp://127.0.0.1:{}", publisher.port),
         topic: "kv".into(),
         out: folder.path().join("new"),

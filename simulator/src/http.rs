@@ -43,6 +43,8 @@ pub struct App {
     pub prompt_tokens_details: bool,
     /// Where events are published, if they are.
     pub sources: Option<Sources>,
+    /// Adapters seen together.
+    pub lora_history: metrics::LoraHistory,
     /// Seconds since 1970 when the server started.
     pub created: u64,
 }

@@ -26,7 +26,7 @@ pub struct Spoken {
 }
 
 /// The answers to requests submitted together. Dropping it aborts what is unfinished.
-pub type Answers = mpsc::UnboundedReceiver<Spoken>;
+pub type Answers = mpsc::Receiver<Spoken>;
 
 /// Reaches the engine from any task.
 #[derive(Debug, Clone)]
@@ -37,15 +37,16 @@ pub struct Handle {
 
 #[derive(Debug)]
 enum Command {
-    Submit(Vec<Request>, mpsc::UnboundedSender<Spoken>),
+    Submit(Vec<Request>, mpsc::Sender<Spoken>),
     Reset(oneshot::Sender<bool>),
 }
 
 impl Handle {
-    /// Queues requests that are answered through one channel. It is unbounded, yet holds no
-    /// more tokens than were asked for.
+    /// Queues requests that are answered through one channel, which has room for every token
+    /// that they will get: the engine never waits for a client.
     pub async fn submit(&self, requests: Vec<Request>) -> Answers {
-        let (speaker, answers) = mpsc::unbounded_channel();
+        let tokens: usize = requests.iter().map(|request| request.output.len()).sum();
+        let (speaker, answers) = mpsc::channel(tokens.max(1));
         // A server that shuts down answers nothing: the channel closes at once.
         let _ = self.inbox.send(Command::Submit(requests, speaker)).await;
         answers
@@ -74,7 +75,7 @@ pub struct Runner {
     inbox: mpsc::Receiver<Command>,
     stats: watch::Sender<Stats>,
     /// Who waits for which request's tokens.
-    seats: HashMap<RequestId, (usize, mpsc::UnboundedSender<Spoken>)>,
+    seats: HashMap<RequestId, (usize, mpsc::Sender<Spoken>)>,
     resets: Vec<oneshot::Sender<bool>>,
 }
 
@@ -193,7 +194,7 @@ impl Runner {
         };
         let choice = *choice;
         // A client that hung up meanwhile is noticed at the end of the next step.
-        let _ = speaker.send(Spoken { choice, emission });
+        let _ = speaker.try_send(Spoken { choice, emission });
         if emission.last {
             self.seats.remove(&emission.request);
         }

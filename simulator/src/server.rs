@@ -76,7 +76,8 @@ pub struct Addresses {
 #[derive(Debug)]
 pub struct Server;
 
-/// A server that serves. Dropping it cuts every connection, like a crash.
+/// A server that serves. Dropping it closes its sockets and ends the engine at once: streams
+/// end with an error, connections that are kept alive answer 503.
 #[derive(Debug)]
 pub struct Bound {
     /// Where it listens.
@@ -134,6 +135,7 @@ impl Server {
             answer_tokens: config.answer_tokens,
             prompt_tokens_details: config.prompt_tokens_details,
             sources,
+            lora_history: Default::default(),
             created: http::now(),
         }));
         let (stop, stopped) = oneshot::channel::<()>();

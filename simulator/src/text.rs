@@ -93,7 +93,7 @@ impl Text {
         };
         let mut words = HashMap::new();
         let (mut openers, mut followers) = (Vec::new(), Vec::new());
-        for word in WORDS {
+        for word in WORDS.split_whitespace() {
             let follower = format!(" {word}");
             if let Some(token) = single(&follower)
                 && let [.., before, after] = encode(&format!("{word}{follower}{follower}"))[..]
@@ -106,7 +106,7 @@ impl Text {
                 && encode(&format!("{word}{follower}")).first() == Some(&token)
             {
                 openers.push(token);
-                words.insert(token, (*word).to_owned());
+                words.insert(token, word.to_owned());
             }
         }
         Self {

@@ -76,6 +76,7 @@ impl Config {
             strategy = word(STRATEGIES, &self.policy.strategy),
             matching_ratio_min = self.policy.matching_ratio_min,
             body_bytes_max = self.limits.body_bytes_max,
+            held_bytes_max = self.limits.held_bytes_max,
             decision_ms_max = self.limits.decision_ms_max,
             exchanges_max = self.limits.exchanges_max,
             tokenizer_queue_max = self.limits.tokenizer_queue_max,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -11,7 +11,7 @@ use tonic::{Status, Streaming};
 use super::exchange::{Exchange, OutOfOrder, Rules, Step};
 use super::reply::CHUNK_BYTES_MAX;
 use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
-use crate::scheduler::{Ask, Placement, Refusal, Scheduler};
+use crate::scheduler::{Placement, Refusal, Scheduler};
 
 /// Replies that may wait beside a whole released body before we stop listening to Envoy.
 const QUEUE_SLACK: usize = 64;
@@ -27,24 +27,68 @@ pub type Replies = mpsc::Sender<Result<ProcessingResponse, Status>>;
 pub struct Drive {
     exchange: Exchange,
     scheduler: Arc<Scheduler>,
-    deadline: Duration,
     queue: VecDeque<ProcessingResponse>,
     queue_max: usize,
     placing: Option<Placing>,
     placement: Option<Placement>,
+    held: Held,
+}
+
+/// Bytes of bodies that all exchanges hold, and how many they may.
+#[derive(Debug)]
+pub struct Memory {
+    held: AtomicUsize,
+    max: usize,
+}
+
+impl Memory {
+    /// Nothing held, of so many bytes.
+    pub fn new(max: usize) -> Self {
+        Self {
+            held: AtomicUsize::new(0),
+            max,
+        }
+    }
+}
+
+/// One exchange's share; dropping it gives it back.
+#[derive(Debug)]
+struct Held {
+    memory: Arc<Memory>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Books `bytes` in place of what was booked; `false` where all together is too much.
+    fn book(&mut self, bytes: usize) -> bool {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let held = &self.memory.held;
+        if bytes < before {
+            held.fetch_sub(before - bytes, Ordering::Relaxed);
+            return true;
+        }
+        let more = bytes - before;
+        held.fetch_add(more, Ordering::Relaxed) + more <= self.memory.max
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.book(0);
+    }
 }
 
 impl Drive {
-    /// An exchange of which nothing was heard; the scheduler gets `deadline` for its choice.
-    pub fn new(rules: Rules, id: String, scheduler: Arc<Scheduler>, deadline: Duration) -> Self {
+    /// An exchange of which nothing was heard; what it holds is booked with `memory`.
+    pub fn new(rules: Rules, id: String, scheduler: Arc<Scheduler>, memory: Arc<Memory>) -> Self {
         Self {
             exchange: Exchange::new(rules, id),
             scheduler,
-            deadline,
             queue: VecDeque::new(),
             queue_max: rules.body_bytes_max / CHUNK_BYTES_MAX + QUEUE_SLACK,
             placing: None,
             placement: None,
+            held: Held { memory, bytes: 0 },
         }
     }
 
@@ -95,6 +139,12 @@ impl Drive {
     fn hear(&mut self, message: ProcessingRequest) -> Result<(), OutOfOrder> {
         let steps = self.exchange.on(message)?;
         self.take(steps);
+        // Replies that wait share the body's memory: it is given back when they are gone.
+        let held = self.exchange.held_bytes();
+        if (self.queue.is_empty() || held > self.held.bytes) && !self.held.book(held) {
+            let steps = self.exchange.stop_holding();
+            self.take(steps);
+        }
         Ok(())
     }
 
@@ -102,9 +152,12 @@ impl Drive {
         for step in steps {
             match step {
                 Step::Send(reply) => self.queue.push_back(*reply),
-                Step::Place(ask) => self.placing = Some(self.place(*ask)),
-                Step::PlaceHeadersOnly(subset) => {
-                    let place = self.scheduler.place_headers_only(subset.as_deref());
+                Step::Place(ask) => {
+                    let scheduler = self.scheduler.clone();
+                    self.placing = Some(Box::pin(async move { scheduler.place(*ask).await }));
+                }
+                Step::PlaceByLoad(ask) => {
+                    let place = self.scheduler.place_by_load(&ask);
                     let steps = self.settle(place);
                     self.take(steps);
                 }
@@ -121,16 +174,6 @@ impl Drive {
                 }
             }
         }
-    }
-
-    /// Asks the scheduler; where it takes too long, load decides.
-    fn place(&self, ask: Ask) -> Placing {
-        let (scheduler, deadline) = (self.scheduler.clone(), self.deadline);
-        Box::pin(async move {
-            let subset = ask.subset.clone();
-            let by_load = || scheduler.place_headers_only(subset.as_deref());
-            within(deadline, scheduler.place(ask), by_load).await
-        })
     }
 
     fn settle(&mut self, place: Place) -> Vec<Step> {
@@ -154,32 +197,27 @@ async fn wait(placing: &mut Option<Placing>) -> Place {
     }
 }
 
-/// What `work` gives, or `otherwise` where it takes too long.
-async fn within<T>(
-    deadline: Duration,
-    work: impl Future<Output = T>,
-    otherwise: impl FnOnce() -> T,
-) -> T {
-    tokio::time::timeout(deadline, work)
-        .await
-        .unwrap_or_else(|_| {
-            tracing::warn!(?deadline, "no choice in time: placed by load");
-            otherwise()
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_choice_that_takes_too_long_is_made_by_load() {
-        let never = std::future::pending::<&str>();
-        assert_eq!(
-            within(Duration::from_millis(1), never, || "load").await,
-            "load"
-        );
-        let ready = std::future::ready("overlap");
-        assert_eq!(within(Duration::ZERO, ready, || "load").await, "overlap");
+    #[test]
+    fn memory_is_shared_and_given_back() {
+        let memory = Arc::new(Memory::new(100));
+        let mut one = Held {
+            memory: memory.clone(),
+            bytes: 0,
+        };
+        let mut two = Held {
+            memory: memory.clone(),
+            bytes: 0,
+        };
+        assert!(one.book(60));
+        assert!(!two.book(50), "110 of 100");
+        assert!(two.book(0));
+        drop(one);
+        assert!(two.book(100));
+        drop(two);
+        assert_eq!(memory.held.load(Ordering::Relaxed), 0);
     }
 }

@@ -29,7 +29,7 @@ use crate::proto::ext_proc::processing_request::Request as Message;
 use crate::proto::ext_proc::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use crate::scheduler::{Ask, Outcome, Refusal};
+use crate::scheduler::{Ask, ByLoad, Outcome, Refusal};
 
 mod response;
 
@@ -64,8 +64,8 @@ pub enum Step {
     Send(Box<ProcessingResponse>),
     /// Ask the scheduler, then call [`Exchange::placed`].
     Place(Box<Ask>),
-    /// The same where the body is not known; the endpoints that the gateway allows.
-    PlaceHeadersOnly(Option<Vec<String>>),
+    /// The same where the body is not to be read.
+    PlaceByLoad(ByLoad),
     /// The endpoint began to answer.
     FirstOutput,
     /// The response ended.
@@ -172,7 +172,7 @@ impl Exchange {
         }
     }
 
-    /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceHeadersOnly`] asked;
+    /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceByLoad`] asked;
     /// `summary` is for the decision header.
     pub fn placed(&mut self, place: Result<(SocketAddr, String), Refusal>) -> Vec<Step> {
         let owed = match std::mem::replace(&mut self.request, Request::Placed) {
@@ -213,6 +213,31 @@ impl Exchange {
         self.response.has_begun().then(|| self.response.outcome())
     }
 
+    /// Bytes of the body that are held back from Envoy.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        match &self.request {
+            Request::Holding(_, held) => held.len(),
+            Request::Placing(Owed::HeadersAndBody(body, _)) => body.len(),
+            _ => 0,
+        }
+    }
+
+    /// Holds no more of a body that has not ended: places the request by load, and lets the
+    /// body pass.
+    pub fn stop_holding(&mut self) -> Vec<Step> {
+        match std::mem::replace(&mut self.request, Request::Over) {
+            Request::Holding(head, held) => {
+                let owed = Owed::HeadersAndBody(held.freeze(), End::NotYet);
+                self.place_by_load(head, "memory", owed)
+            }
+            other => {
+                self.request = other;
+                Vec::new()
+            }
+        }
+    }
+
     fn request_headers(
         &mut self,
         headers: &HttpHeaders,
@@ -227,7 +252,7 @@ impl Exchange {
         self.response = Response::new(response_mode);
         let head = self.head(headers, metadata);
         if headers.end_of_stream {
-            return Ok(self.place_by_load(head.subset, Owed::Headers));
+            return Ok(self.place_by_load(head, "no_body", Owed::Headers));
         }
         Ok(match self.request_mode {
             Mode::FullDuplex => {
@@ -238,7 +263,7 @@ impl Exchange {
                 self.request = Request::Awaiting(head);
                 vec![send(reply::headers(Side::Request, &[]))]
             }
-            Mode::Unseen => self.place_by_load(head.subset, Owed::Headers),
+            Mode::Unseen => self.place_by_load(head, "body_unseen", Owed::Headers),
         })
     }
 
@@ -247,7 +272,7 @@ impl Exchange {
             Request::Holding(head, held) => Ok(self.hold(head, held, body)),
             Request::Awaiting(head) => {
                 if body.body.len() > self.rules.body_bytes_max {
-                    return Ok(self.place_by_load(head.subset, Owed::Body));
+                    return Ok(self.place_by_load(head, "body_too_long", Owed::Body));
                 }
                 Ok(self.place(head, body.body, Owed::Body))
             }
@@ -270,7 +295,8 @@ impl Exchange {
             End::NotYet
         };
         if too_long {
-            return self.place_by_load(head.subset, Owed::HeadersAndBody(held.freeze(), end));
+            let owed = Owed::HeadersAndBody(held.freeze(), end);
+            return self.place_by_load(head, "body_too_long", owed);
         }
         if end == End::NotYet {
             self.request = Request::Holding(head, held);
@@ -309,9 +335,21 @@ impl Exchange {
         }))]
     }
 
-    fn place_by_load(&mut self, subset: Option<Vec<String>>, owed: Owed) -> Vec<Step> {
+    fn place_by_load(&mut self, head: Head, reason: &'static str, owed: Owed) -> Vec<Step> {
+        let body_bytes = match &owed {
+            Owed::HeadersAndBody(body, _) => body.len(),
+            Owed::Headers | Owed::Body => 0,
+        };
         self.request = Request::Placing(owed);
-        vec![Step::PlaceHeadersOnly(subset)]
+        let Head {
+            request_id, subset, ..
+        } = head;
+        vec![Step::PlaceByLoad(ByLoad {
+            request_id,
+            subset,
+            body_bytes,
+            reason,
+        })]
     }
 
     fn head(&self, headers: &HttpHeaders, metadata: Option<&Metadata>) -> Head {

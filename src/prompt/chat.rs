@@ -8,6 +8,7 @@ use super::json::{Json, Object};
 use super::template::{Chat, Chosen, Renderer};
 use super::{PromptError, PromptText, TokenId};
 
+mod content;
 mod messages;
 mod tools;
 
@@ -89,36 +90,28 @@ fn with_known_developers(messages: Vec<Object>, chosen: &Chosen) -> Vec<Object> 
 /// The template's arguments: the server's, then the tools, then the request's, then its top-level
 /// fields; `null` and "auto" override nothing (`merge_kwargs`).
 fn kwargs(body: &Object, renderer: &Renderer, tools: Option<Json>) -> Result<Object, PromptError> {
-    let mut merged = renderer.default_kwargs().clone();
-    let mut merge = |name: &str, value: Json| {
-        if value != Json::Null && value.as_str() != Some("auto") {
-            merged.set(name, value);
-        }
-    };
-    merge("tools", tools.unwrap_or(Json::Null));
     let own = match body.get_some("chat_template_kwargs") {
         None => &Object::default(),
         Some(Json::Object(own)) => own,
         Some(_) => return Err(PromptError::bad("chat_template_kwargs", "is not an object")),
     };
-    for (name, value) in own.iter() {
-        if matches!(&**name, "messages" | "conversation") {
-            return Err(PromptError::bad(
-                "chat_template_kwargs",
-                "holds the messages",
-            ));
-        }
-        merge(name, value.clone());
+    if own.get("messages").is_some() || own.get("conversation").is_some() {
+        return Err(PromptError::bad(
+            "chat_template_kwargs",
+            "holds the messages",
+        ));
     }
-    merge(
-        "add_generation_prompt",
-        Json::Bool(flag(body, "add_generation_prompt", true)?),
-    );
-    merge(
-        "continue_final_message",
-        Json::Bool(flag(body, "continue_final_message", false)?),
-    );
-    merge("documents", documents(body)?);
+    let mut top = Object::from([
+        (
+            "add_generation_prompt",
+            Json::Bool(flag(body, "add_generation_prompt", true)?),
+        ),
+        (
+            "continue_final_message",
+            Json::Bool(flag(body, "continue_final_message", false)?),
+        ),
+        ("documents", documents(body)?),
+    ]);
     if let Some(effort) = optional_str(body, "reasoning_effort")? {
         let known = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
         if !known.contains(&effort) {
@@ -127,12 +120,16 @@ fn kwargs(body: &Object, renderer: &Renderer, tools: Option<Json>) -> Result<Obj
                 "is not an effort that vLLM knows",
             ));
         }
-        merge("reasoning_effort", effort.into());
+        top.set("reasoning_effort", effort.into());
         if own.get("enable_thinking").is_none() {
-            merge("enable_thinking", Json::Bool(effort != "none"));
+            top.set("enable_thinking", Json::Bool(effort != "none"));
         }
     }
-    Ok(merged)
+    let tools = tools.map(|tools| (Arc::from("tools"), tools));
+    let overrides = tools.into_iter().chain(own.clone()).chain(top);
+    let overrides =
+        overrides.filter(|(_, value)| *value != Json::Null && value.as_str() != Some("auto"));
+    Ok(renderer.default_kwargs().clone().merged(overrides))
 }
 
 fn documents(body: &Object) -> Result<Json, PromptError> {

@@ -14,14 +14,12 @@ pub use crate::config::{ContentFormat, RenderSettings};
 mod inspect;
 mod jinja;
 mod python;
+mod resume;
 
 /// Instructions that one render may run: about two seconds. Qwen3's template runs 60 a message.
 const FUEL_MAX: u64 = 50_000_000;
 /// Bytes that one render may print. A body of 10 MB prints about as much.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
-/// What transformers appends to a message that is to be continued.
-const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
-
 /// Reads the time for `strftime_now`; UTC, as in vLLM's images.
 pub type Clock = fn() -> SystemTime;
 
@@ -241,17 +239,11 @@ impl Renderer {
     /// Runs a template on a chat (transformers, `render_jinja_template`).
     pub(super) fn run(&self, chosen: &Chosen, mut chat: Chat) -> Result<String, PromptError> {
         let last = match chat.continue_final_message {
-            true => Some(mark_final_message(
-                &mut chat.messages,
-                &chosen.template.source,
-            )?),
+            true => Some(resume::mark(&mut chat.messages, &chosen.template.source)?),
             false => None,
         };
-        let mut context = self.special_tokens.clone();
-        for (name, value) in chat.context.iter() {
-            context.set(name, value.clone());
-        }
         let messages = chat.messages.into_iter().map(Json::Object).collect();
+        let mut context = self.special_tokens.clone().merged(chat.context);
         context.set("messages", Json::List(messages));
         let text = match chosen.from_request {
             true => {
@@ -274,61 +266,8 @@ impl Renderer {
         }?;
         match last {
             None => Ok(text),
-            Some(last) => cut_at_tag(&text, &last),
+            Some(last) => resume::cut(&text, &last),
         }
-    }
-}
-
-/// Appends the tag to the last content, and returns that content as it was.
-fn mark_final_message(messages: &mut [Object], source: &str) -> Result<String, PromptError> {
-    let refuse = |reason| PromptError::bad("continue_final_message", reason);
-    if !source.contains("content") {
-        return Err(refuse("the template prints no content"));
-    }
-    let last = messages
-        .last_mut()
-        .ok_or_else(|| refuse("there is no message"))?;
-    let marked = |text: &str| Json::from(format!("{text}{CONTINUE_TAG}").as_str());
-    match last.get("content").cloned() {
-        Some(Json::Str(text)) => {
-            last.set("content", marked(&text));
-            Ok(text.to_string())
-        }
-        Some(Json::List(mut parts)) => {
-            let texts = parts.iter_mut().rev().filter_map(|part| match part {
-                Json::Object(part) => part
-                    .get("text")?
-                    .as_str()
-                    .map(str::to_owned)
-                    .map(|t| (t, part)),
-                _ => None,
-            });
-            let (text, part) = { texts }
-                .next()
-                .ok_or_else(|| refuse("the last message has no text"))?;
-            part.set("text", marked(&text));
-            last.set("content", Json::List(parts));
-            Ok(text)
-        }
-        _ => Err(refuse("the last message has no text")),
-    }
-}
-
-/// What stands before the last tag; the template may have trimmed the tag's space away.
-fn cut_at_tag(text: &str, last: &str) -> Result<String, PromptError> {
-    let tag = CONTINUE_TAG.trim_end();
-    match text.rfind(tag) {
-        Some(at) if text.contains(python::strip(last, None)) => {
-            let before = &text[..at];
-            Ok(match text[at..].starts_with(CONTINUE_TAG) {
-                true => before.to_owned(),
-                false => python::strip_end(before, None).to_owned(),
-            })
-        }
-        _ => Err(PromptError::bad(
-            "continue_final_message",
-            "the template drops the last message",
-        )),
     }
 }
 

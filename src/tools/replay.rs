@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use base64::Engine as _;
@@ -16,6 +18,9 @@ use crate::events::follow::Follower;
 use crate::events::wire;
 use crate::fleet::EndpointId;
 use crate::index::Index;
+use crate::prompt::template::{RenderSettings, Renderer};
+use crate::prompt::{PromptError, Request};
+use crate::tokens::{self, Engine, Tokenizer};
 
 /// Predicts the cached tokens of every sequential request in a recording and compares them
 /// with what vLLM reported.
@@ -80,8 +85,16 @@ struct Difference<'a> {
 /// Runs the command; `false` where a prediction was wrong.
 pub fn run(args: &Args) -> anyhow::Result<bool> {
     let mut replay = Replay::open(&args.dir)?;
+    let tokens = args.tokenizer.as_deref().map(Tokens::load).transpose()?;
     let mut complaints = std::io::stderr().lock();
-    let summary = replay.run(args, &mut complaints)?;
+    let token_mismatches = match &tokens {
+        Some(tokens) => Some(tokens.mismatches(&replay.requests, args.json, &mut complaints)?),
+        None => None,
+    };
+    let summary = Summary {
+        token_mismatches,
+        ..replay.run(args.json, &mut complaints)?
+    };
     let mut stdout = std::io::stdout().lock();
     serde_json::to_writer(&mut stdout, &summary)?;
     writeln!(stdout)?;
@@ -253,7 +266,7 @@ impl Replay {
         Ok(())
     }
 
-    fn run(&mut self, args: &Args, complaints: &mut impl Write) -> anyhow::Result<Summary> {
+    fn run(&mut self, json: bool, complaints: &mut impl Write) -> anyhow::Result<Summary> {
         let requests = std::mem::take(&mut self.requests);
         self.summary.requests = requests.len() as u64;
         for line in &requests {
@@ -270,7 +283,7 @@ impl Replay {
             } else if line.sequential && line.status.unwrap_or(200) == 200 {
                 let difference = self.compare(line)?;
                 if let Some(difference) = difference {
-                    complain(&difference, args.json, complaints)?;
+                    complain(&difference, json, complaints)?;
                 }
             }
             self.remember_hidden(line);
@@ -401,6 +414,78 @@ impl Replay {
             self.hidden
                 .extend(Chain::of_prompt(&tokens, block_size, &Identity::default()).keys);
         }
+    }
+}
+
+/// Our own reading of request bodies, against the recorded ids.
+struct Tokens {
+    renderer: Renderer,
+    tokenizer: Arc<dyn Tokenizer>,
+}
+
+impl Tokens {
+    fn load(folder: &Path) -> anyhow::Result<Self> {
+        let renderer = Renderer::load(folder, RenderSettings::default(), SystemTime::now)?;
+        Ok(Self {
+            renderer,
+            tokenizer: tokens::load(folder, Engine::default())?,
+        })
+    }
+
+    /// How many requests whose ids were recorded read otherwise here; a line for each.
+    fn mismatches(
+        &self,
+        requests: &[RequestLine],
+        json: bool,
+        complaints: &mut impl Write,
+    ) -> anyhow::Result<u64> {
+        let mut mismatches = 0;
+        for line in requests {
+            let Some(recorded) = line.prompt_token_ids.as_deref() else {
+                continue;
+            };
+            let problem = match self.read(line) {
+                // Recordings of vLLM's own cache manager have no request bodies.
+                Err(PromptError::UnknownPath) => continue,
+                Ok(ours) if ours == recorded => continue,
+                Ok(ours) => {
+                    let at = ours
+                        .iter()
+                        .zip(recorded)
+                        .take_while(|(ours, theirs)| ours == theirs)
+                        .count();
+                    format!(
+                        "{} tokens, recorded {}, first difference at {at}",
+                        ours.len(),
+                        recorded.len()
+                    )
+                }
+                Err(error) => error.to_string(),
+            };
+            mismatches += 1;
+            let RequestLine { i, phase, .. } = line;
+            if json {
+                let value = serde_json::json!({"request": i, "phase": phase, "verdict": "tokens", "why": problem});
+                writeln!(complaints, "{value}")?;
+            } else {
+                writeln!(
+                    complaints,
+                    "request {i} ({phase}): tokens differ: {problem}"
+                )?;
+            }
+        }
+        Ok(mismatches)
+    }
+
+    fn read(&self, line: &RequestLine) -> Result<Vec<TokenId>, PromptError> {
+        let body = line.request.to_string();
+        let prompt = Request::parse(&line.path, body.as_bytes())?.render(&self.renderer)?;
+        let texts = tokens::tokens_of(&prompt, self.tokenizer.as_ref());
+        Ok(texts
+            .unwrap_or_default()
+            .into_iter()
+            .next()
+            .unwrap_or_default())
     }
 }
 

@@ -199,3 +199,22 @@ fn frames(frames: impl IntoIterator<Item = Bytes>) -> ZmqMessage {
     let frames: Vec<Bytes> = frames.into_iter().collect();
     ZmqMessage::try_from(frames).expect("a message has at least one frame")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_batch_makes_room_for_the_newest() {
+        let past = Past::default();
+        for sequence in 0..=REPLAYABLE_BATCHES_MAX as u64 {
+            remember(&past, sequence, Bytes::new());
+        }
+        let past = past.lock().expect("no one panicked");
+        let numbers = (
+            past.front().map(|batch| batch.0),
+            past.back().map(|batch| batch.0),
+        );
+        assert_eq!(numbers, (Some(1), Some(REPLAYABLE_BATCHES_MAX as u64)));
+    }
+}

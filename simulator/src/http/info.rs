@@ -49,14 +49,10 @@ pub(super) async fn tokenize(app: State<Arc<App>>, body: Bytes) -> Response {
     }
 }
 
-/// `POST /reset_prefix_cache`. vLLM 0.32.0 answers 200 whether it did or not; here a refusal,
-/// since requests run, is a 409 that a test can see.
-pub(super) async fn reset_prefix_cache(app: State<Arc<App>>) -> StatusCode {
-    if app.engine.reset_prefix_cache().await {
-        StatusCode::OK
-    } else {
-        StatusCode::CONFLICT
-    }
+/// `POST /reset_prefix_cache`: no success while requests run.
+pub(super) async fn reset_prefix_cache(app: State<Arc<App>>) -> Response {
+    let success = app.engine.reset_prefix_cache().await;
+    json_body(&json!({"success": success})).into_response()
 }
 
 /// `GET /kv_event_sources` (vLLM 0.31 and later): where each rank publishes.

@@ -1,7 +1,8 @@
 //! `GET /metrics`: the families of vLLM 0.32.0 that schedulers read, with its names and labels.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
 use axum::http::header;
@@ -150,6 +151,27 @@ fn totals(page: &mut Page, stats: &Stats) {
     page.sample(success, "finished_reason=\"length\"", stats.finished as f64);
 }
 
+/// Which adapters ran and waited together, and when that was last so, in seconds since 1970.
+/// Prometheus' client never forgets a set of labels, so vLLM shows all that ever were: who
+/// reads them must take the latest.
+#[derive(Debug, Default)]
+pub struct LoraHistory(Mutex<VecDeque<(String, u64)>>);
+
+/// Sets of labels remembered; the one not seen for longest goes first.
+const LORA_SETS_MAX: usize = 256;
+
+impl LoraHistory {
+    fn see(&self, labels: String, seconds: u64) -> Vec<(String, u64)> {
+        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sets.retain(|(known, _)| *known != labels);
+        if sets.len() == LORA_SETS_MAX {
+            sets.pop_front();
+        }
+        sets.push_back((labels, seconds));
+        sets.iter().cloned().collect()
+    }
+}
+
 /// Without the usual labels, and with the time as its value, as vLLM has it.
 fn lora(page: &mut Page, app: &App, stats: &Stats) {
     if app.adapters.is_empty() {
@@ -157,14 +179,15 @@ fn lora(page: &mut Page, app: &App, stats: &Stats) {
     }
     let name = "vllm:lora_requests_info";
     page.family("gauge", name, "Running stats on lora requests.");
-    let _ = writeln!(
-        page.text,
-        "{name}{{max_lora=\"{}\",running_lora_adapters=\"{}\",waiting_lora_adapters=\"{}\"}} {:?}",
+    let now = format!(
+        "max_lora=\"{}\",running_lora_adapters=\"{}\",waiting_lora_adapters=\"{}\"",
         app.adapters.len(),
         escape(&stats.running_adapters.join(",")),
         escape(&stats.waiting_adapters.join(",")),
-        super::now() as f64,
     );
+    for (labels, seconds) in app.lora_history.see(now, super::now()) {
+        let _ = writeln!(page.text, "{name}{{{labels}}} {:?}", seconds as f64);
+    }
 }
 
 fn cache_config(page: &mut Page, app: &App, rank: u32) {
@@ -189,4 +212,20 @@ fn escape(label: &str) -> String {
         .replace('\\', "\\\\")
         .replace('"', "\\\"")
         .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_once_seen_stay_with_their_time() {
+        let history = LoraHistory::default();
+        history.see("a".into(), 1);
+        history.see("b".into(), 2);
+        assert_eq!(
+            history.see("a".into(), 3),
+            [("b".into(), 2), ("a".into(), 3)]
+        );
+    }
 }

@@ -10,13 +10,14 @@ const SENTENCE: usize = 12;
 /// Sentences of common words, nearly all of which are one token in any large vocabulary.
 #[must_use]
 pub fn prose(seed: u64, words: usize) -> String {
+    let vocabulary: Vec<&str> = WORDS.split_whitespace().collect();
     let mut text = String::new();
     for position in 0..words {
         let draw = xxh3_64_with_seed(&(position as u64).to_le_bytes(), seed);
         if position > 0 {
             text.push_str(if position % SENTENCE == 0 { ". " } else { " " });
         }
-        text.push_str(WORDS[(draw % WORDS.len() as u64) as usize]);
+        text.push_str(vocabulary[(draw % vocabulary.len() as u64) as usize]);
     }
     text
 }

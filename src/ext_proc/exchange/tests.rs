@@ -104,7 +104,7 @@ fn told(step: &Step) -> String {
     let reply = match step {
         Step::Send(reply) => reply.response.as_ref().expect("a response"),
         Step::Place(ask) => return format!("place {} bytes", ask.body.len()),
-        Step::PlaceHeadersOnly(_) => return "place by load".into(),
+        Step::PlaceByLoad(_) => return "place by load".into(),
         Step::FirstOutput => return "first output".into(),
         Step::Finish(outcome) => return format!("finish {:?}", outcome.status),
     };
@@ -150,6 +150,14 @@ fn all_told(steps: &[Step]) -> Vec<String> {
 
 fn pick(of: &str) -> String {
     format!("{of} x-gateway-destination-endpoint={POD}")
+}
+
+/// The subset of the one step that places by load.
+fn by_load(steps: &[Step]) -> Option<&Option<Vec<String>>> {
+    match steps {
+        [Step::PlaceByLoad(ask)] => Some(&ask.subset),
+        _ => None,
+    }
 }
 
 #[test]
@@ -246,7 +254,7 @@ fn headers_alone_are_answered_at_once_in_every_mode() {
     ] {
         let mut exchange = exchange();
         let steps = on(&mut exchange, post(mode, true));
-        assert_eq!(steps, [Step::PlaceHeadersOnly(None)]);
+        assert_eq!(by_load(&steps), Some(&None));
         assert_eq!(all_told(&placed(&mut exchange)), [pick("request headers")]);
     }
 }
@@ -255,7 +263,7 @@ fn headers_alone_are_answered_at_once_in_every_mode() {
 fn streamed_bodies_come_too_late_and_pass_untouched() {
     let mut exchange = exchange();
     let steps = on(&mut exchange, post(BodySendMode::Streamed, false));
-    assert_eq!(steps, [Step::PlaceHeadersOnly(None)]);
+    assert_eq!(by_load(&steps), Some(&None));
     placed(&mut exchange);
     let steps = on(&mut exchange, request_body(b"abc", true));
     assert_eq!(all_told(&steps), ["request body untouched"]);
@@ -316,7 +324,7 @@ fn the_gateways_subset_is_a_list_or_a_comma_string() {
             with_metadata(first, "envoy.lb.subset_hint", key, kind),
         );
         match steps.as_slice() {
-            [Step::PlaceHeadersOnly(subset)] => subset.clone(),
+            [Step::PlaceByLoad(ask)] => ask.subset.clone(),
             other => panic!("{other:?}"),
         }
     };
@@ -438,7 +446,7 @@ fn a_client_names_its_endpoint_only_under_conformance() {
         };
         let mut exchange = Exchange::new(rules, String::new());
         let steps = on(&mut exchange, post(BodySendMode::FullDuplexStreamed, true));
-        assert_eq!(steps, [Step::PlaceHeadersOnly(subset)]);
+        assert_eq!(by_load(&steps), Some(&subset));
     }
 }
 
@@ -506,7 +514,7 @@ proptest! {
             at += size;
             let side = if respond { Message::ResponseBody(chunk) } else { Message::RequestBody(chunk) };
             steps.extend(on(&mut exchange, message(side)));
-            if matches!(steps.last(), Some(Step::Place(_) | Step::PlaceHeadersOnly(_))) {
+            if matches!(steps.last(), Some(Step::Place(_) | Step::PlaceByLoad(_))) {
                 steps.extend(placed(&mut exchange));
             }
             sent.append(&mut steps);
@@ -516,4 +524,30 @@ proptest! {
         prop_assert!(chunks.iter().all(|chunk| chunk.len() <= 62_000));
         prop_assert_eq!(chunks.concat(), whole);
     }
+}
+
+#[test]
+fn a_body_that_memory_has_no_room_for_passes_and_load_decides() {
+    let mut exchange = exchange();
+    on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
+    assert_eq!(
+        exchange.stop_holding().len(),
+        1,
+        "even before its first byte"
+    );
+    let mut exchange = self::exchange();
+    on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
+    let chunk = HttpBody {
+        body: Bytes::from_static(b"half"),
+        ..HttpBody::default()
+    };
+    on(&mut exchange, message(Message::RequestBody(chunk)));
+    assert_eq!(exchange.held_bytes(), 4);
+    let steps = exchange.stop_holding();
+    assert!(matches!(&steps[..], [Step::PlaceByLoad(ask)] if ask.reason == "memory"));
+    let told = all_told(&placed(&mut exchange));
+    assert_eq!(told[0], pick("request headers"));
+    assert_eq!(told.len(), 2, "the half that was held goes on: {told:?}");
+    assert_eq!(exchange.held_bytes(), 0);
+    assert!(exchange.stop_holding().is_empty());
 }

@@ -62,6 +62,22 @@ fn a_repeated_key_keeps_its_first_place_and_its_last_value() {
 }
 
 #[test]
+fn a_hundred_thousand_keys_are_no_trouble() {
+    let keys: Vec<String> = (0..200_000)
+        .map(|i| format!("\"{}\":{i}", i % 100_000))
+        .collect();
+    let text = format!("{{{}}}", keys.join(","));
+    let Ok(Json::Object(object)) = Json::loads(&text) else {
+        panic!("an object")
+    };
+    let merged = object.clone().merged(object.without(&["5"]));
+    assert_eq!(
+        (merged.len(), merged.get("5")),
+        (100_000, Some(&Json::Int(100_005)))
+    );
+}
+
+#[test]
 fn strings_escape_as_python_escapes_them() {
     assert_eq!(
         again(r#""\u0000\u001f\u007f\u2028\ud83d\ude00\/""#),

@@ -1,0 +1,321 @@
+use super::*;
+use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
+use crate::config::{Config, Model, RenderSettings};
+use crate::fleet::EventAddress;
+use crate::fleet::Trust;
+
+const MODEL: &str = "/model/qwen";
+
+/// Endpoints at ports 8000 and up, all `Live`.
+struct World {
+    scheduler: Scheduler,
+    index: Arc<Index>,
+    metrics: Arc<Metrics>,
+    fleet: watch::Sender<Arc<Fleet>>,
+}
+
+fn endpoint(id: u32) -> Arc<Endpoint> {
+    let address = SocketAddr::from(([127, 0, 0, 1], 8000 + id as u16));
+    let events = EventAddress {
+        publisher: "tcp://127.0.0.1:1".into(),
+        replay: None,
+    };
+    let endpoint = Endpoint::new(EndpointId(id), format!("pod-{id}"), address, Some(events));
+    endpoint.set_trust(Trust::Live, "for the test", Instant::now());
+    Arc::new(endpoint)
+}
+
+async fn world(endpoints: u32) -> World {
+    let mut config = Config::default();
+    config.models.push(Model {
+        names: vec![MODEL.into()],
+        adapters: vec!["sql".into()],
+        folder: tokenizer_folder(),
+        engine: crate::config::Engine::Fast,
+        render: RenderSettings::default(),
+    });
+    let reader = Reader::load(&config).await.expect("run make setup");
+    let (index, metrics) = (Arc::new(Index::default()), Arc::new(Metrics::default()));
+    let endpoints = (0..endpoints).map(endpoint).collect();
+    let (fleet, receiver) = watch::channel(Arc::new(Fleet { endpoints }));
+    let scheduler = Scheduler::new(Parts {
+        fleet: receiver,
+        index: index.clone(),
+        reader,
+        policy: config.policy,
+        decision_max: Duration::from_secs(60),
+        metrics: metrics.clone(),
+    });
+    World {
+        scheduler,
+        index,
+        metrics,
+        fleet,
+    }
+}
+
+fn tokenizer_folder() -> std::path::PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
+    std::env::var_os("KVSCOUT_TOKENIZER_DIR")
+        .unwrap_or_else(|| default.into())
+        .into()
+}
+
+/// A completion of token ids: no tokenizer between the test and its blocks.
+fn ids(request_id: &str, tokens: &[TokenId], more: &str) -> Ask {
+    let body = format!("{{\"model\": \"{MODEL}\", \"prompt\": {tokens:?}{more}}}");
+    ask(request_id, "/v1/completions", body)
+}
+
+fn ask(request_id: &str, path: &str, body: impl Into<Bytes>) -> Ask {
+    Ask {
+        request_id: request_id.into(),
+        path: path.into(),
+        content_type: Some("application/json".into()),
+        body: body.into(),
+        subset: None,
+    }
+}
+
+/// Stores the blocks of `tokens` at an endpoint, four to a block.
+fn hold(world: &World, endpoint: u32, tokens: &[TokenId], adapter: Option<&str>) {
+    let stored = Stored {
+        hashes: (0..tokens.len() as u64 / 4)
+            .map(|n| EngineHash(1000 * u64::from(endpoint) + n))
+            .collect(),
+        parent: None,
+        tokens: tokens.to_vec(),
+        block_size: 4,
+        adapter: adapter.map(str::to_owned),
+        adapter_id: None,
+        medium: Medium::Gpu,
+        group: Group::default(),
+        extra_keys: Some(Vec::new()),
+        lookahead: false,
+    };
+    world
+        .index
+        .apply(EndpointId(endpoint), &[BlockEvent::Stored(stored)]);
+}
+
+const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+#[tokio::test]
+async fn the_endpoint_that_holds_the_prefix_gets_the_request() {
+    let world = world(3).await;
+    hold(&world, 1, &PROMPT[..8], None);
+    for n in 0..8 {
+        let placed = world
+            .scheduler
+            .place(ids(&format!("r{n}"), &PROMPT, ""))
+            .await
+            .expect("placed");
+        assert_eq!(placed.address().port(), 8001);
+        assert_eq!(placed.choice().predicted_cached_tokens, 8);
+        assert!(
+            placed
+                .summary()
+                .contains("by=prefix; basis=overlap; trust=live"),
+            "{}",
+            placed.summary()
+        );
+    }
+}
+
+#[tokio::test]
+async fn another_tenant_or_adapter_gets_no_hit() {
+    let world = world(2).await;
+    hold(&world, 1, &PROMPT[..8], None);
+    let salted = ids("a", &PROMPT, ", \"cache_salt\": \"other\"");
+    let adapter = Ask {
+        body: format!("{{\"model\": \"sql\", \"prompt\": {PROMPT:?}}}").into(),
+        ..ids("b", &PROMPT, "")
+    };
+    let no_read = ids("c", &PROMPT, ", \"prompt_logprobs\": 1");
+    for ask in [salted, adapter, no_read] {
+        let placed = world.scheduler.place(ask).await.expect("placed");
+        assert_eq!(placed.choice().predicted_cached_tokens, 0);
+        assert_eq!(placed.choice().basis, Basis::Overlap);
+    }
+    hold(&world, 0, &PROMPT[..8], Some("sql"));
+    let adapter = Ask {
+        body: format!("{{\"model\": \"sql\", \"prompt\": {PROMPT:?}}}").into(),
+        ..ids("d", &PROMPT, "")
+    };
+    assert_eq!(
+        world
+            .scheduler
+            .place(adapter)
+            .await
+            .expect("placed")
+            .address()
+            .port(),
+        8000
+    );
+}
+
+#[tokio::test]
+async fn whatever_cannot_be_read_is_placed_by_load_and_says_why() {
+    let world = world(2).await;
+    let chat = "/v1/chat/completions";
+    let cases: [(&str, &str, &str); 7] = [
+        (chat, "{\"model\": ", "malformed_json"),
+        (chat, "", "malformed_json"),
+        (chat, "[1]", "bad_field"),
+        (
+            chat,
+            "{\"model\": \"gpt\", \"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
+            "unknown_model",
+        ),
+        (
+            chat,
+            "{\"model\": \"/model/qwen\", \"messages\": 5}",
+            "bad_field",
+        ),
+        (chat, "{\"messages\": []}", "no_model"),
+        ("/v1/audio/speech", "\u{1}\u{2}", "unknown_path"),
+    ];
+    for (path, body, reason) in cases {
+        let placed = world
+            .scheduler
+            .place(ask("r", path, body.to_owned()))
+            .await
+            .expect("placed");
+        assert_eq!(placed.choice().basis, Basis::LoadOnly(reason), "{body}");
+    }
+    let text = world.metrics.handle().render();
+    assert!(
+        text.contains("basis=\"load_only\",reason=\"malformed_json\",outcome=\"placed\"} 2"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn load_spreads_what_no_cache_attracts_and_is_given_back() {
+    let world = world(2).await;
+    let mut placed = Vec::new();
+    for n in 0..10 {
+        placed.push(
+            world
+                .scheduler
+                .place(ids(&n.to_string(), &PROMPT, ""))
+                .await
+                .expect("placed"),
+        );
+    }
+    let at = |port| {
+        placed
+            .iter()
+            .filter(|one| one.address().port() == port)
+            .count()
+    };
+    assert_eq!((at(8000), at(8001)), (5, 5));
+    drop(placed);
+    for endpoint in &world.fleet.borrow().endpoints {
+        assert_eq!(
+            (endpoint.load.requests(), endpoint.load.prefill_tokens()),
+            (0, 0)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_subset_is_obeyed_and_an_empty_one_refused() {
+    let world = world(3).await;
+    hold(&world, 1, &PROMPT[..8], None);
+    let within = |subset: &[&str]| {
+        let subset = Some(subset.iter().map(|name| (*name).to_owned()).collect());
+        world.scheduler.place(Ask {
+            subset,
+            ..ids("r", &PROMPT, "")
+        })
+    };
+    assert_eq!(
+        within(&["127.0.0.1:8002"])
+            .await
+            .expect("placed")
+            .address()
+            .port(),
+        8002
+    );
+    assert_eq!(
+        within(&["127.0.0.1"])
+            .await
+            .expect("placed")
+            .address()
+            .port(),
+        8001
+    );
+    assert_eq!(within(&[]).await.err(), Some(Refusal::NoneInSubset));
+    assert_eq!(
+        within(&["10.0.0.1:8000"]).await.err(),
+        Some(Refusal::NoneInSubset)
+    );
+    world.fleet.send_replace(Arc::default());
+    assert_eq!(
+        within(&["127.0.0.1"]).await.err(),
+        Some(Refusal::NoEndpoint)
+    );
+}
+
+fn usage(cached_tokens: Option<u64>) -> Usage {
+    Usage {
+        prompt_tokens: 9,
+        completion_tokens: 1,
+        cached_tokens,
+    }
+}
+
+#[tokio::test]
+async fn a_retried_request_is_audited_where_it_was_served() {
+    let world = world(2).await;
+    hold(&world, 1, &PROMPT[..8], None);
+    let placed = world
+        .scheduler
+        .place(ids("r", &PROMPT, ""))
+        .await
+        .expect("placed");
+    let served = Some("127.0.0.1:8000".parse().expect("an address"));
+    placed.finish(Outcome {
+        status: Some(200),
+        usage: Some(usage(Some(0))),
+        served,
+    });
+    let text = world.metrics.handle().render();
+    assert!(
+        text.contains("kvscout_predictions_total{endpoint=\"pod-0\",verdict=\"exact\"} 1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("kvscout_predictions_total{endpoint=\"pod-1\",verdict=\"over\"} 0"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    for (said, exact, over) in [(None, 0, 0), (Some(8), 1, 0), (None, 1, 1)] {
+        let placed = world
+            .scheduler
+            .place(ids("r", &PROMPT, ""))
+            .await
+            .expect("placed");
+        placed.finish(Outcome {
+            status: Some(200),
+            usage: Some(usage(said)),
+            served: None,
+        });
+        let text = world.metrics.handle().render();
+        let count = |verdict: &str, n: u32| {
+            text.contains(&format!(
+                "kvscout_predictions_total{{endpoint=\"pod-0\",verdict=\"{verdict}\"}} {n}"
+            ))
+        };
+        assert!(
+            count("exact", exact) && count("over", over),
+            "{said:?}\n{text}"
+        );
+    }
+}
