@@ -20,7 +20,8 @@ fn plan() -> Plan {
     Plan {
         parts: Parts {
             kvscout: env!("CARGO_BIN_EXE_kvscout").into(),
-            envoy: tools.join("venv/bin/envoy"),
+            envoy: std::env::var_os("KVSCOUT_ENVOY")
+                .map_or_else(|| tools.join("venv/bin/envoy"), PathBuf::from),
             tokenizer: tools.join("tokenizer-qwen3"),
         },
         model: "/model/qwen".into(),

@@ -151,9 +151,12 @@ pub fn errors(name: &str, of: &Summary) -> String {
     text
 }
 
-/// `0.123 s`
+/// `0.123 s`; `-` where nothing was measured.
 #[must_use]
 pub fn seconds(of: Duration) -> String {
+    if of.is_zero() {
+        return "-".into();
+    }
     format!("{:.3} s", of.as_secs_f64())
 }
 

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::command::seconds;
 use super::{Sample, Summary};
 
 /// A load under way.
@@ -50,11 +51,11 @@ impl Progress {
     pub fn end(self, summary: &Summary) {
         self.bar.finish_and_clear();
         let Summary { requests, ttft, .. } = summary;
-        let (title, failed, mean) = (self.title, summary.failed(), ttft.mean.as_secs_f64());
+        let (title, failed, mean) = (self.title, summary.failed(), seconds(ttft.mean));
         // A progress line that cannot be written is no reason to stop the load.
         let _ = writeln!(
             std::io::stdout().lock(),
-            "  {title:<16} {requests} requests, {failed} errors, mean TTFT {mean:.3} s"
+            "  {title:<16} {requests} requests, {failed} errors, mean TTFT {mean}"
         );
     }
 }
