@@ -40,6 +40,8 @@ pub struct Endpoint {
     /// What we placed there and has not ended.
     pub load: Load,
     trust: Mutex<TrustSince>,
+    /// Its event publisher refuses us or is silent.
+    unreachable: AtomicBool,
     /// It has once said how many tokens of a prompt were cached.
     reports: AtomicBool,
 }
@@ -70,6 +72,7 @@ impl Endpoint {
             events,
             load: Load::default(),
             trust: Mutex::new(trust),
+            unreachable: AtomicBool::new(false),
             reports: AtomicBool::new(false),
         }
     }
@@ -84,6 +87,17 @@ impl Endpoint {
     #[must_use]
     pub fn trust_since(&self) -> TrustSince {
         self.trust.lock().clone()
+    }
+
+    /// Whether its event publisher, which lives and dies with the server, cannot be reached.
+    #[must_use]
+    pub fn unreachable(&self) -> bool {
+        self.unreachable.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether its event publisher can be reached.
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.unreachable.store(unreachable, Ordering::Relaxed);
     }
 
     /// Cached tokens of a response, given what it says. vLLM 0.20.2 says nothing on a miss and a

@@ -252,6 +252,7 @@ impl Scheduler {
                 endpoint: endpoint.id,
                 cached_tokens: cached.get(&endpoint.id).copied().unwrap_or(0),
                 trust: endpoint.trust(),
+                unreachable: endpoint.unreachable(),
                 queued_tokens: endpoint.load.prefill_tokens(),
                 requests: endpoint.load.requests(),
             })

@@ -106,24 +106,24 @@ impl Follower {
 
     /// The publisher can be heard. What it said in between shows in the next sequence number.
     pub fn on_connected(&mut self) -> Followed {
-        match (&self.unheard, self.verdict.trust) {
-            (None, Trust::Silent) => self.verdict.reason = "connected; no event seen yet".into(),
-            (None, _) => {}
-            (Some(_), _) => {
-                let reason = "connected again; the next batch shows whether any was lost";
-                self.verdict = Verdict::new(Trust::Doubtful, reason);
-            }
+        if self.unheard.is_some() {
+            let reason = "connected again; the next batch shows whether any was lost";
+            self.verdict = Verdict::new(Trust::Doubtful, reason);
+        } else if self.verdict.trust == Trust::Silent {
+            self.verdict.reason = "connected; no event seen yet".into();
         }
         Followed::default()
     }
 
-    /// The publisher cannot be heard: what we hold may be gone by now.
+    /// The publisher cannot be heard: what we hold may be gone by now, and the whole server with
+    /// it. Nothing is counted on until it is heard again.
     pub fn on_disconnected(&mut self, reason: &str) -> Followed {
         if self.verdict.trust == Trust::Silent {
+            // Disconnected before anything was heard, or disconnected still.
             self.verdict.reason = format!("not connected: {reason}");
         } else {
             self.unheard.get_or_insert_with(|| self.verdict.clone());
-            self.verdict = Verdict::new(Trust::Doubtful, format!("not connected: {reason}"));
+            self.verdict = Verdict::new(Trust::Silent, format!("not connected: {reason}"));
         }
         Followed::default()
     }
@@ -278,9 +278,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_connection_is_doubtful_until_the_next_batch_proves_otherwise() {
+    fn a_lost_connection_is_silence_then_doubt_until_the_next_batch_proves_otherwise() {
         let (index, mut follower) = follow(&[(0, stored(1, None))]);
         follower.on_disconnected("reset by peer");
+        follower.on_disconnected("refused");
+        assert_eq!(follower.verdict().trust, Trust::Silent);
         follower.on_connected();
         assert_eq!(follower.verdict().trust, Trust::Doubtful);
         assert!(holds_anything(&index));

@@ -121,8 +121,14 @@ impl Listener {
                 );
                 follower.on_loss(&self.index, &reason)
             }
-            Delivery::Connected => follower.on_connected(),
-            Delivery::Disconnected { reason } => follower.on_disconnected(&reason),
+            Delivery::Connected => {
+                self.endpoint.set_unreachable(false);
+                follower.on_connected()
+            }
+            Delivery::Disconnected { reason } => {
+                self.endpoint.set_unreachable(true);
+                follower.on_disconnected(&reason)
+            }
         };
         self.count(&followed);
         let verdict = follower.verdict();

@@ -84,6 +84,9 @@ pub struct Exchange {
     fallback_id: String,
     request: Request,
     request_mode: Mode,
+    /// The request's body has ended. Envoy 1.35 and later may say the last chunk of a long body
+    /// again (envoyproxy/envoy#46237); whatever follows the end is not heard.
+    request_ended: bool,
     response: Response,
     summary: Option<String>,
 }
@@ -140,6 +143,7 @@ impl Exchange {
             fallback_id,
             request: Request::Fresh,
             request_mode: Mode::default(),
+            request_ended: false,
             response: Response::default(),
             summary: None,
         }
@@ -268,6 +272,10 @@ impl Exchange {
     }
 
     fn request_body(&mut self, body: HttpBody) -> Result<Vec<Step>, OutOfOrder> {
+        if self.request_ended {
+            return Ok(Vec::new());
+        }
+        self.request_ended = body.end_of_stream;
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => Ok(self.hold(head, held, body)),
             Request::Awaiting(head) => {

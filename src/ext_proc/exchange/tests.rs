@@ -551,3 +551,28 @@ fn a_body_that_memory_has_no_room_for_passes_and_load_decides() {
     assert_eq!(exchange.held_bytes(), 0);
     assert!(exchange.stop_holding().is_empty());
 }
+
+#[test]
+fn a_last_chunk_that_envoy_says_again_is_not_heard_again() {
+    let last = || {
+        let body = HttpBody {
+            body: Bytes::from_static(b"{}"),
+            end_of_stream: true,
+            ..HttpBody::default()
+        };
+        message(Message::RequestBody(body))
+    };
+    let mut exchange = exchange();
+    on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
+    assert_eq!(on(&mut exchange, last()).len(), 1, "places it");
+    assert!(
+        on(&mut exchange, last()).is_empty(),
+        "while it is being placed"
+    );
+    assert_eq!(
+        placed(&mut exchange).len(),
+        2,
+        "the headers, and the body once"
+    );
+    assert!(on(&mut exchange, last()).is_empty(), "and when it was");
+}
