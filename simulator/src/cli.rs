@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::demo;
 use crate::engine::{EngineConfig, FreeOrder};
 use crate::events::{EventConfig, Layout};
+use crate::load;
 use crate::server::Config;
 use crate::timing::Timing;
 
@@ -37,6 +39,17 @@ pub enum Command {
     ///     --kv-events-endpoint 'tcp://*:0' --kv-events-replay-endpoint 'tcp://*:0'
     #[command(verbatim_doc_comment)]
     Serve(Box<Serve>),
+    /// Send conversations to any OpenAI endpoint and time their first tokens
+    ///
+    /// Users share a system prompt and keep a history into which the answers go. Requests start
+    /// at a fixed gap, users taking turns. Exit status 1 if any request failed.
+    Load(load::command::Args),
+    /// Show kvscout at work: four servers, Envoy, a chat of two rounds, a load
+    ///
+    /// Ends by itself in about a minute and a half, and leaves nothing running. Exit status 1 if
+    /// a prediction of the chat is not what its server reports, or if requests that kvscout
+    /// routes do not get their first token sooner on average.
+    Demo(demo::Args),
 }
 
 /// The flags of `serve`; those that vLLM has too are named as there.

@@ -6,6 +6,10 @@
 //!                   └→ block events → PUB, replay
 //! ```
 //!
+//! Around it, what shows kvscout at work: a [`load`] of conversations for any OpenAI endpoint,
+//! the [`stack`] of servers, kvscout and Envoy, and the [`demo`] that sends the one through the
+//! other.
+//!
 //! Modules stand in the order that data flows, and use only what is declared above them.
 
 pub mod text;
@@ -15,6 +19,10 @@ pub mod events;
 pub mod runner;
 mod http;
 pub mod server;
+mod table;
+pub mod load;
+pub mod stack;
+pub mod demo;
 pub mod cli;
 
 pub use server::{Addresses, Bound, Config, Server};

@@ -2,22 +2,32 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::Write as _;
+use std::process::ExitCode;
 
 use clap::Parser as _;
 use kvscout_sim::cli::{Cli, Command, Serve};
-use kvscout_sim::{Addresses, Server};
+use kvscout_sim::{Addresses, Server, demo, load};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
         .init();
-    match Cli::parse().command {
+    let done = match Cli::parse().command {
         Command::Serve(flags) => serve(*flags).await,
+        Command::Load(flags) => load::command::run(&flags).await,
+        Command::Demo(flags) => demo::run(&flags).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvscout-sim: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

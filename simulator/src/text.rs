@@ -18,7 +18,7 @@ use kvscout::prompt::{PromptError, Request};
 use kvscout::tokens::{self, Engine, Tokenizer};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use words::WORDS;
+pub(crate) use words::WORDS;
 
 /// What a server understands and says.
 pub struct Text {

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::{PATIENCE, http, soon};
+use kvscout_sim::stack::{Ports, envoy};
 
-const EXAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
+use super::{PATIENCE, http, soon};
 
 /// How Envoy shows bodies to kvscout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,24 +139,8 @@ fn binary() -> PathBuf {
 }
 
 fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: Follow) -> String {
-    let mut text = EXAMPLE.to_owned();
-    for port in [9901, 8080, 8081] {
-        text = swap(&text, &format!("port_value: {port}}}"), "port_value: 0}");
-    }
-    text = swap(
-        &text,
-        "port_value: 9002}",
-        &format!("port_value: {}}}", kvscout.port()),
-    );
-    text = text.replace("0.0.0.0", "127.0.0.1");
-    let first = text
-        .find("              - {endpoint:")
-        .expect("the first pod");
-    let after = text
-        .find("          # That was all")
-        .expect("the end of the pods");
-    let pods: String = pods.iter().map(|pod| pod_line(*pod)).collect();
-    text.replace_range(first..after, &pods);
+    let text = envoy::configure(&Ports::FREE, pods, kvscout);
+    let mut text = text.expect("the example has its places");
     if bodies == Bodies::FullDuplexOnce {
         text = swap(
             &text,
@@ -191,14 +175,7 @@ fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: 
     }
 }
 
-fn pod_line(pod: SocketAddr) -> String {
-    let (ip, port) = (pod.ip(), pod.port());
-    let address = format!("{{address: {ip}, port_value: {port}}}");
-    format!("              - {{endpoint: {{address: {{socket_address: {address}}}}}}}\n")
-}
-
 /// Replaces what stands in the example exactly once.
 fn swap(text: &str, from: &str, to: &str) -> String {
-    assert_eq!(text.matches(from).count(), 1, "the example has one {from}");
-    text.replace(from, to)
+    envoy::swap(text, from, to).expect("the example has it once")
 }

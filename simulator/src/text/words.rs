@@ -1,7 +1,7 @@
 //! Common English words, nearly all of which are one token in every large vocabulary.
 
 /// Separated by spaces.
-pub(super) const WORDS: &str = "\
+pub(crate) const WORDS: &str = "\
     the of and to in is that it was for on are with as his they at be this from have or by one had \
     not but what all were when we there can an your which their said if do will each about how up \
     out them then she many some so these would other into has more her two like him see time could \
