@@ -4,7 +4,6 @@
 //! never the request: only an empty fleet, or a subset hint that names none of it, is refused.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,6 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::audit::{self, Prediction, Usage, Verdict};
 use crate::blocks::{Chain, Identity, TokenId};
 use crate::choice::{Basis, Candidate, Choice, Problem, choose};
 use crate::config::{Policy, Strategy};
@@ -20,18 +18,15 @@ use crate::fleet::{Booking, Endpoint, EndpointId, Fleet};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
 
+mod placement;
 mod reader;
 
+pub use placement::{Outcome, Placement};
 pub use reader::Reader;
 
 /// Chooses endpoints.
 pub struct Scheduler {
-    fleet: watch::Receiver<Arc<Fleet>>,
-    index: Arc<Index>,
-    reader: Reader,
-    policy: Policy,
-    decision_max: Duration,
-    metrics: Arc<Metrics>,
+    parts: Parts,
     counted: RwLock<HashMap<EndpointId, Arc<EndpointMetrics>>>,
 }
 
@@ -133,21 +128,8 @@ impl Scheduler {
     /// Puts one together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts {
-            fleet,
-            index,
-            reader,
-            policy,
-            decision_max,
-            metrics,
-        } = parts;
         Self {
-            fleet,
-            index,
-            reader,
-            policy,
-            decision_max,
-            metrics,
+            parts,
             counted: RwLock::default(),
         }
     }
@@ -156,13 +138,13 @@ impl Scheduler {
     pub async fn place(&self, ask: Ask) -> Result<Placement, Refusal> {
         let began = Instant::now();
         let allowed = self.allowed(ask.subset.as_deref())?;
-        let reading = match self.policy.strategy {
+        let reading = match self.parts.policy.strategy {
             Strategy::Default => Reading::load_only("strategy", ask.body.len()),
             Strategy::PrefixCache => self.read(&ask).await,
         };
         let cached = self.overlaps(&reading, &allowed);
         let placement = self.settle(&ask.request_id, &reading, allowed, &cached)?;
-        self.metrics.decided(began.elapsed());
+        self.parts.metrics.decided(began.elapsed());
         self.tell(&ask.request_id, &placement);
         Ok(placement)
     }
@@ -176,9 +158,9 @@ impl Scheduler {
 
     /// Endpoints that may be chosen.
     fn allowed(&self, subset: Option<&[String]>) -> Result<Arc<Fleet>, Refusal> {
-        let fleet = self.fleet.borrow().clone();
+        let fleet = self.parts.fleet.borrow().clone();
         let refuse = |refusal: Refusal| {
-            self.metrics.answered("", "", refusal.as_str());
+            self.parts.metrics.answered("", "", refusal.as_str());
             refusal
         };
         if fleet.endpoints.is_empty() {
@@ -202,7 +184,8 @@ impl Scheduler {
     }
 
     async fn read(&self, ask: &Ask) -> Reading {
-        let reading = tokio::time::timeout(self.decision_max, self.reader.read(ask)).await;
+        let reading =
+            tokio::time::timeout(self.parts.decision_max, self.parts.reader.read(ask)).await;
         reading.unwrap_or_else(|_| Reading::load_only("deadline", ask.body.len()))
     }
 
@@ -214,7 +197,7 @@ impl Scheduler {
         }
         let mut chains: Vec<(Chain, HashMap<EndpointId, u32>)> = Vec::new();
         for endpoint in &allowed.endpoints {
-            let Some(block_size) = self.index.block_size(endpoint.id) else {
+            let Some(block_size) = self.parts.index.block_size(endpoint.id) else {
                 continue;
             };
             if !chains
@@ -222,7 +205,7 @@ impl Scheduler {
                 .any(|(chain, _)| chain.block_size == block_size)
             {
                 let chain = Chain::of_prompt(&reading.tokens, block_size, &reading.identity);
-                let overlap = self.index.overlap(&chain).into_iter().collect();
+                let overlap = self.parts.index.overlap(&chain).into_iter().collect();
                 chains.push((chain, overlap));
             }
             let overlap = chains
@@ -260,7 +243,7 @@ impl Scheduler {
         let problem = Problem {
             prompt_tokens: reading.prompt_tokens,
             basis: reading.basis,
-            matching_ratio_min: self.policy.matching_ratio_min,
+            matching_ratio_min: self.parts.policy.matching_ratio_min,
             request: request_id,
         };
         let choice = choose(&problem, &candidates).ok_or(Refusal::NoEndpoint)?;
@@ -273,7 +256,8 @@ impl Scheduler {
         let counted = self.counted(&endpoint);
         counted.prompt_tokens.increment(choice.prompt_tokens);
         counted.predicted.increment(choice.predicted_cached_tokens);
-        self.metrics
+        self.parts
+            .metrics
             .answered(choice.basis.as_str(), choice.basis.reason(), "placed");
         let work = choice
             .prompt_tokens
@@ -281,8 +265,8 @@ impl Scheduler {
         Ok(Placement {
             request_id: request_id.to_owned(),
             booking: Booking::new(endpoint, work),
-            matching_ratio_min: self.policy.matching_ratio_min,
-            metrics: self.metrics.clone(),
+            matching_ratio_min: self.parts.policy.matching_ratio_min,
+            metrics: self.parts.metrics.clone(),
             counted,
             choice,
             allowed,
@@ -294,10 +278,11 @@ impl Scheduler {
         if !reading.wants_report {
             return;
         }
-        if let Some(size) = self.index.block_size(choice.endpoint) {
+        if let Some(size) = self.parts.index.block_size(choice.endpoint) {
             let chain = Chain::of_prompt(&reading.tokens, size, &reading.identity);
             let blocks = choice.predicted_cached_tokens / u64::from(size.max(1));
-            self.index
+            self.parts
+                .index
                 .expect_report(choice.endpoint, &chain, blocks as u32);
         }
     }
@@ -306,9 +291,9 @@ impl Scheduler {
         if let Some(counted) = self.counted.read().get(&endpoint.id) {
             return counted.clone();
         }
-        let counted = Arc::new(self.metrics.endpoint(&endpoint.name));
+        let counted = Arc::new(self.parts.metrics.endpoint(&endpoint.name));
         let mut all = self.counted.write();
-        let fleet = self.fleet.borrow().clone();
+        let fleet = self.parts.fleet.borrow().clone();
         all.retain(|id, _| fleet.endpoints.iter().any(|endpoint| endpoint.id == *id));
         all.insert(endpoint.id, counted.clone());
         counted
@@ -323,7 +308,7 @@ impl Scheduler {
             ..
         } = placement.choice;
         let ratio = placement.choice.matching_ratio();
-        let min = self.policy.matching_ratio_min;
+        let min = self.parts.policy.matching_ratio_min;
         // A JSON text, so that a hostile id cannot forge a line.
         let request = serde_json::Value::from(request_id);
         if placement.choice.prefix_aware && ratio > min {
@@ -344,154 +329,6 @@ impl Scheduler {
             %request, endpoint, basis, reason, trust, prompt_tokens, predicted_cached_tokens,
             queued_tokens = placement.choice.cost.prefill_tokens, "placed"
         );
-    }
-}
-
-/// One placed request, from choice to the end of its response. Dropping it releases its load.
-pub struct Placement {
-    request_id: String,
-    booking: Booking,
-    choice: Choice,
-    matching_ratio_min: f64,
-    metrics: Arc<Metrics>,
-    counted: Arc<EndpointMetrics>,
-    /// Who could have got it, and the same as candidates, in the same order.
-    allowed: Arc<Fleet>,
-    candidates: Vec<Candidate>,
-}
-
-/// How a request ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Outcome {
-    /// The response's status.
-    pub status: Option<u16>,
-    /// What the response said of its tokens.
-    pub usage: Option<Usage>,
-    /// Who served it, where the gateway says so: a retry may have gone elsewhere.
-    pub served: Option<SocketAddr>,
-}
-
-impl Placement {
-    /// Who gets the request.
-    #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
-        self.booking.endpoint()
-    }
-
-    /// Where that is.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.endpoint().address
-    }
-
-    /// Why.
-    #[must_use]
-    pub fn choice(&self) -> &Choice {
-        &self.choice
-    }
-
-    /// One line for a header: who, why, and what was predicted.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        let Choice {
-            basis,
-            predicted_cached_tokens,
-            prompt_tokens,
-            prefix_aware,
-            ..
-        } = self.choice;
-        let name: String = self
-            .endpoint()
-            .name
-            .chars()
-            .filter(|c| c.is_ascii_graphic())
-            .collect();
-        let decided = if prefix_aware && self.choice.matching_ratio() > self.matching_ratio_min {
-            "prefix"
-        } else {
-            "load"
-        };
-        let mut line = format!("endpoint={name}; by={decided}; basis={}", basis.as_str());
-        if !basis.reason().is_empty() {
-            line.push_str(&format!("; reason={}", basis.reason()));
-        }
-        line.push_str(&format!(
-            "; trust={}; predicted_cached_tokens={predicted_cached_tokens}; prompt_tokens={prompt_tokens}",
-            self.choice.trust.as_str()
-        ));
-        line
-    }
-
-    /// The first output came: the prefill is done.
-    pub fn first_output(&mut self) {
-        self.booking.prefilled();
-    }
-
-    /// The response ended: its load is released, and the prediction is held against it.
-    pub fn finish(self, outcome: Outcome) {
-        let Some(usage) = outcome.usage else { return };
-        let served = outcome.served.unwrap_or_else(|| self.address());
-        let served = self
-            .allowed
-            .endpoints
-            .iter()
-            .position(|endpoint| endpoint.address == served);
-        // A retry may have gone where we never looked.
-        if let Some(served) = served {
-            self.audit(
-                &self.allowed.endpoints[served],
-                &self.candidates[served],
-                &usage,
-            );
-        }
-    }
-
-    fn audit(&self, served: &Endpoint, candidate: &Candidate, usage: &Usage) {
-        let Choice {
-            basis,
-            prompt_tokens: ours,
-            ..
-        } = self.choice;
-        let (request, endpoint) = (&self.request_id, served.name.as_str());
-        if basis == Basis::Overlap && usage.prompt_tokens != ours {
-            let theirs = usage.prompt_tokens;
-            tracing::warn!(
-                request,
-                endpoint,
-                ours,
-                theirs,
-                "the server counts other prompt tokens: is its model folder ours?"
-            );
-        }
-        let Some(reported) = served.cached_tokens(usage.cached_tokens) else {
-            return;
-        };
-        let counted = if served.id == self.choice.endpoint {
-            self.counted.clone()
-        } else {
-            Arc::new(self.metrics.endpoint(endpoint))
-        };
-        let Candidate {
-            trust,
-            cached_tokens: predicted,
-            ..
-        } = *candidate;
-        let prediction = Prediction {
-            basis,
-            trust,
-            cached_tokens: predicted,
-        };
-        if let Some(Verdict::Over | Verdict::Under) =
-            audit::compare(&prediction, reported, &counted)
-        {
-            tracing::debug!(
-                request,
-                endpoint,
-                predicted,
-                reported,
-                "the prediction differs from the report"
-            );
-        }
     }
 }
 

@@ -1,4 +1,7 @@
+use std::net::SocketAddr;
+
 use super::*;
+use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
 use crate::config::{Config, Model, RenderSettings};
 use crate::fleet::EventAddress;

@@ -1,0 +1,157 @@
+//! A placed request, until its response has ended.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::audit::{self, Prediction, Usage, Verdict};
+use crate::choice::{Basis, Candidate, Choice};
+use crate::fleet::{Booking, Endpoint, Fleet};
+use crate::metrics::{EndpointMetrics, Metrics};
+
+/// One placed request, from choice to the end of its response. Dropping it releases its load.
+pub struct Placement {
+    pub(super) request_id: String,
+    pub(super) booking: Booking,
+    pub(super) choice: Choice,
+    pub(super) matching_ratio_min: f64,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) counted: Arc<EndpointMetrics>,
+    /// Who could have got it, and the same as candidates, in the same order.
+    pub(super) allowed: Arc<Fleet>,
+    pub(super) candidates: Vec<Candidate>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Outcome {
+    /// The response's status.
+    pub status: Option<u16>,
+    /// What the response said of its tokens.
+    pub usage: Option<Usage>,
+    /// Who served it, where the gateway says so: a retry may have gone elsewhere.
+    pub served: Option<SocketAddr>,
+}
+
+impl Placement {
+    /// Who gets the request.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        self.booking.endpoint()
+    }
+
+    /// Where that is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint().address
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// One line for a header: who, why, and what was predicted.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Choice {
+            basis,
+            predicted_cached_tokens,
+            prompt_tokens,
+            prefix_aware,
+            ..
+        } = self.choice;
+        let name: String = self
+            .endpoint()
+            .name
+            .chars()
+            .filter(|c| c.is_ascii_graphic())
+            .collect();
+        let decided = if prefix_aware && self.choice.matching_ratio() > self.matching_ratio_min {
+            "prefix"
+        } else {
+            "load"
+        };
+        let mut line = format!("endpoint={name}; by={decided}; basis={}", basis.as_str());
+        if !basis.reason().is_empty() {
+            line.push_str(&format!("; reason={}", basis.reason()));
+        }
+        line.push_str(&format!(
+            "; trust={}; predicted_cached_tokens={predicted_cached_tokens}; prompt_tokens={prompt_tokens}",
+            self.choice.trust.as_str()
+        ));
+        line
+    }
+
+    /// The first output came: the prefill is done.
+    pub fn first_output(&mut self) {
+        self.booking.prefilled();
+    }
+
+    /// The response ended: its load is released, and the prediction is held against it.
+    pub fn finish(self, outcome: Outcome) {
+        let Some(usage) = outcome.usage else { return };
+        let served = outcome.served.unwrap_or_else(|| self.address());
+        let served = self
+            .allowed
+            .endpoints
+            .iter()
+            .position(|endpoint| endpoint.address == served);
+        // A retry may have gone where we never looked.
+        if let Some(served) = served {
+            self.audit(
+                &self.allowed.endpoints[served],
+                &self.candidates[served],
+                &usage,
+            );
+        }
+    }
+
+    fn audit(&self, served: &Endpoint, candidate: &Candidate, usage: &Usage) {
+        let Choice {
+            basis,
+            prompt_tokens: ours,
+            ..
+        } = self.choice;
+        let (request, endpoint) = (&self.request_id, served.name.as_str());
+        if basis == Basis::Overlap && usage.prompt_tokens != ours {
+            let theirs = usage.prompt_tokens;
+            tracing::warn!(
+                request,
+                endpoint,
+                ours,
+                theirs,
+                "the server counts other prompt tokens: is its model folder ours?"
+            );
+        }
+        let Some(reported) = served.cached_tokens(usage.cached_tokens) else {
+            return;
+        };
+        let counted = if served.id == self.choice.endpoint {
+            self.counted.clone()
+        } else {
+            Arc::new(self.metrics.endpoint(endpoint))
+        };
+        let Candidate {
+            trust,
+            cached_tokens: predicted,
+            ..
+        } = *candidate;
+        let prediction = Prediction {
+            basis,
+            trust,
+            cached_tokens: predicted,
+        };
+        if let Some(Verdict::Over | Verdict::Under) =
+            audit::compare(&prediction, reported, &counted)
+        {
+            tracing::debug!(
+                request,
+                endpoint,
+                predicted,
+                reported,
+                "the prediction differs from the report"
+            );
+        }
+    }
+}
