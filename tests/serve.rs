@@ -1,6 +1,6 @@
 //! The `kvscout` process as an operator sees it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -91,6 +91,29 @@ fn help_teaches_every_command() {
             text(&help.stdout)
         );
     }
+}
+
+#[test]
+fn tokenize_answers_every_line_it_is_given() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
+    let folder = std::env::var("KVSCOUT_TOKENIZER_DIR").unwrap_or_else(|_| folder.to_owned());
+    let mut command = kvscout(&["tokenize", "--tokenizer", &folder]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kvscout runs");
+    let mut stdin = child.stdin.take().expect("piped");
+    writeln!(stdin, "{{\"id\": \"a\", \"text\": \"hello\"}}\nnot JSON").expect("written");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    let said = text(&output.stdout);
+    let lines: Vec<serde_json::Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines[0], serde_json::json!({"id": "a", "ids": [14990]}));
+    assert!(lines[1]["error"].is_string() && lines.len() == 2, "{said}");
 }
 
 #[test]
@@ -197,7 +220,7 @@ fn it_serves_rereads_its_fleet_and_ends_when_told() {
     let mut served = Served::start(&["--config", &config]);
     let admin = served.admin();
     let get = |path: &str| {
-        use std::io::{Read, Write};
+        use std::io::Read;
         let mut stream = std::net::TcpStream::connect(admin).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
         write!(

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use harness::envoy::{Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
+use harness::publisher::Publisher;
 use harness::{PATIENCE, soon};
 use kvscout::app::{self, Bound};
 use kvscout::config::{Config, Engine, Model, RenderSettings, Replies};
@@ -56,8 +57,9 @@ async fn pod(layout: Layout) -> server::Bound {
     Server::start(config).await.expect("run make setup")
 }
 
-fn fleet_yaml(pods: &[server::Bound]) -> String {
-    let mut yaml = "endpoints:\n".to_owned();
+/// A fleet of these pods, in order, and of more lines.
+fn fleet_yaml(pods: &[server::Bound], more: &str) -> String {
+    let mut yaml = format!("endpoints:\n{more}");
     for (number, pod) in pods.iter().enumerate() {
         let events = pod.addresses.events.as_ref().expect("events are on");
         let (http, replay) = (
@@ -75,14 +77,14 @@ fn fleet_yaml(pods: &[server::Bound]) -> String {
 impl World {
     async fn start(pods: usize, layout: Layout, bodies: Bodies) -> Self {
         let pods = futures::future::join_all((0..pods).map(|_| pod(layout))).await;
-        Self::over(pods, bodies).await
+        Self::over(pods, "", bodies).await
     }
 
-    /// Over pods that may have served before.
-    async fn over(pods: Vec<server::Bound>, bodies: Bodies) -> Self {
+    /// Over pods that may have served before, and endpoints of which the fleet file has lines.
+    async fn over(pods: Vec<server::Bound>, more: &str, bodies: Bodies) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let fleet_file = folder.path().join("fleet.yaml");
-        std::fs::write(&fleet_file, fleet_yaml(&pods)).expect("written");
+        std::fs::write(&fleet_file, fleet_yaml(&pods, more)).expect("written");
         let any = "127.0.0.1:0".parse().expect("an address");
         let mut config = Config {
             fleet_file,
@@ -336,7 +338,7 @@ async fn a_kvscout_that_comes_late_asks_for_what_it_missed() {
         let answer = before["choices"][0]["message"]["content"]
             .as_str()
             .expect("an answer");
-        let world = World::over(pods, Bodies::FullDuplex).await;
+        let world = World::over(pods, "", Bodies::FullDuplex).await;
         let live = "kvscout_endpoint_trust{endpoint=\"pod-1\",trust=\"live\"} 1";
         world
             .until("the past is known", |metrics| metrics.contains(live))
@@ -353,4 +355,58 @@ async fn a_kvscout_that_comes_late_asks_for_what_it_missed() {
         );
         world.shut_down().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_do_not_decode_cost_their_pod_its_trust_and_nothing_else() {
+    let mut publisher = Publisher::start();
+    let good = pod(Layout::Map).await;
+    let (http, events) = (good.addresses.http, publisher.port);
+    let odd =
+        format!("  - {{name: odd, address: \"{http}\", events: \"tcp://127.0.0.1:{events}\"}}\n");
+    // The same server under two names would be given twice: the good one goes by another port.
+    let odd = odd.replace(&http.to_string(), "127.0.0.1:9");
+    let world = World::over(vec![good], &odd, Bodies::FullDuplex).await;
+    publisher.tell("await_subscriber");
+    let trust =
+        |trust: &str| format!("kvscout_endpoint_trust{{endpoint=\"odd\",trust=\"{trust}\"}} 1");
+    // [1.0, [], 0] as MessagePack, numbered 0: complete so far.
+    publisher.tell("raw - 0000000000000000 93cb3ff00000000000009000");
+    world
+        .until("a readable batch is Live", |metrics| {
+            metrics.contains(&trust("live"))
+        })
+        .await;
+    // Not MessagePack; two frames; a sequence number of one byte; an event that says nothing.
+    for (frames, kind) in [
+        ("- 0000000000000001 c1", "batch"),
+        ("- 0000000000000002", "batch"),
+        ("- 03 90", "batch"),
+        ("- 0000000000000002 93cb3ff00000000000009191ab426c6f636b53746f72656400", "event"),
+    ] {
+        let before = world.metrics().await;
+        publisher.tell(&format!("raw {frames}"));
+        let family = format!("kvscout_event_errors_total{{endpoint=\"odd\",kind=\"{kind}\"}} ");
+        let count = |metrics: &str| {
+            metrics
+                .lines()
+                .find_map(|line| line.strip_prefix(&family)?.parse::<u64>().ok())
+        };
+        let seen = count(&before).expect("the family is there");
+        world
+            .until(frames, |metrics| count(metrics) == Some(seen + 1))
+            .await;
+        assert!(
+            world.metrics().await.contains(&trust("doubtful")),
+            "{frames}"
+        );
+    }
+    // Requests that land on nobody's port are tried again where somebody is.
+    for number in 0..4 {
+        let one = world
+            .chat(&json!([user(&format!("Hello, number {number}."))]), false)
+            .await;
+        assert_eq!(one.predicted, one.reported);
+    }
+    world.shut_down().await;
 }

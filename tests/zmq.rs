@@ -2,13 +2,13 @@
 //! that are none. Nothing here sleeps to be in step: every wait is for an answer, with a
 //! deadline.
 
+mod harness;
+
 use std::future::Future;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
+
+use harness::publisher::Publisher;
 
 use kvscout::events::recording::Recording;
 use kvscout::events::replay::{Replay, ReplayEnd, ReplayError, replay};
@@ -23,60 +23,13 @@ use tokio::time::timeout;
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// `tests/peers/publisher.py`; gone when dropped.
-struct Publisher {
-    child: Child,
-    stdin: ChildStdin,
-    answers: mpsc::Receiver<String>,
-    port: u16,
-    replay_port: u16,
+/// A publisher, seen by what hears it.
+trait Heard {
+    async fn source(&mut self, topic: &str, limits: Limits) -> ZmqSource;
+    async fn replay(&self, from_seq: u64, deadline: Duration) -> Result<Replay, ReplayError>;
 }
 
-impl Publisher {
-    /// Binds a free port.
-    fn start() -> Self {
-        Self::start_on("*")
-    }
-
-    fn start_on(port: &str) -> Self {
-        let mut child = Command::new(python())
-            .args([
-                root().join("tests/peers/publisher.py").as_os_str(),
-                port.as_ref(),
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python runs");
-        let stdin = child.stdin.take().expect("piped");
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let (sender, answers) = mpsc::channel();
-        thread::spawn(move || {
-            let mut lines = stdout.lines().map_while(Result::ok);
-            lines.all(|line| sender.send(line).is_ok())
-        });
-        let ready = answers.recv_timeout(DEADLINE).expect("the publisher binds");
-        let ports: Vec<u16> = ready
-            .split(' ')
-            .filter_map(|word| word.parse().ok())
-            .collect();
-        let [port, replay_port] = ports[..] else {
-            panic!("not ready: {ready}");
-        };
-        Self {
-            child,
-            stdin,
-            answers,
-            port,
-            replay_port,
-        }
-    }
-
-    fn tell(&mut self, command: &str) -> String {
-        writeln!(self.stdin, "{command}").expect("the publisher lives");
-        self.answers.recv_timeout(DEADLINE).expect("an answer")
-    }
-
+impl Heard for Publisher {
     /// A source that the publisher has heard of.
     async fn source(&mut self, topic: &str, limits: Limits) -> ZmqSource {
         let mut source = listen("127.0.0.1", self.port, topic, limits);
@@ -92,24 +45,6 @@ impl Publisher {
         let address = format!("tcp://localhost:{}", self.replay_port);
         within(replay(&address, from_seq, deadline, &Limits::default())).await
     }
-}
-
-impl Drop for Publisher {
-    fn drop(&mut self) {
-        self.child.kill().expect("ours to kill");
-        self.child.wait().expect("it was killed");
-    }
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn python() -> PathBuf {
-    let python = std::env::var_os("KVSCOUT_PYTHON")
-        .map_or_else(|| root().join(".tools/venv/bin/python"), PathBuf::from);
-    assert!(python.exists(), "no {}: run make setup", python.display());
-    python
 }
 
 fn listen(host: &str, port: u16, topic: &str, limits: Limits) -> ZmqSource {

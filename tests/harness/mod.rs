@@ -5,6 +5,7 @@
 pub mod envoy;
 pub mod http;
 pub mod pod;
+pub mod publisher;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
