@@ -382,7 +382,10 @@ async fn events_that_do_not_decode_cost_their_pod_its_trust_and_nothing_else() {
         ("- 0000000000000001 c1", "batch"),
         ("- 0000000000000002", "batch"),
         ("- 03 90", "batch"),
-        ("- 0000000000000002 93cb3ff00000000000009191ab426c6f636b53746f72656400", "event"),
+        (
+            "- 0000000000000002 93cb3ff00000000000009191ab426c6f636b53746f72656400",
+            "event",
+        ),
     ] {
         let before = world.metrics().await;
         publisher.tell(&format!("raw {frames}"));

@@ -23,8 +23,10 @@ pub struct Follower {
     endpoint: EndpointId,
     order: Order,
     verdict: Verdict,
-    /// The verdict before the connection was lost; it stands again if the next sequence number
-    /// is the one expected.
+    /// The last batch taken: its number and the hash of its bytes.
+    last: Option<(u64, u64)>,
+    /// The verdict before we stopped hearing. It stands again only where a replay shows the last
+    /// batch that we know: then the same process still publishes.
     unheard: Option<Verdict>,
     /// Hashes of the payloads that a replay brought, by sequence number, until the live stream
     /// brings them too. Bounded by the replay's own limit: vLLM keeps 10,000 batches.
@@ -77,6 +79,7 @@ impl Follower {
             endpoint,
             order: Order::default(),
             verdict,
+            last: None,
             unheard: None,
             replayed: HashMap::new(),
         }
@@ -89,25 +92,59 @@ impl Follower {
     }
 
     /// The first batch that a replay must bring before `seq` can be taken without a loss; none
-    /// where nothing is missing.
+    /// where nothing is missing. After a time without hearing that is the last one known, by
+    /// which its process is recognised.
     #[must_use]
     pub fn missing_before(&self, seq: u64) -> Option<u64> {
-        if self.replayed.contains_key(&seq) {
-            None
-        } else {
-            self.order.missing_before(seq)
+        match (self.replayed.contains_key(&seq), &self.unheard, self.last) {
+            (true, _, _) => None,
+            (false, Some(_), Some((last, _))) => Some(last),
+            (false, _, _) => self.order.missing_before(seq),
         }
     }
 
-    /// Whether no batch was ever taken.
+    /// Hears what a replay says of the last batch that we know, `None` where it lacks it.
+    /// `false` where that shows another process: what the old one held is forgotten, and the
+    /// new one's batches are to be asked for from 0.
+    pub fn on_recognition(&mut self, index: &Index, last: Option<&[u8]>) -> bool {
+        let Some(before) = self.unheard.take() else {
+            return true;
+        };
+        let same = match (self.last, last) {
+            (Some((_, known)), Some(payload)) => known == xxh3_64(payload),
+            _ => false,
+        };
+        if same {
+            self.verdict = before;
+        } else {
+            index.apply(self.endpoint, &[BlockEvent::Cleared]);
+            let verdict = Verdict::new(Trust::Silent, "another process publishes here now");
+            *self = Self {
+                verdict,
+                ..Self::new(self.endpoint)
+            };
+        }
+        same
+    }
+
+    /// The same where a connection has just been made and nothing has come yet: what an idle
+    /// server holds shows in its past alone.
     #[must_use]
-    pub fn has_heard_nothing(&self) -> bool {
-        self.order.has_heard_nothing()
+    pub fn missing_now(&self) -> Option<u64> {
+        match (&self.unheard, self.last) {
+            (_, None) => Some(0),
+            (Some(_), Some((last, _))) => Some(last),
+            (None, Some(_)) => None,
+        }
     }
 
     /// Takes one message of a replay. The live stream may bring it again.
     pub fn on_replayed(&mut self, index: &Index, seq: u64, payload: &[u8]) -> Followed {
-        self.replayed.insert(seq, xxh3_64(payload));
+        let hash = xxh3_64(payload);
+        self.replayed.insert(seq, hash);
+        if self.last == Some((seq, hash)) {
+            return Followed::default();
+        }
         self.take(index, seq, payload)
     }
 
@@ -124,6 +161,7 @@ impl Follower {
 
     fn take(&mut self, index: &Index, seq: u64, payload: &[u8]) -> Followed {
         let mut followed = Followed::default();
+        self.last = Some((seq, xxh3_64(payload)));
         self.on_place(index, seq, &mut followed);
         match wire::decode(payload) {
             Ok(batch) => self.on_decoded(index, &batch, &mut followed),
@@ -139,7 +177,20 @@ impl Follower {
         followed
     }
 
-    /// Takes the news that messages were lost on our side of the wire.
+    /// Takes the news that batches were dropped on our side of the wire. Which ones shows in the
+    /// next sequence number, and a replay may bring them.
+    pub fn on_overrun(&mut self, batches: u64) -> Followed {
+        self.unheard.get_or_insert_with(|| self.verdict.clone());
+        let reason =
+            format!("{batches} batches dropped here: they come faster than they are applied");
+        self.verdict = Verdict::new(Trust::Doubtful, reason);
+        Followed {
+            missed: batches,
+            ..Followed::default()
+        }
+    }
+
+    /// Takes the news that a message was no batch: its number is unknown.
     pub fn on_loss(&mut self, index: &Index, reason: &str) -> Followed {
         let mut followed = Followed::default();
         self.distrust(index, &mut followed, reason.to_owned());
@@ -174,7 +225,12 @@ impl Follower {
         let unheard = self.unheard.take();
         match self.order.place(seq) {
             Place::First => self.verdict = Verdict::new(Trust::Live, "complete from sequence 0"),
-            Place::Next => self.verdict = unheard.unwrap_or_else(|| self.verdict.clone()),
+            // As expected, but an engine that restarted and published as much would look the same.
+            Place::Next if unheard.is_some() => {
+                let reason = "connected again, and no replay shows that it is the same process";
+                self.verdict = Verdict::new(Trust::Doubtful, reason);
+            }
+            Place::Next => {}
             Place::Late { missed: 0 } | Place::Restart { missed: 0 } => {
                 self.forget(index, followed);
                 self.verdict = Verdict::new(Trust::Live, "complete since the engine restarted");
@@ -212,9 +268,14 @@ impl Follower {
             self.verdict = Verdict::new(Trust::Doubtful, reason);
         } else if applied.over_limit > 0 {
             self.verdict = Verdict::new(Trust::Doubtful, "more blocks than the index may hold");
-        } else if self.verdict.trust == Trust::Live && applied.orphans + applied.unknown > 0 {
-            let reason = "events name blocks that were never stored: events are missing";
+        } else if applied.elsewhere > 0 {
+            let reason = "blocks are offloaded to a medium that is not indexed yet";
             self.verdict = Verdict::new(Trust::Doubtful, reason);
+        } else if applied.orphans + applied.unknown > 0 {
+            if self.verdict.trust == Trust::Live {
+                let reason = "events name blocks that were never stored: events are missing";
+                self.verdict = Verdict::new(Trust::Doubtful, reason);
+            }
         } else if applied.cleared > 0 {
             // An engine that says that it holds nothing is known completely from there on.
             self.verdict = Verdict::new(Trust::Live, "complete since the engine cleared its cache");
@@ -223,6 +284,7 @@ impl Follower {
 
     fn distrust(&mut self, index: &Index, followed: &mut Followed, reason: String) {
         self.forget(index, followed);
+        self.unheard = None;
         self.verdict = Verdict::new(Trust::Doubtful, reason);
     }
 
@@ -367,10 +429,82 @@ mod tests {
         assert_eq!(follower.verdict().trust, Trust::Doubtful);
         assert!(holds_anything(&index));
         follower.on_batch(&index, 1, &stored(2, Some(1)));
-        assert_eq!(follower.verdict().trust, Trust::Live);
+        assert_eq!(
+            follower.verdict().trust,
+            Trust::Doubtful,
+            "a restarted engine may count as far"
+        );
+    }
+
+    #[test]
+    fn a_replay_of_the_last_batch_shows_that_the_process_is_the_same() {
+        let (index, mut follower) = follow(&[(0, stored(1, None))]);
         follower.on_disconnected("reset by peer");
         follower.on_connected();
-        follower.on_batch(&index, 3, &stored(2, Some(1)));
+        assert_eq!(
+            (follower.missing_now(), follower.missing_before(2)),
+            (Some(0), Some(0))
+        );
+        assert!(follower.on_recognition(&index, Some(&stored(1, None))));
+        follower.on_replayed(&index, 0, &stored(1, None));
+        follower.on_replayed(&index, 1, &stored(2, Some(1)));
+        follower.on_batch(&index, 2, &stored(3, Some(2)));
+        assert_eq!(
+            (follower.verdict().trust, index.blocks_of(POD)),
+            (Trust::Live, 3)
+        );
+    }
+
+    #[test]
+    fn another_process_on_the_same_port_inherits_nothing() {
+        for last in [Some(stored(9, None)), None] {
+            let (index, mut follower) = follow(&[(0, stored(1, None))]);
+            follower.on_disconnected("reset by peer");
+            follower.on_connected();
+            assert!(!follower.on_recognition(&index, last.as_deref()));
+            assert_eq!((index.blocks_of(POD), follower.missing_now()), (0, Some(0)));
+            follower.on_replayed(&index, 0, &stored(9, None));
+            assert_eq!(
+                (follower.verdict().trust, index.blocks_of(POD)),
+                (Trust::Live, 1)
+            );
+        }
+    }
+
+    #[test]
+    fn a_picture_thrown_away_does_not_come_back_with_the_connection() {
+        let (index, mut follower) = follow(&[(0, stored(1, None))]);
+        follower.on_disconnected("reset by peer");
+        follower.on_connected();
+        follower.on_loss(&index, "a message is no batch");
+        follower.on_batch(&index, 1, &stored(2, Some(1)));
+        assert_eq!(follower.verdict().trust, Trust::Doubtful);
+    }
+
+    #[test]
+    fn what_we_dropped_ourselves_can_be_asked_for() {
+        let (index, mut follower) = follow(&[(0, stored(1, None))]);
+        follower.on_overrun(1);
+        assert_eq!(
+            (follower.verdict().trust, follower.missing_before(2)),
+            (Trust::Doubtful, Some(0))
+        );
+        assert!(follower.on_recognition(&index, Some(&stored(1, None))));
+        follower.on_replayed(&index, 0, &stored(1, None));
+        follower.on_replayed(&index, 1, &stored(2, Some(1)));
+        follower.on_batch(&index, 2, &stored(3, Some(2)));
+        assert_eq!(
+            (follower.verdict().trust, index.blocks_of(POD)),
+            (Trust::Live, 3)
+        );
+    }
+
+    #[test]
+    fn a_cleared_cache_with_a_stranger_after_it_is_not_complete() {
+        let cleared = ("AllBlocksCleared",);
+        let orphan = ("BlockStored", (9,), 8, (1, 1), 2, ());
+        let batch = rmp_serde::to_vec(&(1.0, (cleared, orphan), 0)).expect("packs");
+        let (_, follower) = follow(&[(41, stored(1, None)), (42, batch)]);
         assert_eq!(follower.verdict().trust, Trust::Doubtful);
     }
 }

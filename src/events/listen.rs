@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::events::follow::{Followed, Follower};
@@ -35,10 +35,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Runs until the fleet's writer is gone. An endpoint that leaves the fleet takes its
+    /// Runs until the fleet's writer is gone, or a listener has failed. An endpoint that leaves the fleet takes its
     /// picture along.
     pub async fn run(mut self) {
         let mut tasks = JoinSet::new();
+        let replays = Arc::new(Semaphore::new(REPLAYS_MAX));
         let mut heard: HashMap<EndpointId, AbortHandle> = HashMap::new();
         loop {
             let fleet = self.fleet.borrow_and_update().clone();
@@ -51,18 +52,25 @@ impl Listeners {
             });
             for endpoint in &fleet.endpoints {
                 if endpoint.events.is_some() && !heard.contains_key(&endpoint.id) {
-                    heard.insert(endpoint.id, tasks.spawn(self.listener(endpoint).run()));
+                    heard.insert(
+                        endpoint.id,
+                        tasks.spawn(self.listener(endpoint, &replays).run()),
+                    );
                 }
             }
             tokio::select! {
                 changed = self.fleet.changed() => if changed.is_err() { return },
-                // Ends are reaped as they come: a listener only ends by being told to.
-                Some(_) = tasks.join_next() => {}
+                // A listener ends by being told to; one that ends otherwise ends the app.
+                Some(ended) = tasks.join_next() => {
+                    if !ended.is_err_and(|error| error.is_cancelled()) {
+                        return;
+                    }
+                }
             }
         }
     }
 
-    fn listener(&mut self, endpoint: &Arc<Endpoint>) -> Listener {
+    fn listener(&mut self, endpoint: &Arc<Endpoint>, replays: &Arc<Semaphore>) -> Listener {
         self.index.name_adapters(endpoint.id, self.adapters.clone());
         Listener {
             endpoint: endpoint.clone(),
@@ -72,6 +80,7 @@ impl Listeners {
             limits: self.limits.clone(),
             first: self.first.remove(&endpoint.id),
             replay_after: None,
+            replays: replays.clone(),
         }
     }
 }
@@ -85,8 +94,25 @@ struct Listener {
     limits: Limits,
     first: Option<Ticket>,
     replay_after: Option<Instant>,
+    /// A turn at replaying.
+    replays: Arc<Semaphore>,
 }
 
+/// What a replay was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// All that was asked for.
+    Whole,
+    /// Some of it, or nothing.
+    Partial,
+    /// Another process answered than the one that we heard.
+    Stranger,
+}
+
+/// Replays at once, over the fleet: each may take `replay_bytes_max` of memory.
+const REPLAYS_MAX: usize = 4;
+/// Batches applied before other tasks get a turn: about a millisecond.
+const REPLAYED_AT_ONCE: u64 = 64;
 /// Half a second is enough for the 10,000 batches that vLLM keeps, even
 /// when some are lost on the way and asked for again.
 const REPLAY_MAX: Duration = Duration::from_secs(10);
@@ -110,7 +136,7 @@ impl Listener {
         while let Some(delivery) = source.next().await {
             let missing = match &delivery {
                 // What an idle server holds shows in its past alone.
-                Delivery::Connected => follower.has_heard_nothing().then_some(0),
+                Delivery::Connected => follower.missing_now(),
                 Delivery::Batch(batch) => follower.missing_before(batch.seq),
                 _ => None,
             };
@@ -125,14 +151,12 @@ impl Listener {
     /// Asks the server for what was not heard, if it can replay. The live stream waits in its
     /// queue meanwhile. Whatever is still missing shows when the live batch is taken.
     async fn repair(&mut self, follower: &mut Follower, from_seq: u64) {
-        let Some(address) = self
+        let replay = self
             .endpoint
             .events
             .as_ref()
-            .and_then(|events| events.replay.clone())
-        else {
-            return;
-        };
+            .and_then(|events| events.replay.clone());
+        let Some(address) = replay else { return };
         // A server that cannot fill a gap is not asked again at once.
         if self
             .replay_after
@@ -140,29 +164,55 @@ impl Listener {
         {
             return;
         }
-        let reason = format!("asking for what came from batch {from_seq} on");
-        self.trust(Trust::Learning, &reason);
-        match replay(&address, from_seq, REPLAY_MAX, &self.limits).await {
-            Ok(replay) => {
-                for (seq, batch) in &replay.batches {
-                    let followed = follower.on_replayed(&self.index, *seq, &batch.payload);
-                    self.count(&Followed {
-                        timestamp: None,
-                        ..followed
-                    });
-                }
-                let (endpoint, batches) = (self.endpoint.name.as_str(), replay.batches.len());
-                tracing::info!(endpoint, batches, from_seq, end = ?replay.end, "replayed");
-                if replay.end == ReplayEnd::Complete && replay.gaps().next().is_none() {
-                    return;
-                }
-            }
+        self.trust(
+            Trust::Learning,
+            &format!("asking for what came from batch {from_seq} on"),
+        );
+        let answer = match self.ask(follower, &address, from_seq).await {
+            Answer::Stranger => self.ask(follower, &address, 0).await,
+            answer => answer,
+        };
+        if answer != Answer::Whole {
+            self.replay_after = Some(Instant::now() + REPLAY_PAUSE);
+        }
+    }
+
+    async fn ask(&self, follower: &mut Follower, address: &str, from_seq: u64) -> Answer {
+        // Closed only where the app is gone.
+        let _turn = self.replays.acquire().await;
+        let endpoint = self.endpoint.name.as_str();
+        let replay = match replay(address, from_seq, REPLAY_MAX, &self.limits).await {
+            Ok(replay) => replay,
             Err(error) => {
-                let endpoint = self.endpoint.name.as_str();
-                tracing::warn!(endpoint, %error, address, "no replay");
+                let error = error.to_string();
+                tracing::warn!(endpoint, error = %error.escape_debug(), address, "no replay");
+                return Answer::Partial;
+            }
+        };
+        tracing::info!(endpoint, batches = replay.batches.len(), from_seq, end = ?replay.end, "replayed");
+        let last = replay
+            .batches
+            .get(&from_seq)
+            .map(|batch| &batch.payload[..]);
+        if !follower.on_recognition(&self.index, last) {
+            return Answer::Stranger;
+        }
+        for (seq, batch) in &replay.batches {
+            let followed = follower.on_replayed(&self.index, *seq, &batch.payload);
+            self.count(&Followed {
+                timestamp: None,
+                ..followed
+            });
+            if seq % REPLAYED_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
             }
         }
-        self.replay_after = Some(Instant::now() + REPLAY_PAUSE);
+        let whole = replay.end == ReplayEnd::Complete && replay.gaps().next().is_none();
+        if whole {
+            Answer::Whole
+        } else {
+            Answer::Partial
+        }
     }
 
     fn take(&self, follower: &mut Follower, delivery: Delivery) {
@@ -175,13 +225,7 @@ impl Listener {
                 self.metrics.undecodable.increment(1);
                 follower.on_loss(&self.index, &format!("a message is no batch: {reason}"))
             }
-            Delivery::Overrun { messages } => {
-                self.metrics.missed.increment(messages);
-                let reason = format!(
-                    "{messages} batches dropped here: events come faster than they are applied"
-                );
-                follower.on_loss(&self.index, &reason)
-            }
+            Delivery::Overrun { messages } => follower.on_overrun(messages),
             Delivery::Connected => {
                 self.endpoint.set_unreachable(false);
                 follower.on_connected()
@@ -198,8 +242,10 @@ impl Listener {
 
     fn trust(&self, trust: Trust, reason: &str) {
         if self.endpoint.set_trust(trust, reason, Instant::now()) {
+            // Some of it is the peer's own word.
+            let reason = reason.escape_debug();
             let (endpoint, trust) = (self.endpoint.name.as_str(), trust.as_str());
-            tracing::info!(endpoint, trust, reason, "trust changed");
+            tracing::info!(endpoint, trust, %reason, "trust changed");
         }
     }
 
@@ -231,5 +277,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.index.forget(self.endpoint.id);
+        self.endpoint
+            .set_trust(Trust::Silent, "nobody listens to it", Instant::now());
     }
 }
