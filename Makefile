@@ -58,4 +58,4 @@ lint: ## Formatting and lints, warnings refused.
 
 .PHONY: config
 config: ## Write the documented default configuration to deploy/kvscout.yaml.
-	@cargo run --quiet -- serve --print-config > $(TOOLS)/kvscout.yaml && mv $(TOOLS)/kvscout.yaml deploy/kvscout.yaml
+	@cargo run --quiet -- serve --print-config > deploy/kvscout.yaml.new && mv deploy/kvscout.yaml.new deploy/kvscout.yaml

@@ -9,7 +9,6 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::readiness::Readiness;
 
@@ -24,24 +23,14 @@ pub struct Admin {
     pub readiness: Readiness,
 }
 
-/// Serves until `shutdown` says so.
-pub async fn serve(
-    listener: TcpListener,
-    admin: Admin,
-    mut shutdown: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+/// Serves until dropped.
+pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
     let pages = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .with_state(admin);
-    let told = async move {
-        // An error means that the app is gone, which is an end as well.
-        let _ended = shutdown.wait_for(|ending| *ending).await;
-    };
-    axum::serve(listener, pages)
-        .with_graceful_shutdown(told)
-        .await
+    axum::serve(listener, pages).await
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -1,8 +1,8 @@
 //! `build(Config) → App`: binds, wires, supervises, drains.
 //!
 //! Port 0 works everywhere, so that a test runs the whole process in its own. Tasks are named;
-//! one that ends unbidden ends the app. Shutdown: not ready → no new streams → exchanges end or
-//! reach the drain limit → ingestion stops.
+//! one that ends unbidden ends the app. Shutdown: not ready → time to notice → no new streams →
+//! exchanges end or reach the drain limit → ingestion stops.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -45,8 +45,11 @@ pub struct App {
     readiness: Readiness,
     health: Health,
     scheduler: Arc<Scheduler>,
+    notice: Duration,
 }
 
+/// Between two clean-ups of the metrics: histograms keep every sample until one.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// After the drain limit: from "no more time" to the end of every task.
 const JOIN_MAX: Duration = Duration::from_secs(5);
 
@@ -84,6 +87,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         readiness,
         health,
         scheduler: scheduler.clone(),
+        notice: Duration::from_millis(config.limits.drain_notice_ms),
     };
     app.spawn("fleet", async {
         fleet_file.run().await;
@@ -96,18 +100,26 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             Ok(())
         });
     }
-    let (health, told) = (app.health.clone(), app.told());
+    let upkeep = metrics.handle();
+    app.spawn("upkeep", async move {
+        let mut ticks = tokio::time::interval(UPKEEP);
+        loop {
+            ticks.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    // Probes are answered until the very end: health and admin are never told to end.
+    let (health, never) = (app.health.clone(), std::future::pending());
     app.spawn("health", async move {
-        Ok(health.serve(health_port, told).await?)
+        Ok(health.serve(health_port, never).await?)
     });
     let admin = Admin {
         metrics: metrics.handle(),
         observe: Arc::new(move || observe(&metrics, &index, &fleet.borrow())),
         readiness: app.readiness.clone(),
     };
-    let ending = app.ending.subscribe();
     app.spawn("admin", async {
-        Ok(admin::serve(admin_port, admin, ending).await?)
+        Ok(admin::serve(admin_port, admin).await?)
     });
     let (health, told) = (app.health.clone(), app.told());
     let settings = settings(&config);
@@ -154,6 +166,8 @@ impl App {
         tracing::info!("draining: running requests may end");
         let _not_ready = self.readiness.ticket("shutdown");
         self.health.set_ready(false).await;
+        // Gateways and probes get the time to see it before new requests are refused.
+        tokio::time::sleep(self.notice).await;
         self.ending.send_replace(true);
         self.drain().await
     }

@@ -45,8 +45,8 @@ pub struct Candidate {
     pub cached_tokens: u64,
     /// How sure that is.
     pub trust: Trust,
-    /// Its event publisher cannot be reached: the server itself may be gone.
-    pub unreachable: bool,
+    /// It failed a moment ago.
+    pub avoided: bool,
     /// Prefill work placed there and not done, in tokens.
     pub queued_tokens: u64,
     /// Requests placed there and not ended.
@@ -70,8 +70,8 @@ pub struct Problem<'a> {
 /// top down, so the order they are declared in *is* the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
-    /// A server that seems gone fails fast, and so would look idle: it comes last.
-    pub unreachable: bool,
+    /// A server that fails, fails fast and so would look idle: it comes last.
+    pub avoided: bool,
     /// Everything computed before our first token: the queue, then our own cache misses.
     pub prefill_tokens: u64,
     /// Decodes that share each of our steps.
@@ -142,7 +142,7 @@ fn cost(problem: &Problem<'_>, candidate: &Candidate, prefix_aware: bool) -> Cos
     let spared = if prefix_aware { credit(candidate) } else { 0 };
     let scatter = xxh3_64_with_seed(problem.request.as_bytes(), u64::from(candidate.endpoint.0));
     Cost {
-        unreachable: candidate.unreachable,
+        avoided: candidate.avoided,
         prefill_tokens: candidate.queued_tokens + problem.prompt_tokens.saturating_sub(spared),
         requests: candidate.requests,
         scatter,
@@ -177,7 +177,7 @@ mod tests {
             endpoint,
             cached_tokens,
             trust: Trust::Live,
-            unreachable: false,
+            avoided: false,
             queued_tokens,
             requests: 0,
         }
@@ -198,13 +198,13 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_seems_gone_comes_last_but_is_better_than_none() {
-        let gone = Candidate {
-            unreachable: true,
+    fn a_server_that_failed_comes_last_but_is_better_than_none() {
+        let failed = Candidate {
+            avoided: true,
             ..candidate(0, 800, 0)
         };
-        assert_eq!(chosen(&[gone, candidate(1, 0, 5000)]), 1);
-        assert_eq!(chosen(&[gone]), 0);
+        assert_eq!(chosen(&[failed, candidate(1, 0, 5000)]), 1);
+        assert_eq!(chosen(&[failed]), 0);
     }
 
     #[test]

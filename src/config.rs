@@ -144,7 +144,9 @@ pub struct Limits {
     pub exchanges_max: usize,
     /// Long texts that wait for the tokenizer; more go by load.
     pub tokenizer_queue_max: usize,
-    /// Milliseconds that running exchanges get to end after SIGTERM.
+    /// Milliseconds from "not ready" to the first refusal after SIGTERM.
+    pub drain_notice_ms: u64,
+    /// Milliseconds that running exchanges then get to end.
     pub drain_ms_max: u64,
 }
 
@@ -191,6 +193,7 @@ impl Default for Config {
                 decision_ms_max: 5_000,
                 exchanges_max: 10_000,
                 tokenizer_queue_max: 256,
+                drain_notice_ms: 5_000,
                 drain_ms_max: 30_000,
             },
             replies: Replies {
@@ -385,6 +388,7 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
             (0, 100_000),
             defaults.tokenizer_queue_max,
         ),
+        drain_notice_ms: limits.within("drain_notice_ms", (0, 600_000), defaults.drain_notice_ms),
         drain_ms_max: limits.within("drain_ms_max", (0, 3_600_000), defaults.drain_ms_max),
     }
 }

@@ -45,9 +45,11 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// How often a silent connection is asked whether it lives, and how long it may take to say so:
 /// a gateway whose machine died says no goodbye, and its exchanges hold load until then.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
-/// The largest message. In buffered mode a whole body is one, so a body beyond the limit for
-/// reading must still be heard to be passed on; Envoy's own buffer limit is what bounds it.
-const MESSAGE_BYTES_MAX: usize = 1024 * 1024 * 1024;
+/// What a message may have beyond a body: headers and framing.
+const MESSAGE_SLACK_BYTES: usize = 1024 * 1024;
+/// The largest message at least. In buffered mode a whole body is one message, and one beyond the
+/// limit for reading must still be heard to be passed on.
+const MESSAGE_BYTES_MIN: usize = 64 * 1024 * 1024;
 
 /// What the operator decides about the ext_proc server.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,8 +114,10 @@ pub async fn serve(
     if let Some(tls) = tls::config(tls, &settings.certificate_names).await? {
         server = server.tls_config(tls)?;
     }
+    let message_bytes_max =
+        settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
     let service = ExternalProcessorServer::new(Service::new(scheduler, settings))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        .max_decoding_message_size(message_bytes_max);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let (began, ending) = oneshot::channel();
     let shutdown = async move {
@@ -172,20 +176,16 @@ impl ExternalProcessor for Service {
     ) -> Result<Response<Self::ProcessStream>, Status> {
         let (replies, stream) = mpsc::channel(REPLIES_MAX);
         let number = self.exchanges.fetch_add(1, Ordering::Relaxed);
-        let reading = self.reading.clone().try_acquire_owned();
-        let mut rules = self.settings.rules;
-        if reading.is_err() {
-            rules.body_bytes_max = 0;
-        }
+        let reading = self.reading.clone().try_acquire_owned().ok();
         let drive = drive::Drive::new(
-            rules,
+            self.settings.rules,
             format!("kvscout-{number}"),
             self.scheduler.clone(),
             self.memory.clone(),
+            reading,
         );
         tokio::spawn(async move {
             drive.run(request.into_inner(), replies).await;
-            drop(reading);
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }

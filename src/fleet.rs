@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -40,8 +40,9 @@ pub struct Endpoint {
     /// What we placed there and has not ended.
     pub load: Load,
     trust: Mutex<TrustSince>,
-    /// Its event publisher refuses us or is silent.
-    unreachable: AtomicBool,
+    failures: Mutex<Failures>,
+    /// It has been told of that this endpoint counts other prompt tokens.
+    differs_told: AtomicBool,
     /// It has once said how many tokens of a prompt were cached.
     reports: AtomicBool,
 }
@@ -72,7 +73,8 @@ impl Endpoint {
             events,
             load: Load::default(),
             trust: Mutex::new(trust),
-            unreachable: AtomicBool::new(false),
+            failures: Mutex::default(),
+            differs_told: AtomicBool::new(false),
             reports: AtomicBool::new(false),
         }
     }
@@ -89,15 +91,24 @@ impl Endpoint {
         self.trust.lock().clone()
     }
 
-    /// Whether its event publisher, which lives and dies with the server, cannot be reached.
+    /// Whether it failed a moment ago, so that others come first.
     #[must_use]
-    pub fn unreachable(&self) -> bool {
-        self.unreachable.load(Ordering::Relaxed)
+    pub fn avoided(&self, now: Instant) -> bool {
+        self.failures.lock().until.is_some_and(|until| now < until)
     }
 
-    /// Notes whether its event publisher can be reached.
-    pub fn set_unreachable(&self, unreachable: bool) {
-        self.unreachable.store(unreachable, Ordering::Relaxed);
+    /// A request failed there, or its publisher was lost: it is avoided for [`AVOIDED_FIRST`],
+    /// and twice as long with each failure that follows, up to [`AVOIDED_MAX`].
+    pub fn failed(&self, now: Instant) {
+        let mut failures = self.failures.lock();
+        let avoided = AVOIDED_FIRST * 2u32.saturating_pow(failures.in_a_row);
+        failures.in_a_row = (failures.in_a_row + 1).min(FAILURES_MAX);
+        failures.until = Some(now + avoided.min(AVOIDED_MAX));
+    }
+
+    /// A request went well there.
+    pub fn succeeded(&self) {
+        *self.failures.lock() = Failures::default();
     }
 
     /// Cached tokens of a response, given what it says. vLLM 0.20.2 says nothing on a miss and a
@@ -107,6 +118,11 @@ impl Endpoint {
             self.reports.store(true, Ordering::Relaxed);
         }
         said.or_else(|| self.reports.load(Ordering::Relaxed).then_some(0))
+    }
+
+    /// `true` the first time: one warning an endpoint, not one a request.
+    pub fn first_difference(&self) -> bool {
+        !self.differs_told.swap(true, Ordering::Relaxed)
     }
 
     /// Records a change of trust; `true` where it is one.
@@ -122,6 +138,20 @@ impl Endpoint {
         }
         changed
     }
+}
+
+/// Long enough that a fleet is not probed by one request in ten, short enough that one bad answer
+/// does not empty a pod.
+const AVOIDED_FIRST: Duration = Duration::from_millis(500);
+/// About as long as a gateway or Kubernetes takes to notice by itself.
+const AVOIDED_MAX: Duration = Duration::from_secs(30);
+/// 500 ms, doubled so often, is past the maximum.
+const FAILURES_MAX: u32 = 8;
+
+#[derive(Debug, Default)]
+struct Failures {
+    in_a_row: u32,
+    until: Option<Instant>,
 }
 
 /// How complete our picture of an endpoint's cache is. Later is worse.
@@ -259,6 +289,22 @@ mod tests {
             (endpoint.load.requests(), endpoint.load.prefill_tokens()),
             (0, 0)
         );
+    }
+
+    #[test]
+    fn failures_are_avoided_longer_and_longer_and_one_success_ends_it() {
+        let endpoint = endpoint();
+        let now = Instant::now();
+        let avoided_for = |ms| endpoint.avoided(now + Duration::from_millis(ms));
+        assert!(!avoided_for(0));
+        endpoint.failed(now);
+        assert!(avoided_for(499) && !avoided_for(500));
+        endpoint.failed(now);
+        assert!(avoided_for(999) && !avoided_for(1000));
+        (0..100).for_each(|_| endpoint.failed(now));
+        assert!(avoided_for(29_999) && !avoided_for(30_000));
+        endpoint.succeeded();
+        assert!(!avoided_for(0));
     }
 
     #[test]

@@ -143,6 +143,7 @@ impl Scheduler {
             Strategy::PrefixCache => self.read(&ask).await,
         };
         let cached = self.overlaps(&reading, &allowed);
+        let reading = self.doubted(reading, &allowed);
         let placement = self.settle(&ask.request_id, &reading, allowed, &cached)?;
         self.parts.metrics.decided(began.elapsed());
         self.tell(&ask.request_id, &placement);
@@ -153,7 +154,9 @@ impl Scheduler {
     pub fn place_by_load(&self, ask: &ByLoad) -> Result<Placement, Refusal> {
         let allowed = self.allowed(ask.subset.as_deref())?;
         let reading = Reading::load_only(ask.reason, ask.body_bytes);
-        self.settle(&ask.request_id, &reading, allowed, &HashMap::new())
+        let placement = self.settle(&ask.request_id, &reading, allowed, &HashMap::new())?;
+        self.tell(&ask.request_id, &placement);
+        Ok(placement)
     }
 
     /// Endpoints that may be chosen.
@@ -184,9 +187,27 @@ impl Scheduler {
     }
 
     async fn read(&self, ask: &Ask) -> Reading {
-        let reading =
-            tokio::time::timeout(self.parts.decision_max, self.parts.reader.read(ask)).await;
+        let deadline = Instant::now() + self.parts.decision_max;
+        let read = self.parts.reader.read(ask, deadline);
+        let reading = tokio::time::timeout_at(deadline.into(), read).await;
         reading.unwrap_or_else(|_| Reading::load_only("deadline", ask.body.len()))
+    }
+
+    /// Before vLLM 0.17.1 events do not show salts: what a salted request would find is unknown.
+    fn doubted(&self, reading: Reading, allowed: &Fleet) -> Reading {
+        let hides =
+            |endpoint: &Arc<Endpoint>| self.parts.index.shows_salt(endpoint.id) == Some(false);
+        match reading.basis {
+            Basis::Overlap
+                if reading.identity.cache_salt.is_some() && allowed.endpoints.iter().any(hides) =>
+            {
+                Reading {
+                    basis: Basis::Partial("salt_not_in_events"),
+                    ..reading
+                }
+            }
+            _ => reading,
+        }
     }
 
     /// Cached tokens by endpoint. One chain for each block size that the fleet uses.
@@ -228,6 +249,7 @@ impl Scheduler {
         allowed: Arc<Fleet>,
         cached: &HashMap<EndpointId, u64>,
     ) -> Result<Placement, Refusal> {
+        let now = Instant::now();
         let candidates: Vec<Candidate> = allowed
             .endpoints
             .iter()
@@ -235,7 +257,7 @@ impl Scheduler {
                 endpoint: endpoint.id,
                 cached_tokens: cached.get(&endpoint.id).copied().unwrap_or(0),
                 trust: endpoint.trust(),
-                unreachable: endpoint.unreachable(),
+                avoided: endpoint.avoided(now),
                 queued_tokens: endpoint.load.prefill_tokens(),
                 requests: endpoint.load.requests(),
             })

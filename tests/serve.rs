@@ -29,8 +29,7 @@ fn write(folder: &Path, name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-const ANY_PORT: &str =
-    "listen: {ext_proc: '127.0.0.1:0', health: '127.0.0.1:0', admin: '127.0.0.1:0'}\n";
+const ANY_PORT: &str = "listen: {ext_proc: '127.0.0.1:0', health: '127.0.0.1:0', admin: '127.0.0.1:0'}\nlimits: {drain_notice_ms: 0}\n";
 
 /// A running `kvscout serve`, killed when dropped.
 struct Served {

@@ -95,6 +95,7 @@ impl World {
             config.listen.health,
             config.listen.admin,
         ) = (any, any, any);
+        config.limits.drain_notice_ms = 0;
         config.replies = Replies {
             decision_header: true,
         };

@@ -149,6 +149,12 @@ impl<'a> Section<'a> {
             .filter(|node| !node.as_scalar().is_some_and(is_null))
     }
 
+    /// Whether a key is there at all, even if it is null.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.mapping.get_node(key).is_some()
+    }
+
     /// Complains of a field by name, or of the section where it is not given.
     pub fn complain(&self, key: &'static str, problem: impl Into<String>) {
         let node = self.mapping.get_node(key).unwrap_or(self.node);

@@ -226,12 +226,13 @@ impl Listener {
                 follower.on_loss(&self.index, &format!("a message is no batch: {reason}"))
             }
             Delivery::Overrun { messages } => follower.on_overrun(messages),
-            Delivery::Connected => {
-                self.endpoint.set_unreachable(false);
-                follower.on_connected()
-            }
+            Delivery::Connected => follower.on_connected(),
             Delivery::Disconnected { reason } => {
-                self.endpoint.set_unreachable(true);
+                // A publisher that was heard lives and dies with its server. One that never was
+                // may just be out of reach, and says nothing of the server.
+                if follower.verdict().trust != Trust::Silent {
+                    self.endpoint.failed(Instant::now());
+                }
                 follower.on_disconnected(&reason)
             }
         };

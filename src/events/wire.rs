@@ -60,7 +60,6 @@ pub fn decode(payload: &[u8]) -> Result<Batch, DecodeError> {
         unknown: 0,
         malformed: 0,
     };
-    batch.events.reserve(events.len());
     for event in events {
         match Fields::of(event).map(read_event) {
             Some(Reading::Event(event)) => batch.events.push(event),

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
 use super::exchange::{Exchange, OutOfOrder, Rules, Step};
@@ -32,6 +32,8 @@ pub struct Drive {
     placing: Option<Placing>,
     placement: Option<Placement>,
     held: Held,
+    /// The right to hold and read a body; given back when the request is placed.
+    reading: Option<OwnedSemaphorePermit>,
 }
 
 /// Bytes of bodies that all exchanges hold, and how many they may.
@@ -79,8 +81,15 @@ impl Drop for Held {
 }
 
 impl Drive {
-    /// An exchange of which nothing was heard; what it holds is booked with `memory`.
-    pub fn new(rules: Rules, id: String, scheduler: Arc<Scheduler>, memory: Arc<Memory>) -> Self {
+    /// An exchange of which nothing was heard; what it holds is booked with `memory`, and without
+    /// the right to read it holds nothing.
+    pub fn new(
+        rules: Rules,
+        id: String,
+        scheduler: Arc<Scheduler>,
+        memory: Arc<Memory>,
+        reading: Option<OwnedSemaphorePermit>,
+    ) -> Self {
         Self {
             exchange: Exchange::new(rules, id),
             scheduler,
@@ -89,6 +98,7 @@ impl Drive {
             placing: None,
             placement: None,
             held: Held { memory, bytes: 0 },
+            reading,
         }
     }
 
@@ -141,8 +151,14 @@ impl Drive {
         self.take(steps);
         // Replies that wait share the body's memory: it is given back when they are gone.
         let held = self.exchange.held_bytes();
-        if (self.queue.is_empty() || held > self.held.bytes) && !self.held.book(held) {
-            let steps = self.exchange.stop_holding();
+        let room = !(self.queue.is_empty() || held > self.held.bytes) || self.held.book(held);
+        let refused = match (&self.reading, room) {
+            (None, _) => Some("exchanges"),
+            (_, false) => Some("memory"),
+            _ => None,
+        };
+        if let Some(reason) = refused {
+            let steps = self.exchange.stop_holding(reason);
             self.take(steps);
         }
         Ok(())
@@ -177,6 +193,7 @@ impl Drive {
     }
 
     fn settle(&mut self, place: Place) -> Vec<Step> {
+        self.reading = None;
         let answer = match place {
             Ok(placement) => {
                 let answer = (placement.address(), placement.summary());

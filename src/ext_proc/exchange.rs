@@ -229,11 +229,11 @@ impl Exchange {
 
     /// Holds no more of a body that has not ended: places the request by load, and lets the
     /// body pass.
-    pub fn stop_holding(&mut self) -> Vec<Step> {
+    pub fn stop_holding(&mut self, reason: &'static str) -> Vec<Step> {
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => {
                 let owed = Owed::HeadersAndBody(held.freeze(), End::NotYet);
-                self.place_by_load(head, "memory", owed)
+                self.place_by_load(head, reason, owed)
             }
             other => {
                 self.request = other;

@@ -28,7 +28,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct FleetFile {
     path: PathBuf,
-    text: String,
+    /// As last read, or why it could not be: a complaint is made once.
+    text: Result<String, Complaints>,
     next_id: u32,
     fleet: watch::Sender<Arc<Fleet>>,
 }
@@ -39,7 +40,7 @@ impl FleetFile {
         let (fleet, receiver) = watch::channel(Arc::new(Fleet::default()));
         let mut file = Self {
             path: path.to_owned(),
-            text: String::new(),
+            text: Ok(String::new()),
             next_id: 0,
             fleet,
         };
@@ -63,15 +64,13 @@ impl FleetFile {
 
     /// Publishes the file's endpoints if its text changed. Complains once per text.
     fn reread(&mut self) -> Result<(), Complaints> {
-        let text = std::fs::read_to_string(&self.path).map_err(|error| {
-            self.text.clear();
-            unreadable(&self.path, &error)
-        })?;
+        let text =
+            std::fs::read_to_string(&self.path).map_err(|error| unreadable(&self.path, &error));
         if text == self.text {
             return Ok(());
         }
-        self.text = text;
-        let entries = read_entries(&self.path, &self.text)?;
+        self.text.clone_from(&text);
+        let entries = read_entries(&self.path, &text?)?;
         self.publish(&entries);
         Ok(())
     }
@@ -124,6 +123,13 @@ fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
     yaml::read(path, text, |root| {
         let mut addresses = BTreeSet::new();
         let mut names = BTreeSet::new();
+        // A file that was cut short while it was written must not empty the fleet.
+        if !root.has("endpoints") {
+            root.complain(
+                "endpoints",
+                "is missing; for an empty fleet say endpoints: []",
+            );
+        }
         root.sections("endpoints", |endpoint| {
             let entry = read_entry(endpoint)?;
             if !addresses.insert(entry.address) {
@@ -229,6 +235,10 @@ endpoints:
         assert_eq!(fleet.borrow().endpoints.len(), 2);
         std::fs::remove_file(&path).expect("removed");
         assert!(fixed.reread().is_err());
+        assert!(fixed.reread().is_ok(), "nor is the same absence");
+        std::fs::write(&path, "").expect("cut short");
+        assert!(fixed.reread().is_err(), "an empty file is no empty fleet");
+        assert_eq!(fleet.borrow().endpoints.len(), 2);
         std::fs::write(&path, "endpoints: [{address: '10.0.0.1:80'}]").expect("written");
         fixed.reread().expect("a fleet");
         assert_eq!(fleet.borrow().endpoints[0].name, "10.0.0.1:80");

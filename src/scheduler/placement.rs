@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::audit::{self, Prediction, Usage, Verdict};
 use crate::choice::{Basis, Candidate, Choice};
@@ -90,8 +91,16 @@ impl Placement {
 
     /// The response ended: its load is released, and the prediction is held against it.
     pub fn finish(self, outcome: Outcome) {
+        let picked = self.endpoint();
+        let served = outcome.served.unwrap_or(picked.address);
+        match outcome.status {
+            // Somebody else served it: ours could not be reached.
+            _ if served != picked.address => picked.failed(Instant::now()),
+            Some(500..) => picked.failed(Instant::now()),
+            Some(_) => picked.succeeded(),
+            None => {}
+        }
         let Some(usage) = outcome.usage else { return };
-        let served = outcome.served.unwrap_or_else(|| self.address());
         let served = self
             .allowed
             .endpoints
@@ -116,13 +125,12 @@ impl Placement {
         let (request, endpoint) = (&self.request_id, served.name.as_str());
         if basis == Basis::Overlap && usage.prompt_tokens != ours {
             let theirs = usage.prompt_tokens;
-            tracing::warn!(
-                request,
-                endpoint,
-                ours,
-                theirs,
-                "the server counts other prompt tokens: is its model folder ours?"
-            );
+            if served.first_difference() {
+                let told = "the server counts other prompt tokens: is its model folder ours?";
+                tracing::warn!(request, endpoint, ours, theirs, "{told}");
+            } else {
+                tracing::debug!(request, endpoint, ours, theirs, "other prompt tokens");
+            }
         }
         let Some(reported) = served.cached_tokens(usage.cached_tokens) else {
             return;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -58,7 +59,7 @@ impl Reader {
                     .map(|name| (name.clone(), named(Some(name.clone())))),
             );
         }
-        let pool = TokenPool::new(config.limits.tokenizer_queue_max);
+        let pool = TokenPool::of_all_cores(config.limits.tokenizer_queue_max);
         Ok(Self {
             models: Arc::new(models),
             pool: Arc::new(pool),
@@ -66,14 +67,15 @@ impl Reader {
     }
 
     /// Reads one request's prompt, as far as that is possible.
-    pub(super) async fn read(&self, ask: &Ask) -> Reading {
+    pub(super) async fn read(&self, ask: &Ask, deadline: Instant) -> Reading {
         let (models, path, body) = (self.models.clone(), ask.path.clone(), ask.body.clone());
         let bytes = ask.body.len();
-        match self
-            .pool
-            .run(bytes, move || read(&models, &path, &body))
-            .await
-        {
+        // What would come too late is not begun.
+        let work = move || match Instant::now() < deadline {
+            true => read(&models, &path, &body),
+            false => Err("deadline"),
+        };
+        match self.pool.run(bytes, work).await {
             Ok(Ok(reading)) => reading,
             Ok(Err(reason)) => Reading::load_only(reason, bytes),
             Err(_busy) => Reading::load_only("tokenizer_busy", bytes),

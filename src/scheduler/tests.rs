@@ -322,3 +322,25 @@ async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
+    let world = world(2).await;
+    let mut failed = 0;
+    for n in 0..100 {
+        let placed = world
+            .scheduler
+            .place(ids(&n.to_string(), &PROMPT, ""))
+            .await
+            .expect("placed");
+        let bad = placed.address().port() == 8000;
+        failed += u32::from(bad);
+        let status = Some(if bad { 503 } else { 200 });
+        placed.finish(Outcome {
+            status,
+            usage: None,
+            served: None,
+        });
+    }
+    assert!(failed <= 3, "{failed} of 100 went to a pod that fails");
+}

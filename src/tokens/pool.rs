@@ -1,14 +1,12 @@
 //! Where tokenizing happens, so that a long prompt does not stall the runtime.
 
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::Semaphore;
 
 /// Texts shorter than this are encoded where they are: 16 KiB take 0.1 ms.
 const INLINE_BYTES_MAX: usize = 16 << 10;
-/// Waiting texts for each permit. At 6 ms for the first 128k tokens of a kind, the last in the
-/// queue starts within 0.4 s; who would come later does better without an overlap.
-const WAITING_PER_PERMIT: usize = 64;
 
 /// Work that was not done: too many texts wait already, or the runtime is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -24,22 +22,22 @@ pub struct TokenPool {
     places: Semaphore,
 }
 
-impl Default for TokenPool {
-    /// As many permits as there are cores.
-    fn default() -> Self {
-        Self::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
-    }
-}
-
 impl TokenPool {
-    /// A pool of so many permits, at least one.
+    /// A pool that works on so many texts at a time, at least one, while so many more wait.
     #[must_use]
-    pub fn new(permits: usize) -> Self {
+    pub fn new(permits: usize, waiting_max: usize) -> Self {
         let permits = permits.max(1);
         Self {
             permits: Semaphore::new(permits),
-            places: Semaphore::new(permits * (1 + WAITING_PER_PERMIT)),
+            places: Semaphore::new(permits + waiting_max),
         }
+    }
+
+    /// A pool that keeps every core busy and no more.
+    #[must_use]
+    pub fn of_all_cores(waiting_max: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self::new(cores, waiting_max)
     }
 
     /// Runs `work` on a text of so many bytes: here if it is short, on a thread that may block
@@ -56,7 +54,8 @@ impl TokenPool {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Busy> {
         if text_bytes < INLINE_BYTES_MAX {
-            return Ok(work());
+            // A panic costs the overlap, as it does on a thread, and not the request.
+            return catch_unwind(AssertUnwindSafe(work)).map_err(|_| Busy);
         }
         let place = self.places.try_acquire().map_err(|_| Busy)?;
         let permit = self.permits.acquire().await.map_err(|_| Busy)?;
@@ -90,10 +89,11 @@ mod tests {
     use super::*;
 
     const LONG: usize = INLINE_BYTES_MAX;
+    const WAITING: usize = 64;
 
     #[tokio::test]
     async fn a_short_text_is_done_where_it_is() {
-        let pool = Arc::new(TokenPool::new(1));
+        let pool = Arc::new(TokenPool::new(1, WAITING));
         let here = std::thread::current().id();
         let there = pool
             .run(LONG - 1, move || std::thread::current().id())
@@ -103,7 +103,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_text_leaves_the_runtime_free() {
-        let pool = Arc::new(TokenPool::new(1));
+        let pool = Arc::new(TokenPool::new(1, WAITING));
         let here = std::thread::current().id();
         let there = pool.run(LONG, move || std::thread::current().id()).await;
         assert_ne!(there, Ok(here));
@@ -111,14 +111,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_answers_busy_and_recovers() {
-        let pool = Arc::new(TokenPool::new(1));
+        let pool = Arc::new(TokenPool::new(1, WAITING));
         let (go, wait) = mpsc::channel::<()>();
         let first = tokio::spawn({
             let pool = Arc::clone(&pool);
             async move { pool.run(LONG, move || wait.recv().is_ok()).await }
         });
         tokio::task::yield_now().await;
-        let waiting: Vec<_> = (0..WAITING_PER_PERMIT)
+        let waiting: Vec<_> = (0..WAITING)
             .map(|number| {
                 let pool = Arc::clone(&pool);
                 tokio::spawn(async move { pool.run(LONG, move || number).await })
@@ -139,8 +139,10 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_panics_gives_its_permit_back() {
-        let pool = Arc::new(TokenPool::new(1));
+        let pool = Arc::new(TokenPool::new(1, WAITING));
         let failed: Result<(), _> = pool.run(LONG, || panic!("as a test")).await;
+        assert_eq!(failed, Err(Busy));
+        let failed: Result<(), _> = pool.run(1, || panic!("as a test")).await;
         assert_eq!(failed, Err(Busy));
         assert_eq!(pool.run(LONG, || 1).await, Ok(1));
     }

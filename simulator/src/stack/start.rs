@@ -133,6 +133,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
             render: RenderSettings::default(),
         }],
         limits: Limits {
+            drain_notice_ms: 0,
             drain_ms_max: 1_000,
             ..limits
         },

@@ -116,6 +116,13 @@ fn bytes_that_are_no_batch_are_an_error() {
     }
     let deep = vec![0x91u8; 100_000];
     assert!(matches!(decode(&deep), Err(DecodeError::NotMessagePack(_))));
+    let mut nils = vec![0x93, 0x01, 0xdd, 0x00, 0xf0, 0x00, 0x00];
+    nils.resize(nils.len() + 0x00f0_0000, 0xc0);
+    nils.push(0);
+    assert!(
+        decode(&nils).is_err(),
+        "15 MiB of nil must not become 500 MiB of values"
+    );
     let boast = [0x93, 0x01, 0xdd, 0xff, 0xff, 0xff, 0xff];
     assert!(
         decode(&boast).is_err(),

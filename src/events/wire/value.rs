@@ -137,6 +137,9 @@ impl<'de> Visitor<'de> for AnyValue {
         let mut list: Vec<_> = ints.into_iter().map(Value::Int).collect();
         list.push(odd);
         while let Some(value) = seq.next_element()? {
+            if list.len() == LIST_MAX {
+                return Err(serde::de::Error::custom("a list of too many values"));
+            }
             list.push(value);
         }
         Ok(Value::List(list))
@@ -150,6 +153,10 @@ impl<'de> Visitor<'de> for AnyValue {
         Ok(Value::Map(entries))
     }
 }
+
+/// Values of mixed kinds in one list. A step of an engine with 10,000 requests has some 20,000
+/// events; each value takes 32 bytes here, whatever it took on the wire.
+const LIST_MAX: usize = 1 << 20;
 
 /// Elements reserved ahead of reading them: a long prompt's worth, 64 KiB.
 const RESERVE_MAX: usize = 8 * 1024;

@@ -531,7 +531,7 @@ fn a_body_that_memory_has_no_room_for_passes_and_load_decides() {
     let mut exchange = exchange();
     on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
     assert_eq!(
-        exchange.stop_holding().len(),
+        exchange.stop_holding("memory").len(),
         1,
         "even before its first byte"
     );
@@ -543,13 +543,13 @@ fn a_body_that_memory_has_no_room_for_passes_and_load_decides() {
     };
     on(&mut exchange, message(Message::RequestBody(chunk)));
     assert_eq!(exchange.held_bytes(), 4);
-    let steps = exchange.stop_holding();
+    let steps = exchange.stop_holding("memory");
     assert!(matches!(&steps[..], [Step::PlaceByLoad(ask)] if ask.reason == "memory"));
     let told = all_told(&placed(&mut exchange));
     assert_eq!(told[0], pick("request headers"));
     assert_eq!(told.len(), 2, "the half that was held goes on: {told:?}");
     assert_eq!(exchange.held_bytes(), 0);
-    assert!(exchange.stop_holding().is_empty());
+    assert!(exchange.stop_holding("memory").is_empty());
 }
 
 #[test]
