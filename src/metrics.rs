@@ -97,6 +97,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "(endpoint, engine hash) pairs in the index",
     ),
     ("kvscout_build_info", Unit::Count, "1, by version"),
+    (
+        "kvscout_event_queue_bytes",
+        Unit::Bytes,
+        "Undecoded events that wait here, by endpoint",
+    ),
 ];
 const HISTOGRAMS: &[(&str, Unit, &str)] = &[
     (
@@ -223,6 +228,7 @@ impl Metrics {
             undecodable: errors("batch"),
             malformed: errors("event"),
             unknown: errors("unknown_type"),
+            queue_bytes: self.gauge("kvscout_event_queue_bytes", &by),
             lag: self
                 .recorder
                 .register_histogram(&key("kvscout_event_lag_seconds", &by), &METADATA),
@@ -307,6 +313,7 @@ pub struct EndpointMetrics {
     pub undecodable: Counter,
     pub malformed: Counter,
     pub unknown: Counter,
+    pub queue_bytes: Gauge,
     pub lag: Histogram,
 }
 

@@ -132,8 +132,9 @@ impl Listener {
                 return std::future::pending().await;
             }
         };
-        let mut follower = Follower::new(self.endpoint.id);
+        let (mut follower, depth) = (Follower::new(self.endpoint.id), source.gauge());
         while let Some(delivery) = source.next().await {
+            self.metrics.queue_bytes.set(depth.read().bytes as f64);
             let missing = match &delivery {
                 // What an idle server holds shows in its past alone.
                 Delivery::Connected => follower.missing_now(),
