@@ -319,3 +319,16 @@ async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_several_engine_requests_will_report_is_not_promised() {
+    let world = world(1).await;
+    for (more, basis) in [
+        ("", Basis::Overlap),
+        (", \"n\": 1", Basis::Overlap),
+        (", \"n\": 2", Basis::Partial("answers")),
+    ] {
+        let placed = world.scheduler.place(ids("r", &[1, 2, 3], more)).await;
+        assert_eq!(placed.expect("a placement").choice.basis, basis, "{more}");
+    }
+}
