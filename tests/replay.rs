@@ -172,6 +172,17 @@ fn a_lost_batch_makes_predictions_wrong_and_the_exit_status_says_so() {
 }
 
 #[test]
+fn a_server_that_restarts_holds_nothing_from_its_first_request_on() {
+    let copy = changed("v0.33.0-py", |_, line| Some(line.to_owned()));
+    for file in ["events.jsonl", "requests.jsonl"] {
+        let path = copy.path().join(file);
+        let once = std::fs::read_to_string(&path).expect("the file");
+        std::fs::write(&path, format!("{once}\n{once}")).expect("written");
+    }
+    assert_eq!(summary(&replay(copy.path(), &[]))["exact"], 68);
+}
+
+#[test]
 fn a_payload_that_does_not_decode_is_counted_and_the_rest_goes_on() {
     let copy = changed("v0.33.0-py", |at, line| {
         let mut line: serde_json::Value = serde_json::from_str(line).expect("a line");

@@ -39,6 +39,8 @@ pub(super) struct Stream {
     follower: Follower,
     pub(super) messages: Vec<Message>,
     applied: usize,
+    /// The sequence number of the last one applied.
+    last: Option<u64>,
     /// A reset was asked for, and nothing was published since.
     pub(super) reset: bool,
 }
@@ -50,6 +52,7 @@ impl Stream {
             follower: Follower::new(endpoint),
             messages: Vec::new(),
             applied: 0,
+            last: None,
             reset: false,
         }
     }
@@ -61,13 +64,40 @@ impl Stream {
         index: &Index,
         mut each: impl FnMut(Followed),
     ) {
+        if let Some(restart) = self.restart_before(moment) {
+            while self.applied < restart {
+                each(self.apply_next(index));
+            }
+            // What the new process holds is nothing, and it has not said so yet.
+            index.apply(self.endpoint, &[BlockEvent::Cleared]);
+            self.last = None;
+        }
         while let Some(message) = self.messages.get(self.applied)
             && message.by(moment)
         {
-            each(self.follower.on_batch(index, message.seq, &message.payload));
-            self.applied += 1;
-            self.reset = false;
+            each(self.apply_next(index));
         }
+    }
+
+    fn apply_next(&mut self, index: &Index) -> Followed {
+        let Message { seq, payload, .. } = &self.messages[self.applied];
+        self.applied += 1;
+        self.last = Some(*seq);
+        self.reset = false;
+        self.follower.on_batch(index, *seq, payload)
+    }
+
+    /// Where the next process's messages begin, if a sequence number tells that it runs already:
+    /// one that is below what was applied.
+    fn restart_before(&self, moment: Moment) -> Option<usize> {
+        let (Moment::Seq(seq), Some(last)) = (moment, self.last) else {
+            return None;
+        };
+        let rest = self.messages.get(self.applied - 1..)?;
+        let falls = rest.windows(2).position(|two| two[1].seq <= two[0].seq);
+        falls
+            .filter(|_| seq < last.cast_signed())
+            .map(|at| self.applied + at)
     }
 
     /// What came after one moment, up to another.
