@@ -381,7 +381,7 @@ impl Replay {
         let model = line.body("model").and_then(Value::as_str);
         let adapter = model.filter(|model| self.adapters.contains(*model));
         let cache_salt = line.body("cache_salt").and_then(Value::as_str);
-        let request = line.request();
+        let request = line.wants();
         Reading {
             endpoint: EndpointId(rank),
             prompts: prompts.to_vec(),

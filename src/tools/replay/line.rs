@@ -74,8 +74,19 @@ impl Line {
 
     /// The request as the picker reads it; none where there was no HTTP request.
     pub(super) fn request(&self) -> Option<Request> {
+        self.request_to(self.path())
+    }
+
+    /// What it wants besides tokens; recordings of vLLM's own cache manager spell that as a
+    /// completion does.
+    pub(super) fn wants(&self) -> Option<Request> {
+        self.request()
+            .or_else(|| self.request_to("/v1/completions"))
+    }
+
+    fn request_to(&self, path: &str) -> Option<Request> {
         let body = self.get("request")?.to_string();
-        Request::parse(self.path(), body.as_bytes()).ok()
+        Request::parse(path, body.as_bytes()).ok()
     }
 
     /// `cached_tokens`; vLLM 0.20.2 says null for none.
