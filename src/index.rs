@@ -137,19 +137,15 @@ impl Index {
     }
 
     /// Announces that a request with `kv_cache_report_mode=full` (vLLM 0.26 and later) will
-    /// make this endpoint report the first `blocks` blocks of `chain` again: indistinguishable
-    /// from new copies, and none.
-    pub fn expect_report(&self, endpoint: EndpointId, chain: &Chain, blocks: u32) {
-        if let Some(last) = (blocks as usize)
-            .checked_sub(1)
-            .and_then(|last| chain.keys.get(last))
-        {
-            self.state
-                .write()
-                .books
-                .entry(endpoint)
-                .or_default()
-                .expect_report(*last, blocks);
+    /// make this endpoint report leading blocks of `chain` again: indistinguishable from new
+    /// copies, and none. Each of its `answers` reports what it finds; the first finds `blocks`,
+    /// and is silent if that is none.
+    pub fn expect_reports(&self, endpoint: EndpointId, chain: &Chain, blocks: u32, answers: u32) {
+        let reports = answers.saturating_sub(u32::from(blocks == 0));
+        if reports > 0 && !chain.keys.is_empty() {
+            let mut state = self.state.write();
+            let book = state.books.entry(endpoint).or_default();
+            book.expect_reports(chain.keys.clone(), reports);
         }
     }
 

@@ -234,6 +234,21 @@ impl Request {
         matches!(mode, Some(Json::Str(mode)) if mode.as_ref() == "full")
     }
 
+    /// Whether the engine may serve the prompt from its cache; not where it must score the
+    /// prompt itself (`prompt_logprobs`).
+    #[must_use]
+    pub fn reads_cache(&self) -> bool {
+        !fields::wants_prompt_logprobs(&self.body, self.api).unwrap_or(false)
+    }
+
+    /// `n`: how many answers the engine computes. Each is a request of its own to it, and finds
+    /// in the cache what those before it stored; the last to end reports its cached tokens.
+    #[must_use]
+    pub fn answers(&self) -> u32 {
+        let n = self.body.get_some("n").and_then(fields::lax_int);
+        n.and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
+    }
+
     /// What the model is to read.
     ///
     /// # Errors

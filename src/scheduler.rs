@@ -106,6 +106,8 @@ struct Reading {
     identity: Identity,
     /// The engine may serve it from its cache.
     reads_cache: bool,
+    /// Answers wanted to each prompt.
+    answers: u32,
     /// The engine will report its cached blocks again (`kv_cache_report_mode=full`).
     wants_report: bool,
 }
@@ -119,6 +121,7 @@ impl Reading {
             prompt_tokens: body_bytes as u64 / 4,
             identity: Identity::default(),
             reads_cache: false,
+            answers: 1,
             wants_report: false,
         }
     }
@@ -297,15 +300,18 @@ impl Scheduler {
     }
 
     fn announce_report(&self, reading: &Reading, choice: &Choice) {
-        if !reading.wants_report {
+        if !reading.wants_report || !reading.reads_cache {
             return;
         }
         if let Some(size) = self.parts.index.block_size(choice.endpoint) {
             let chain = Chain::of_prompt(&reading.tokens, size, &reading.identity);
             let blocks = choice.predicted_cached_tokens / u64::from(size.max(1));
-            self.parts
-                .index
-                .expect_report(choice.endpoint, &chain, blocks as u32);
+            self.parts.index.expect_reports(
+                choice.endpoint,
+                &chain,
+                blocks as u32,
+                reading.answers,
+            );
         }
     }
 

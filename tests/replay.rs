@@ -30,6 +30,11 @@ const RECORDINGS: &[(&str, u64, u64)] = &[
     ("v0.20.2-bs32", 290, 1),
     ("v0.24.0-py", 34, 0),
     ("v0.32.0-bs32", 411, 1),
+    // Several answers, several prompts, prompts that are scored, truncation, streams, aborts.
+    ("v0.32.0-answers-bin32", 58, 0),
+    // Pinned to either of two ranks, by header.
+    ("v0.32.0-dp2", 59, 0),
+    ("v0.32.0-lora-bin32", 60, 0),
     ("v0.33.0-py", 34, 0),
 ];
 
@@ -60,19 +65,85 @@ fn every_recording_is_predicted_to_the_token() {
 
 /// A copy of a recording with its event lines changed.
 fn changed(folder: &str, change: impl Fn(usize, &str) -> Option<String>) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().expect("a folder");
-    for name in ["requests.jsonl", "meta.json"] {
-        std::fs::copy(fixtures().join(folder).join(name), copy.path().join(name)).expect("copied");
+    changed_in("events.jsonl", folder, change)
+}
+
+/// A copy of a recording with the lines of one file changed.
+fn changed_in(
+    file: &str,
+    folder: &str,
+    change: impl Fn(usize, &str) -> Option<String>,
+) -> tempfile::TempDir {
+    let (from, copy) = (
+        fixtures().join(folder),
+        tempfile::tempdir().expect("a folder"),
+    );
+    for name in ["events.jsonl", "requests.jsonl", "meta.json"] {
+        std::fs::copy(from.join(name), copy.path().join(name)).expect("copied");
     }
-    let events =
-        std::fs::read_to_string(fixtures().join(folder).join("events.jsonl")).expect("events");
-    let lines: Vec<_> = events
+    let text = std::fs::read_to_string(from.join(file)).expect("the file");
+    let lines: Vec<_> = text
         .lines()
         .enumerate()
         .filter_map(|(at, line)| change(at, line))
         .collect();
-    std::fs::write(copy.path().join("events.jsonl"), lines.join("\n")).expect("written");
+    std::fs::write(copy.path().join(file), lines.join("\n")).expect("written");
     copy
+}
+
+/// The two-rank recording as another recorder might have written its requests.
+fn respelled(change: impl Fn(&mut serde_json::Value)) -> serde_json::Value {
+    let copy = changed_in("requests.jsonl", "v0.32.0-dp2", |_, line| {
+        let mut line = serde_json::from_str(line).expect("a line");
+        change(&mut line);
+        Some(line.to_string())
+    });
+    summary(&replay(copy.path(), &[]))
+}
+
+#[test]
+fn ranks_are_told_apart_however_the_recorder_spells_them() {
+    let take_rank = |line: &mut serde_json::Value| {
+        let mut headers = line["headers"].take();
+        headers["X-data-parallel-rank"].take()
+    };
+    let by_field = respelled(|line| line["dp_rank"] = take_rank(line));
+    let sequence_as_list = respelled(|line| {
+        for field in ["seq_before", "seq_after"] {
+            let of = line[field].take();
+            line[field] = serde_json::json!([of["0"], of["1"]]);
+        }
+    });
+    let time_alone = respelled(|line| {
+        line["seq_before"] = serde_json::Value::Null;
+        line["seq_after"] = serde_json::Value::Null;
+    });
+    for summary in [by_field, sequence_as_list, time_alone] {
+        assert_eq!(
+            (&summary["exact"], &summary["wrong"]),
+            (&59.into(), &0.into())
+        );
+    }
+}
+
+#[test]
+fn a_rank_that_nobody_recorded_is_read_off_the_blocks_that_were_stored() {
+    let summary = respelled(|line| {
+        line["headers"].take();
+    });
+    // Of one request no block was stored, and the ranks would not find the same.
+    assert_eq!(summary["exact"], 58, "{summary}");
+    assert_eq!(
+        (&summary["wrong"], &summary["sequential"]),
+        (&0.into(), &58.into())
+    );
+}
+
+#[test]
+fn adapters_are_known_by_their_events_where_nobody_lists_them() {
+    let copy = changed("v0.32.0-lora-bin32", |_, line| Some(line.to_owned()));
+    std::fs::write(copy.path().join("meta.json"), "{}").expect("written");
+    assert_eq!(summary(&replay(copy.path(), &[]))["exact"], 60);
 }
 
 #[test]
@@ -98,6 +169,17 @@ fn a_lost_batch_makes_predictions_wrong_and_the_exit_status_says_so() {
     let line: serde_json::Value =
         serde_json::from_str(stderr.lines().next().expect("a line")).expect("JSON");
     assert_eq!(line["verdict"], "wrong");
+}
+
+#[test]
+fn a_server_that_restarts_holds_nothing_from_its_first_request_on() {
+    let copy = changed("v0.33.0-py", |_, line| Some(line.to_owned()));
+    for file in ["events.jsonl", "requests.jsonl"] {
+        let path = copy.path().join(file);
+        let once = std::fs::read_to_string(&path).expect("the file");
+        std::fs::write(&path, format!("{once}\n{once}")).expect("written");
+    }
+    assert_eq!(summary(&replay(copy.path(), &[]))["exact"], 68);
 }
 
 #[test]

@@ -9,8 +9,9 @@ use crate::index::Applied;
 /// about 75,000; this is fifty times that, and about 200 MB here.
 pub(super) const COPIES_MAX: usize = 4_000_000;
 
-/// Reports awaited per endpoint: more than requests run at once on any engine.
-const REPORTS_MAX: usize = 1024;
+/// Prompts whose reports are awaited per endpoint: as many as vLLM runs at once by default
+/// (`max_num_seqs`). Of 100,000 tokens each, in 16-token blocks, they take 13 MB.
+const REPORTS_MAX: usize = 256;
 
 /// A change in what the endpoint holds, copies and names aside.
 pub(super) enum Change {
@@ -28,7 +29,8 @@ struct Copies {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     copies: HashMap<EngineHash, Copies>,
-    reports: VecDeque<(BlockKey, u32)>,
+    /// Prompts and how many reports of their leading blocks are awaited.
+    reports: VecDeque<(Vec<BlockKey>, u32)>,
     pub(super) block_size: Option<u32>,
     pub(super) adapters: Vec<String>,
     /// Whether this server's events show cache salts; none before its first store.
@@ -77,11 +79,11 @@ impl Book {
             .for_each(dropped);
     }
 
-    pub(super) fn expect_report(&mut self, last: BlockKey, blocks: u32) {
+    pub(super) fn expect_reports(&mut self, prompt: Vec<BlockKey>, reports: u32) {
         if self.reports.len() == REPORTS_MAX {
             self.reports.pop_front();
         }
-        self.reports.push_back((last, blocks));
+        self.reports.push_back((prompt, reports));
     }
 
     fn store(&mut self, stored: &Stored, applied: &mut Applied, change: &mut impl FnMut(Change)) {
@@ -157,23 +159,22 @@ impl Book {
 
     /// A report starts at the prompt's start, names only what is held, and was announced.
     fn is_report(&mut self, stored: &Stored, last: Option<BlockKey>) -> bool {
-        if self.reports.is_empty() || stored.parent.is_some() {
+        let held = |hash| self.copies.contains_key(hash);
+        if self.reports.is_empty() || stored.parent.is_some() || !stored.hashes.iter().all(held) {
             return false;
         }
-        let wanted = |(key, blocks): &(BlockKey, u32)| {
-            Some(*key) == last && *blocks as usize == stored.hashes.len()
+        let blocks = stored.hashes.len();
+        let of = |(prompt, _): &(Vec<BlockKey>, u32)| {
+            last.is_some() && blocks.checked_sub(1).and_then(|at| prompt.get(at)).copied() == last
         };
-        let Some(at) = self.reports.iter().position(wanted) else {
+        let Some(at) = self.reports.iter().position(of) else {
             return false;
         };
-        let held = stored
-            .hashes
-            .iter()
-            .all(|hash| self.copies.contains_key(hash));
-        if held {
+        self.reports[at].1 -= 1;
+        if self.reports[at].1 == 0 {
             self.reports.remove(at);
         }
-        held
+        true
     }
 
     fn remove(&mut self, hash: EngineHash, applied: &mut Applied, change: &mut impl FnMut(Change)) {

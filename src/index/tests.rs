@@ -82,7 +82,7 @@ fn orphans_are_counted_but_never_claimed() {
 fn an_announced_report_adds_no_copies() {
     let index = Index::default();
     index.apply(POD, &[store(None, &[1, 2], &[1, 1, 2, 2])]);
-    index.expect_report(POD, &chain(&[1, 1, 2, 2]), 2);
+    index.expect_reports(POD, &chain(&[1, 1, 2, 2]), 2, 1);
     let report = store(None, &[1, 2], &[1, 1, 2, 2]);
     assert_eq!(index.apply(POD, std::slice::from_ref(&report)).reported, 2);
     assert_eq!(
@@ -90,6 +90,23 @@ fn an_announced_report_adds_no_copies() {
         2,
         "only once per announcement"
     );
+}
+
+#[test]
+fn every_answer_to_a_prompt_reports_what_it_found() {
+    let index = Index::default();
+    let whole = store(None, &[1, 2], &[1, 1, 2, 2]);
+    // Nothing is held: the first answer is silent, the second finds what the first stored.
+    index.expect_reports(POD, &chain(&[1, 1, 2, 2]), 0, 2);
+    let applied = index.apply(POD, &[whole.clone(), whole]);
+    assert_eq!((applied.stored, applied.reported), (2, 2));
+    // One block is held: the first reports that, the second all.
+    index.apply(POD, &[remove(2)]);
+    index.expect_reports(POD, &chain(&[1, 1, 2, 2]), 1, 2);
+    let (one, rest) = (store(None, &[1], &[1, 1]), store(Some(1), &[2], &[2, 2]));
+    let all = store(None, &[1, 2], &[1, 1, 2, 2]);
+    let applied = index.apply(POD, &[one, rest, all]);
+    assert_eq!((applied.stored, applied.reported), (1, 3));
 }
 
 #[test]

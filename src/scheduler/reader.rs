@@ -106,10 +106,12 @@ fn read(models: &HashMap<String, Named>, path: &str, body: &[u8]) -> Result<Read
     let texts =
         tokens::tokens_of(&prompt, named.model.tokenizer.as_ref()).map_err(|_| "tokenizer")?;
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
-    let basis = if texts.len() > 1 {
-        Basis::Partial("batch")
-    } else {
-        Basis::Overlap
+    // Of several engine requests only the last to end reports cached tokens, and it may have
+    // found those before it.
+    let basis = match (texts.len(), request.answers()) {
+        (0 | 1, 0 | 1) => Basis::Overlap,
+        (0 | 1, _) => Basis::Partial("answers"),
+        _ => Basis::Partial("batch"),
     };
     Ok(Reading {
         basis,
@@ -121,6 +123,7 @@ fn read(models: &HashMap<String, Named>, path: &str, body: &[u8]) -> Result<Read
             cache_salt: prompt.cache_salt,
         },
         reads_cache: prompt.reads_cache,
+        answers: request.answers(),
         wants_report: request.wants_cache_report(),
     })
 }

@@ -344,3 +344,16 @@ async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
     }
     assert!(failed <= 3, "{failed} of 100 went to a pod that fails");
 }
+
+#[tokio::test]
+async fn what_several_engine_requests_will_report_is_not_promised() {
+    let world = world(1).await;
+    for (more, basis) in [
+        ("", Basis::Overlap),
+        (", \"n\": 1", Basis::Overlap),
+        (", \"n\": 2", Basis::Partial("answers")),
+    ] {
+        let placed = world.scheduler.place(ids("r", &[1, 2, 3], more)).await;
+        assert_eq!(placed.expect("a placement").choice.basis, basis, "{more}");
+    }
+}

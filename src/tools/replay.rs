@@ -13,14 +13,22 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::blocks::{BlockKey, Chain, Identity, TokenId};
-use crate::events::follow::Follower;
+use crate::blocks::{BlockKey, Chain, Identity, Stored, TokenId};
 use crate::events::wire;
 use crate::fleet::EndpointId;
 use crate::index::Index;
 use crate::prompt::template::{RenderSettings, Renderer};
 use crate::prompt::{PromptError, Request};
 use crate::tokens::{self, Engine, Tokenizer};
+
+mod line;
+mod stream;
+
+use line::{Line, Moment, Prompts};
+use stream::{Message, Stream, is_part_of};
+
+/// Adapters that may be known by their ids alone.
+const ADAPTERS_MAX: usize = 1024;
 
 /// Predicts the cached tokens of every sequential request in a recording and compares them
 /// with what vLLM reported.
@@ -35,7 +43,9 @@ use crate::tokens::{self, Engine, Tokenizer};
 /// messages. `explained` is a difference that a picker can know of from the request or event
 /// stream itself: a cache reset whose event is not published yet, or a cache salt that this
 /// vLLM's events do not show (before 0.17.1). Each wrong or explained request gets a line on
-/// stderr. Exit status: 0 if none is wrong, 1 if one is, 2 if the recording cannot be read.
+/// stderr, and so does a sequential request that cannot be predicted: of several data-parallel
+/// ranks, neither the recording nor the blocks it stored tell which one served it, and they would
+/// not all find the same. Exit status: 0 if none is wrong, 1 if one is, 2 if the recording cannot be read.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The recording's folder.
@@ -71,12 +81,21 @@ pub struct Summary {
     pub token_mismatches: Option<u64>,
 }
 
-/// A prediction that was not exact.
+/// How a prediction missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Explained,
+    Wrong,
+    NotPredicted,
+}
+
+/// A request that was not predicted exactly.
 #[derive(Debug, Serialize)]
-struct Difference<'a> {
+struct Difference {
     request: i64,
-    phase: &'a str,
-    verdict: &'static str,
+    phase: String,
+    verdict: Verdict,
     predicted: u64,
     reported: u64,
     why: &'static str,
@@ -88,7 +107,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     let tokens = args.tokenizer.as_deref().map(Tokens::load).transpose()?;
     let mut complaints = std::io::stderr().lock();
     let token_mismatches = match &tokens {
-        Some(tokens) => Some(tokens.mismatches(&replay.requests, args.json, &mut complaints)?),
+        Some(tokens) => Some(tokens.mismatches(&replay.lines, args.json, &mut complaints)?),
         None => None,
     };
     let summary = Summary {
@@ -104,104 +123,18 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
 #[derive(Debug, Deserialize)]
 struct EventLine {
     #[serde(default)]
+    t: Option<f64>,
+    #[serde(default)]
     src: Option<String>,
     frames: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct RequestLine {
-    #[serde(default)]
-    i: i64,
-    #[serde(default)]
-    phase: String,
-    #[serde(default)]
-    sequential: bool,
-    #[serde(default)]
-    path: String,
-    #[serde(default)]
-    status: Option<i64>,
-    #[serde(default)]
-    request: Value,
-    #[serde(default)]
-    headers: BTreeMap<String, Value>,
-    #[serde(default, alias = "dp_rank", alias = "data_parallel_rank")]
-    rank: Option<u32>,
-    #[serde(default)]
-    prompt_token_ids: Option<Vec<TokenId>>,
-    #[serde(default)]
-    cached_tokens: Option<u64>,
-    #[serde(default)]
-    seq_before: Value,
-    #[serde(default)]
-    seq_after: Value,
-}
-
-impl RequestLine {
-    /// The data-parallel rank that served it: recorded, or pinned by header.
-    fn rank(&self) -> u32 {
-        let pinned = self
-            .headers
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case("x-data-parallel-rank"));
-        let pinned = pinned.and_then(|(_, value)| match value {
-            Value::String(text) => text.parse().ok(),
-            value => value.as_u64().and_then(|rank| u32::try_from(rank).ok()),
-        });
-        self.rank.or(pinned).unwrap_or(0)
-    }
-
-    /// A field that is given and not null.
-    fn given(&self, field: &str) -> Option<&Value> {
-        self.request.get(field).filter(|value| !value.is_null())
-    }
-
-    /// vLLM reads no cache for a request that wants log-probabilities of its prompt; `echo`
-    /// with `logprobs` asks for the same (`CompletionRequest.to_sampling_params`).
-    fn reads_cache(&self) -> bool {
-        let echoes = self.given("echo").and_then(Value::as_bool).unwrap_or(false);
-        self.given("prompt_logprobs").is_none() && !(echoes && self.given("logprobs").is_some())
-    }
-
-    fn wants_report(&self) -> bool {
-        let xargs = self.given("vllm_xargs");
-        xargs
-            .and_then(|xargs| xargs.get("kv_cache_report_mode"))
-            .and_then(Value::as_str)
-            == Some("full")
-    }
-}
-
-/// `seq_before` and `seq_after`: one number, or one per rank (a list, or a map).
-fn sequence_of(value: &Value, rank: u32) -> Option<i64> {
-    match value {
-        Value::Number(number) => number.as_i64(),
-        Value::Array(list) => list.get(rank as usize).and_then(Value::as_i64),
-        Value::Object(map) => map.get(&rank.to_string()).and_then(Value::as_i64),
-        _ => None,
-    }
-}
-
-struct Message {
-    seq: u64,
-    payload: Vec<u8>,
-}
-
-/// One rank's stream and how far it was applied.
-struct Stream {
-    follower: Follower,
-    messages: Vec<Message>,
-    applied: usize,
-    cleared: u64,
 }
 
 struct Replay {
     index: Index,
     streams: BTreeMap<u32, Stream>,
-    requests: Vec<RequestLine>,
-    adapters: Vec<String>,
+    lines: Vec<Line>,
+    adapters: HashSet<String>,
     summary: Summary,
-    /// Resets asked for, and times that a cache was seen cleared.
-    resets: u64,
     /// Blocks that a salted request made where events hide the salt.
     hidden: HashSet<BlockKey>,
 }
@@ -211,31 +144,30 @@ impl Replay {
         let mut replay = Self {
             index: Index::default(),
             streams: BTreeMap::new(),
-            requests: lines(&dir.join("requests.jsonl"))?,
-            adapters: adapters(&dir.join("meta.json"))?,
+            lines: lines(&dir.join("requests.jsonl"))?,
+            adapters: HashSet::new(),
             summary: Summary::default(),
-            resets: 0,
             hidden: HashSet::new(),
         };
         for line in lines::<EventLine>(&dir.join("events.jsonl"))? {
-            if !line
-                .src
-                .as_deref()
-                .is_some_and(|src| src.starts_with("replay"))
-            {
-                replay.add_message(&line.frames)?;
+            let of_replay = |src: &str| src.starts_with("replay");
+            if !line.src.as_deref().is_some_and(of_replay) {
+                replay.add_message(&line)?;
             }
         }
+        replay.name_adapters(adapters(&dir.join("meta.json"))?);
         Ok(replay)
     }
 
-    /// Files a message under its rank. One that cannot be decoded belongs to rank 0, whose
-    /// follower will say so.
-    fn add_message(&mut self, frames: &[String]) -> anyhow::Result<()> {
+    /// Files a message under its rank. One that cannot be decoded is of the rank whose stream
+    /// it continues, and its follower will say so.
+    fn add_message(&mut self, line: &EventLine) -> anyhow::Result<()> {
         self.summary.events += 1;
-        let frames: Vec<Vec<u8>> = frames
+        let frames = line
+            .frames
             .iter()
-            .map(|frame| BASE64_STANDARD.decode(frame))
+            .map(|frame| BASE64_STANDARD.decode(frame));
+        let frames: Vec<Vec<u8>> = frames
             .collect::<Result<_, _>>()
             .context("frames: not base64")?;
         let [_topic, seq, payload] = <[Vec<u8>; 3]>::try_from(frames).map_err(|frames| {
@@ -246,174 +178,319 @@ impl Replay {
         })?;
         let seq =
             <[u8; 8]>::try_from(seq).map_err(|_| anyhow::anyhow!("frames[1]: not 8 bytes"))?;
-        let rank = wire::decode(&payload).map_or(0, |batch| batch.rank);
+        let seq = u64::from_be_bytes(seq);
+        let continued = || {
+            let ends =
+                |stream: &Stream| stream.messages.last().map(|last| last.seq.wrapping_add(1));
+            let of = self
+                .streams
+                .iter()
+                .find(|(_, stream)| ends(stream) == Some(seq));
+            of.map_or(0, |(rank, _)| *rank)
+        };
+        let rank = wire::decode(&payload).map_or_else(|_| continued(), |batch| batch.rank);
         let message = Message {
-            seq: u64::from_be_bytes(seq),
+            time: line.t.unwrap_or_default(),
+            seq,
             payload,
         };
-        let (index, adapters) = (&self.index, &self.adapters);
-        let stream = self.streams.entry(rank).or_insert_with(|| {
-            index.name_adapters(EndpointId(rank), adapters.clone());
-            let follower = Follower::new(EndpointId(rank));
-            Stream {
-                follower,
-                messages: Vec::new(),
-                applied: 0,
-                cleared: 0,
-            }
-        });
+        let stream = self.streams.entry(rank);
+        let stream = stream.or_insert_with(|| Stream::new(EndpointId(rank)));
         stream.messages.push(message);
         Ok(())
     }
 
-    fn run(&mut self, json: bool, complaints: &mut impl Write) -> anyhow::Result<Summary> {
-        let requests = std::mem::take(&mut self.requests);
-        self.summary.requests = requests.len() as u64;
-        for line in &requests {
-            if line.path == "/reset_prefix_cache" {
-                self.streams
-                    .keys()
-                    .copied()
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .for_each(|rank| {
-                        self.apply_up_to(rank, sequence_of(&line.seq_after, rank));
-                    });
-                self.resets += 1;
-            } else if line.sequential && line.status.unwrap_or(200) == 200 {
-                let difference = self.compare(line)?;
-                if let Some(difference) = difference {
-                    complain(&difference, json, complaints)?;
-                }
+    /// Adapters are known by the server's list of models, by their names in events, or, before
+    /// 0.14.1, by the requests whose blocks carry their ids.
+    fn name_adapters(&mut self, listed: Vec<String>) {
+        let mut by_id = listed.clone();
+        self.adapters.extend(listed);
+        for at in 0..self.lines.len() {
+            let Some(model) = self.lines[at].body("model").and_then(Value::as_str) else {
+                continue;
+            };
+            let id = self.stored_by(at).find_map(|(_, stored)| match stored {
+                Stored {
+                    adapter: None,
+                    adapter_id,
+                    ..
+                } => adapter_id,
+                _ => None,
+            });
+            if let Some(nth) = id.and_then(|id| usize::try_from(id).ok()?.checked_sub(1))
+                && nth < ADAPTERS_MAX
+            {
+                by_id.resize(by_id.len().max(nth + 1), String::new());
+                by_id[nth] = model.to_owned();
+                self.adapters.insert(model.to_owned());
             }
-            self.remember_hidden(line);
+        }
+        for stream in self.streams.values() {
+            self.index.name_adapters(stream.endpoint, by_id.clone());
+            let stores = stream.messages.iter().flat_map(Message::stores);
+            self.adapters
+                .extend(stores.filter_map(|stored| stored.adapter));
+        }
+    }
+
+    /// What was stored for a line, and where: the blocks of its own tokens that were published
+    /// from its sending until the next line's.
+    fn stored_by(&self, at: usize) -> impl Iterator<Item = (u32, Stored)> {
+        let (line, next) = (&self.lines[at], self.lines.get(at + 1));
+        let (tokens, ranks) = (line.all_tokens(), self.streams.len());
+        self.streams.iter().flat_map(move |(rank, stream)| {
+            let from = line.before(*rank, ranks);
+            let to = next.map_or(Some(Moment::Seq(i64::MAX)), |next| {
+                next.before(*rank, ranks)
+            });
+            let came = from.zip(to).map(|(from, to)| stream.between(from, to));
+            let stores = came.into_iter().flatten().flat_map(Message::stores);
+            let own = stores.filter(|stored| is_part_of(stored, &tokens));
+            own.map(|stored| (*rank, stored)).collect::<Vec<_>>()
+        })
+    }
+
+    /// The rank that served a line: recorded, the only one, or the one that stored its blocks.
+    fn rank(&self, at: usize) -> Option<u32> {
+        let only = || match self.streams.len() {
+            0 => Some(0),
+            1 => self.streams.keys().next().copied(),
+            _ => None,
+        };
+        let recorded = self.lines[at].rank();
+        let stored = || self.stored_by(at).next().map(|(rank, _)| rank);
+        only().or(recorded).or_else(stored)
+    }
+
+    fn run(&mut self, json: bool, complaints: &mut impl Write) -> anyhow::Result<Summary> {
+        self.summary.requests = self.lines.len() as u64;
+        for at in 0..self.lines.len() {
+            if self.lines[at].is_reset() {
+                self.reset(at);
+            } else if let Some(difference) = self.follow(at)? {
+                complain(&difference, json, complaints)?;
+            }
         }
         for rank in self.streams.keys().copied().collect::<Vec<_>>() {
-            self.apply_up_to(rank, Some(i64::MAX));
+            self.apply_until(rank, Moment::Seq(i64::MAX));
         }
         Ok(std::mem::take(&mut self.summary))
     }
 
-    /// Applies a rank's messages until `seq` is behind; the file's order is the wire's.
-    fn apply_up_to(&mut self, rank: u32, seq: Option<i64>) {
-        let (Some(stream), Some(seq)) = (self.streams.get_mut(&rank), seq) else {
-            return;
-        };
-        while let Some(message) = stream.messages.get(stream.applied) {
-            if i64::try_from(message.seq).unwrap_or(i64::MAX) > seq {
-                break;
+    /// Every rank is reset, and says so with its next step.
+    fn reset(&mut self, at: usize) {
+        let ranks: Vec<u32> = self.streams.keys().copied().collect();
+        for rank in &ranks {
+            let (line, next) = (&self.lines[at], self.lines.get(at + 1));
+            let after = line.after(*rank, ranks.len());
+            let after = after.or_else(|| next?.before(*rank, ranks.len()));
+            if let Some(after) = after {
+                self.apply_until(*rank, after);
             }
-            let followed = stream
-                .follower
-                .on_batch(&self.index, message.seq, &message.payload);
-            self.summary.decode_errors +=
-                u64::from(followed.undecodable) + u64::from(followed.malformed);
-            stream.cleared += u64::from(followed.applied.cleared);
-            stream.applied += 1;
+        }
+        self.streams
+            .values_mut()
+            .for_each(|stream| stream.reset = true);
+    }
+
+    fn apply_until(&mut self, rank: u32, moment: Moment) {
+        let Self {
+            streams,
+            index,
+            summary,
+            ..
+        } = self;
+        if let Some(stream) = streams.get_mut(&rank) {
+            stream.apply_until(moment, index, |followed| {
+                summary.decode_errors +=
+                    u64::from(followed.undecodable) + u64::from(followed.malformed);
+            });
         }
     }
 
-    fn compare<'a>(&mut self, line: &'a RequestLine) -> anyhow::Result<Option<Difference<'a>>> {
-        let rank = line.rank();
-        let Some(before) = sequence_of(&line.seq_before, rank) else {
-            bail!(
-                "request {}: seq_before is not a number, nor one per rank",
-                line.i
-            );
+    /// Predicts a line, if its tokens are known and it was alone; says where that went wrong.
+    fn follow(&mut self, at: usize) -> anyhow::Result<Option<Difference>> {
+        let prompts = match self.lines[at].prompts() {
+            Prompts::Unknown => return Ok(None),
+            Prompts::One(tokens) => vec![tokens],
+            Prompts::Batch(prompts) => prompts,
         };
-        let Some(tokens) = line.prompt_token_ids.as_deref() else {
-            return Ok(None);
+        let ranks = match self.rank(at) {
+            Some(rank) => vec![rank],
+            None => self.streams.keys().copied().collect(),
         };
-        self.apply_up_to(rank, Some(before));
-        let chain = self.chain(line, rank, tokens);
-        let predicted = self.predict(line, rank, &chain);
-        let reported = line.cached_tokens.unwrap_or(0);
-        self.summary.sequential += 1;
-        if predicted == reported {
-            self.summary.exact += 1;
-            return Ok(None);
+        if self.lines[at].is_predicted() {
+            for rank in &ranks {
+                let before = self.lines[at].before(*rank, self.streams.len());
+                let Some(before) = before else {
+                    let number = self.lines[at].number();
+                    bail!("request {number}: neither seq_before nor t_send says when it was sent");
+                };
+                self.apply_until(*rank, before);
+            }
         }
-        let why = self.explanation(line, rank, reported, &chain);
-        let (verdict, count) = match why {
-            Some(_) => ("explained", &mut self.summary.explained),
-            None => ("wrong", &mut self.summary.wrong),
+        let line = &self.lines[at];
+        let read = |rank: &u32| self.read(line, *rank, &prompts);
+        let readings: Vec<Reading> = ranks.iter().map(read).collect();
+        let difference = line.is_predicted().then(|| self.compare(line, &readings));
+        if let [reading] = &readings[..] {
+            self.announce_reports(reading);
+            self.remember_hidden(reading);
+        }
+        let Some(difference) = difference.flatten() else {
+            self.summary.sequential += u64::from(self.lines[at].is_predicted());
+            self.summary.exact += u64::from(self.lines[at].is_predicted());
+            return Ok(None);
         };
-        *count += 1;
-        let why = why.unwrap_or("no reason known");
-        Ok(Some(Difference {
-            request: line.i,
-            phase: &line.phase,
+        let (sequential, counted) = match difference.verdict {
+            Verdict::Explained => (1, &mut self.summary.explained),
+            Verdict::Wrong => (1, &mut self.summary.wrong),
+            Verdict::NotPredicted => (0, &mut 0),
+        };
+        self.summary.sequential += sequential;
+        *counted += 1;
+        Ok(Some(difference))
+    }
+
+    /// What is to be said of a prediction; nothing if it is exact. Where nobody knows which rank
+    /// served, it stands if it is the same for all.
+    fn compare(&self, line: &Line, readings: &[Reading]) -> Option<Difference> {
+        let (reading, others) = readings.split_first()?;
+        let (predicted, reported) = (self.predict(reading), line.cached_tokens());
+        let same = others.iter().all(|other| self.predict(other) == predicted);
+        let (verdict, why) = match self.explanation(reading, reported) {
+            _ if !same => (
+                Verdict::NotPredicted,
+                "neither the request nor the events tell which rank served it",
+            ),
+            _ if predicted == reported => return None,
+            Some(why) => (Verdict::Explained, why),
+            None => (Verdict::Wrong, "no reason known"),
+        };
+        Some(Difference {
+            request: line.number(),
+            phase: line.phase().to_owned(),
             verdict,
             predicted,
             reported,
             why,
-        }))
+        })
     }
 
-    fn chain(&self, line: &RequestLine, rank: u32, tokens: &[TokenId]) -> Chain {
-        let model = line.given("model").and_then(Value::as_str);
-        let adapter = model.filter(|model| self.adapters.iter().any(|name| name == model));
-        let cache_salt = line.given("cache_salt").and_then(Value::as_str);
-        let identity = Identity {
-            adapter: adapter.map(str::to_owned),
-            cache_salt: cache_salt.map(str::to_owned),
-        };
-        // Before the first store nothing is held, whatever the size.
-        let block_size = self.index.block_size(EndpointId(rank)).unwrap_or(16);
-        Chain::of_prompt(tokens, block_size, &identity)
+    fn read(&self, line: &Line, rank: u32, prompts: &[Vec<TokenId>]) -> Reading {
+        let model = line.body("model").and_then(Value::as_str);
+        let adapter = model.filter(|model| self.adapters.contains(*model));
+        let cache_salt = line.body("cache_salt").and_then(Value::as_str);
+        let request = line.wants();
+        Reading {
+            endpoint: EndpointId(rank),
+            prompts: prompts.to_vec(),
+            identity: Identity {
+                adapter: adapter.map(str::to_owned),
+                cache_salt: cache_salt.map(str::to_owned),
+            },
+            // Before the first store nothing is held, whatever the size.
+            block_size: self.index.block_size(EndpointId(rank)).unwrap_or(16),
+            answers: request.as_ref().map_or(1, Request::answers),
+            reads_cache: request.as_ref().is_none_or(Request::reads_cache),
+            wants_report: request.as_ref().is_some_and(Request::wants_cache_report),
+        }
     }
 
-    /// Predicted cached tokens; announces the report that the request may ask for.
-    fn predict(&self, line: &RequestLine, rank: u32, chain: &Chain) -> u64 {
-        if !line.reads_cache() {
+    /// What vLLM will report: the cached tokens of the last of a batch's prompts, as the last of
+    /// its answers finds them.
+    fn predict(&self, reading: &Reading) -> u64 {
+        if !reading.reads_cache {
             return 0;
         }
-        let endpoint = EndpointId(rank);
-        let overlap = self.index.overlap(chain);
-        let blocks = overlap
-            .iter()
-            .find(|(of, _)| *of == endpoint)
-            .map_or(0, |(_, blocks)| *blocks);
-        if line.wants_report() {
-            self.index.expect_report(endpoint, chain, blocks);
+        let mut cached = 0;
+        let mut before: HashSet<BlockKey> = HashSet::new();
+        for tokens in &reading.prompts {
+            let chain = reading.chain(tokens);
+            let held = self.held(reading.endpoint, &chain) as usize;
+            // Prompts of one request are scheduled in order, each with all of its blocks, so
+            // that it finds those before it; and so do the answers to one prompt (0.32).
+            let rest = chain.keys.iter().skip(held);
+            cached = match reading.answers {
+                0 | 1 => held + rest.take_while(|key| before.contains(key)).count(),
+                _ => chain.keys.len(),
+            };
+            before.extend(reading.blocks_of(tokens, &reading.identity));
         }
-        u64::from(blocks) * u64::from(chain.block_size)
+        cached as u64 * u64::from(reading.block_size)
+    }
+
+    fn held(&self, endpoint: EndpointId, chain: &Chain) -> u32 {
+        let overlap = self.index.overlap(chain);
+        let of = overlap.iter().find(|(of, _)| *of == endpoint);
+        of.map_or(0, |(_, blocks)| *blocks)
+    }
+
+    fn announce_reports(&self, reading: &Reading) {
+        if reading.wants_report && reading.reads_cache {
+            for tokens in &reading.prompts {
+                let (endpoint, chain) = (reading.endpoint, reading.chain(tokens));
+                let held = self.held(endpoint, &chain);
+                self.index
+                    .expect_reports(endpoint, &chain, held, reading.answers);
+            }
+        }
     }
 
     /// Only what a picker can know from the request and event streams.
-    fn explanation(
-        &self,
-        line: &RequestLine,
-        rank: u32,
-        reported: u64,
-        chain: &Chain,
-    ) -> Option<&'static str> {
-        let cleared = self.streams.get(&rank).map_or(0, |stream| stream.cleared);
-        if self.resets > cleared && reported == 0 {
+    fn explanation(&self, reading: &Reading, reported: u64) -> Option<&'static str> {
+        let stream = self.streams.get(&reading.endpoint.0);
+        if reported == 0 && stream.is_some_and(|stream| stream.reset) {
             return Some("the cache was reset; its clearing event goes out with the next step");
         }
-        if self.index.shows_salt(EndpointId(rank)) == Some(false)
-            && (line.given("cache_salt").is_some()
-                || chain.keys.iter().any(|key| self.hidden.contains(key)))
-        {
+        let hides_salt = self.index.shows_salt(reading.endpoint) == Some(false);
+        let hidden = |tokens: &Vec<_>| {
+            let blocks = reading.blocks_of(tokens, &reading.identity);
+            blocks.iter().any(|key| self.hidden.contains(key))
+        };
+        let salted = reading.identity.cache_salt.is_some();
+        if hides_salt && (salted || reading.prompts.iter().any(hidden)) {
             return Some("this vLLM (before 0.17.1) does not show cache salts in its events");
         }
         None
     }
 
     /// Notes the plain names under which a salted request's blocks will appear.
-    fn remember_hidden(&mut self, line: &RequestLine) {
-        let rank = line.rank();
-        let (Some(_), Some(tokens)) = (line.given("cache_salt"), &line.prompt_token_ids) else {
-            return;
-        };
-        if self.index.shows_salt(EndpointId(rank)) == Some(false) {
-            let block_size = self.index.block_size(EndpointId(rank)).unwrap_or(16);
-            let mut tokens = tokens.clone();
-            tokens.push(0);
-            self.hidden
-                .extend(Chain::of_prompt(&tokens, block_size, &Identity::default()).keys);
+    fn remember_hidden(&mut self, reading: &Reading) {
+        let salted = reading.identity.cache_salt.is_some();
+        if salted && self.index.shows_salt(reading.endpoint) == Some(false) {
+            let plain = Identity {
+                cache_salt: None,
+                ..reading.identity.clone()
+            };
+            for tokens in &reading.prompts {
+                self.hidden.extend(reading.blocks_of(tokens, &plain));
+            }
         }
+    }
+}
+
+/// A request as the picker reads it.
+struct Reading {
+    endpoint: EndpointId,
+    prompts: Vec<Vec<TokenId>>,
+    identity: Identity,
+    block_size: u32,
+    answers: u32,
+    reads_cache: bool,
+    wants_report: bool,
+}
+
+impl Reading {
+    /// The blocks of a prompt that may be found in the cache.
+    fn chain(&self, tokens: &[TokenId]) -> Chain {
+        Chain::of_prompt(tokens, self.block_size, &self.identity)
+    }
+
+    /// All full blocks of a prompt, the last one too.
+    fn blocks_of(&self, tokens: &[TokenId], identity: &Identity) -> Vec<BlockKey> {
+        let and_one_more = [tokens, &[0]].concat();
+        Chain::of_prompt(&and_one_more, self.block_size, identity).keys
     }
 }
 
@@ -435,25 +512,25 @@ impl Tokens {
     /// How many requests whose ids were recorded read otherwise here; a line for each.
     fn mismatches(
         &self,
-        requests: &[RequestLine],
+        lines: &[Line],
         json: bool,
         complaints: &mut impl Write,
     ) -> anyhow::Result<u64> {
         let mut mismatches = 0;
-        for line in requests {
-            let Some(recorded) = line.prompt_token_ids.as_deref() else {
-                continue;
+        for line in lines {
+            let recorded = match line.prompts() {
+                Prompts::Unknown => continue,
+                Prompts::One(tokens) => vec![tokens],
+                Prompts::Batch(prompts) => prompts,
             };
             let problem = match self.read(line) {
                 // Recordings of vLLM's own cache manager have no request bodies.
                 Err(PromptError::UnknownPath) => continue,
                 Ok(ours) if ours == recorded => continue,
                 Ok(ours) => {
-                    let at = ours
-                        .iter()
-                        .zip(recorded)
-                        .take_while(|(ours, theirs)| ours == theirs)
-                        .count();
+                    let (ours, recorded) = (ours.concat(), recorded.concat());
+                    let both = ours.iter().zip(&recorded);
+                    let at = both.take_while(|(ours, theirs)| ours == theirs).count();
                     format!(
                         "{} tokens, recorded {}, first difference at {at}",
                         ours.len(),
@@ -463,7 +540,7 @@ impl Tokens {
                 Err(error) => error.to_string(),
             };
             mismatches += 1;
-            let RequestLine { i, phase, .. } = line;
+            let (i, phase) = (line.number(), line.phase());
             if json {
                 let value = serde_json::json!({"request": i, "phase": phase, "verdict": "tokens", "why": problem});
                 writeln!(complaints, "{value}")?;
@@ -477,36 +554,41 @@ impl Tokens {
         Ok(mismatches)
     }
 
-    fn read(&self, line: &RequestLine) -> Result<Vec<TokenId>, PromptError> {
-        let body = line.request.to_string();
-        let prompt = Request::parse(&line.path, body.as_bytes())?.render(&self.renderer)?;
-        let texts = tokens::tokens_of(&prompt, self.tokenizer.as_ref());
-        Ok(texts
-            .unwrap_or_default()
-            .into_iter()
-            .next()
-            .unwrap_or_default())
+    /// A token list for each prompt.
+    fn read(&self, line: &Line) -> Result<Vec<Vec<TokenId>>, PromptError> {
+        let request = line.request().ok_or(PromptError::UnknownPath)?;
+        let prompt = request.render(&self.renderer)?;
+        Ok(tokens::tokens_of(&prompt, self.tokenizer.as_ref()).unwrap_or_default())
     }
 }
 
-fn complain(difference: &Difference<'_>, json: bool, to: &mut impl Write) -> anyhow::Result<()> {
-    if json {
-        serde_json::to_writer(&mut *to, difference)?;
-        writeln!(to)?;
-    } else {
-        let Difference {
-            request,
-            phase,
-            verdict,
-            predicted,
-            reported,
-            why,
-        } = difference;
-        writeln!(
-            to,
-            "request {request} ({phase}): {verdict}: predicted {predicted}, reported {reported}: {why}"
-        )?;
-    }
+fn complain(difference: &Difference, json: bool, to: &mut impl Write) -> anyhow::Result<()> {
+    let Difference {
+        request,
+        phase,
+        verdict,
+        predicted,
+        reported,
+        why,
+    } = difference;
+    let verdict = match verdict {
+        _ if json => {
+            serde_json::to_writer(&mut *to, difference)?;
+            return Ok(writeln!(to)?);
+        }
+        Verdict::NotPredicted => {
+            return Ok(writeln!(
+                to,
+                "request {request} ({phase}): not predicted: {why}"
+            )?);
+        }
+        Verdict::Explained => "explained",
+        Verdict::Wrong => "wrong",
+    };
+    writeln!(
+        to,
+        "request {request} ({phase}): {verdict}: predicted {predicted}, reported {reported}: {why}"
+    )?;
     Ok(())
 }
 

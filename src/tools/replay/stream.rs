@@ -1,0 +1,124 @@
+//! One rank's messages, and how far they were applied.
+
+use super::line::Moment;
+use crate::blocks::{BlockEvent, Stored, TokenId};
+use crate::events::follow::{Followed, Follower};
+use crate::events::wire;
+use crate::fleet::EndpointId;
+use crate::index::Index;
+
+pub(super) struct Message {
+    /// When it arrived; 0 where the recorder does not say.
+    pub(super) time: f64,
+    pub(super) seq: u64,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Message {
+    /// Whether it had come by then.
+    fn by(&self, moment: Moment) -> bool {
+        match moment {
+            Moment::Seq(seq) => i64::try_from(self.seq).is_ok_and(|own| own <= seq),
+            Moment::Time(time) => self.time <= time,
+        }
+    }
+
+    pub(super) fn stores(&self) -> Vec<Stored> {
+        let events = wire::decode(&self.payload).map_or(Vec::new(), |batch| batch.events);
+        let stored = |event| match event {
+            BlockEvent::Stored(stored) => Some(stored),
+            _ => None,
+        };
+        events.into_iter().filter_map(stored).collect()
+    }
+}
+
+/// One rank's stream.
+pub(super) struct Stream {
+    pub(super) endpoint: EndpointId,
+    follower: Follower,
+    pub(super) messages: Vec<Message>,
+    applied: usize,
+    /// The sequence number of the last one applied.
+    last: Option<u64>,
+    /// A reset was asked for, and nothing was published since.
+    pub(super) reset: bool,
+}
+
+impl Stream {
+    pub(super) fn new(endpoint: EndpointId) -> Self {
+        Self {
+            endpoint,
+            follower: Follower::new(endpoint),
+            messages: Vec::new(),
+            applied: 0,
+            last: None,
+            reset: false,
+        }
+    }
+
+    /// Applies messages until `moment` is behind; the file's order is the wire's.
+    pub(super) fn apply_until(
+        &mut self,
+        moment: Moment,
+        index: &Index,
+        mut each: impl FnMut(Followed),
+    ) {
+        if let Some(restart) = self.restart_before(moment) {
+            while self.applied < restart {
+                each(self.apply_next(index));
+            }
+            // What the new process holds is nothing, and it has not said so yet.
+            index.apply(self.endpoint, &[BlockEvent::Cleared]);
+            self.last = None;
+        }
+        while let Some(message) = self.messages.get(self.applied)
+            && message.by(moment)
+        {
+            each(self.apply_next(index));
+        }
+    }
+
+    fn apply_next(&mut self, index: &Index) -> Followed {
+        let Message { seq, payload, .. } = &self.messages[self.applied];
+        self.applied += 1;
+        self.last = Some(*seq);
+        self.reset = false;
+        self.follower.on_batch(index, *seq, payload)
+    }
+
+    /// Where the next process's messages begin, if a sequence number tells that it runs already:
+    /// one that is below what was applied.
+    fn restart_before(&self, moment: Moment) -> Option<usize> {
+        let (Moment::Seq(seq), Some(last)) = (moment, self.last) else {
+            return None;
+        };
+        let rest = self.messages.get(self.applied - 1..)?;
+        let falls = rest.windows(2).position(|two| two[1].seq <= two[0].seq);
+        falls
+            .filter(|_| seq < last.cast_signed())
+            .map(|at| self.applied + at)
+    }
+
+    /// What came after one moment, up to another.
+    pub(super) fn between(&self, from: Moment, to: Moment) -> impl Iterator<Item = &Message> {
+        let came = move |message: &&Message| !message.by(from) && message.by(to);
+        self.messages.iter().filter(came)
+    }
+}
+
+/// Whether an event's tokens are part of these, block for block.
+pub(super) fn is_part_of(stored: &Stored, tokens: &[TokenId]) -> bool {
+    let size = stored.block_size.max(1) as usize;
+    let at_start = stored.parent.is_none();
+    !stored.tokens.is_empty()
+        && tokens
+            .chunks(size)
+            .enumerate()
+            .take(if at_start { 1 } else { usize::MAX })
+            .any(|(block, _)| {
+                let rest = &tokens[block * size..];
+                // Where the answer was not recorded, the prompt's part decides.
+                rest.iter().zip(&stored.tokens).all(|(a, b)| a == b)
+            })
+}
