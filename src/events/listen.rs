@@ -185,8 +185,7 @@ impl Listener {
         let replay = match replay(address, from_seq, REPLAY_MAX, &self.limits).await {
             Ok(replay) => replay,
             Err(error) => {
-                let error = error.to_string();
-                tracing::warn!(endpoint, error = %error.escape_debug(), address, "no replay");
+                tracing::warn!(endpoint, error = ?error.to_string(), address, "no replay");
                 return Answer::Partial;
             }
         };
@@ -244,10 +243,9 @@ impl Listener {
 
     fn trust(&self, trust: Trust, reason: &str) {
         if self.endpoint.set_trust(trust, reason, Instant::now()) {
-            // Some of it is the peer's own word.
-            let reason = reason.escape_debug();
             let (endpoint, trust) = (self.endpoint.name.as_str(), trust.as_str());
-            tracing::info!(endpoint, trust, %reason, "trust changed");
+            // Quoted and escaped: some of the reason is the peer's own word.
+            tracing::info!(endpoint, trust, ?reason, "trust changed");
         }
     }
 
