@@ -148,6 +148,18 @@ fn check_names_everything_that_is_wrong_at_once() {
 }
 
 #[test]
+fn the_shipped_example_checks() {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kvscout.yaml");
+    let checked = output(&["check", config]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    assert!(
+        text(&checked.stderr).contains("4 endpoints"),
+        "{}",
+        text(&checked.stderr)
+    );
+}
+
+#[test]
 fn the_printed_configuration_has_the_flags_in_it_and_checks() {
     let printed = output(&[
         "serve",

@@ -13,7 +13,7 @@ use crate::load;
 use crate::server::Config;
 use crate::timing::Timing;
 
-/// vLLM made of numbers: servers, workloads and comparisons without a GPU
+/// vLLM made of numbers: servers, a load, and a demo, without a GPU
 #[derive(Debug, Parser)]
 #[command(name = "kvscout-sim", version)]
 pub struct Cli {
