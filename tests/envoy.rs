@@ -292,8 +292,11 @@ async fn a_pod_that_vanished_costs_a_second_try_or_a_503_where_envoy_has_no_list
         let gone = Pod::start().await.address;
         addresses.push(gone);
         let world = World::over(pods, &addresses, &addresses, Bodies::FullDuplex, follow).await;
+        // Once would be luck: the second try is by least request.
+        for _ in 0..10 {
+            assert_eq!(world.post_to(gone, "{}").await.status, status, "{follow:?}");
+        }
         let answer = world.post_to(gone, "{}").await;
-        assert_eq!(answer.status, status, "{follow:?}");
         if status == 200 {
             let served = answer.header("x-conformance-test-served-endpoint");
             assert_eq!(
