@@ -115,6 +115,13 @@ fn tokenize_answers_every_line_it_is_given() {
     assert!(lines[1]["error"].is_string() && lines.len() == 2, "{said}");
 }
 
+/// Nothing is wrong with a configuration, and so much is in it.
+fn assert_checks(config: &str, found: &str) {
+    let checked = output(&["check", config]);
+    let said = text(&checked.stderr);
+    assert!(checked.status.success() && said.contains(found), "{said}");
+}
+
 #[test]
 fn check_names_everything_that_is_wrong_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -138,25 +145,13 @@ fn check_names_everything_that_is_wrong_at_once() {
         "endpoints: [{address: '10.0.0.1:8000'}]",
     );
     let config = write(folder.path(), "good.yaml", "log: json\n");
-    let checked = output(&["check", &config]);
-    assert!(checked.status.success(), "{}", text(&checked.stderr));
-    assert!(
-        text(&checked.stderr).contains("0 models, 1 endpoints"),
-        "{}",
-        text(&checked.stderr)
-    );
+    assert_checks(&config, "0 models, 1 endpoints");
 }
 
 #[test]
 fn the_shipped_example_checks() {
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kvscout.yaml");
-    let checked = output(&["check", config]);
-    assert!(checked.status.success(), "{}", text(&checked.stderr));
-    assert!(
-        text(&checked.stderr).contains("4 endpoints"),
-        "{}",
-        text(&checked.stderr)
-    );
+    assert_checks(config, "0 models, 4 endpoints");
 }
 
 #[test]
@@ -177,8 +172,7 @@ fn the_printed_configuration_has_the_flags_in_it_and_checks() {
     let folder = tempfile::tempdir().expect("a folder");
     write(folder.path(), "fleet.yaml", "endpoints: []");
     let config = write(folder.path(), "kvscout.yaml", &yaml);
-    let checked = output(&["check", &config]);
-    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    assert_checks(&config, "0 models, 0 endpoints");
 }
 
 #[test]
