@@ -44,7 +44,6 @@ pub struct App {
     ending: watch::Sender<bool>,
     readiness: Readiness,
     health: Health,
-    scheduler: Arc<Scheduler>,
     notice: Duration,
 }
 
@@ -86,7 +85,6 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         ending,
         readiness,
         health,
-        scheduler: scheduler.clone(),
         notice: Duration::from_millis(config.limits.drain_notice_ms),
     };
     app.spawn("fleet", async {
@@ -136,18 +134,6 @@ impl App {
     #[must_use]
     pub fn bound(&self) -> Bound {
         self.bound
-    }
-
-    /// Chooses, for whoever runs us in process.
-    #[must_use]
-    pub fn scheduler(&self) -> &Arc<Scheduler> {
-        &self.scheduler
-    }
-
-    /// What is waited for before requests are welcome.
-    #[must_use]
-    pub fn readiness(&self) -> &Readiness {
-        &self.readiness
     }
 
     /// Runs until `until`, then drains.

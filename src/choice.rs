@@ -91,7 +91,7 @@ pub struct Choice {
     pub predicted_cached_tokens: u64,
     /// Tokens of the prompt, or an estimate for `LoadOnly`.
     pub prompt_tokens: u64,
-    /// Overlap counted: the best candidate's matching ratio exceeded the threshold.
+    /// The chosen endpoint's own matching ratio exceeded the threshold: its cache decided.
     pub prefix_aware: bool,
     /// The chosen endpoint's cost.
     pub cost: Cost,
@@ -122,7 +122,10 @@ pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice>
         .iter()
         .map(|candidate| candidate.cached_tokens)
         .max()?;
-    let prefix_aware = matching_ratio(best, problem.prompt_tokens) > problem.matching_ratio_min;
+    let exceeds =
+        |cached| matching_ratio(cached, problem.prompt_tokens) > problem.matching_ratio_min;
+    // Overlap counts for all where it counts for the best.
+    let prefix_aware = exceeds(best);
     let (cost, chosen) = candidates
         .iter()
         .map(|candidate| (cost(problem, candidate, prefix_aware), candidate))
@@ -132,7 +135,7 @@ pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice>
         basis: problem.basis,
         predicted_cached_tokens: chosen.cached_tokens,
         prompt_tokens: problem.prompt_tokens,
-        prefix_aware,
+        prefix_aware: exceeds(chosen.cached_tokens),
         cost,
         trust: chosen.trust,
     })

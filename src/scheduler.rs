@@ -290,7 +290,6 @@ impl Scheduler {
         Ok(Placement {
             request_id: request_id.to_owned(),
             booking: Booking::new(endpoint, work),
-            matching_ratio_min: self.parts.policy.matching_ratio_min,
             metrics: self.parts.metrics.clone(),
             counted,
             choice,
@@ -339,7 +338,7 @@ impl Scheduler {
         let min = self.parts.policy.matching_ratio_min;
         // A JSON text, so that a hostile id cannot forge a line.
         let request = serde_json::Value::from(request_id);
-        if placement.choice.prefix_aware && ratio > min {
+        if placement.choice.prefix_aware {
             tracing::info!(
                 "Do prefix-aware routing! {{\"request\": {request}, \"matching ratio\": \" {ratio:.2} > {min:.2}\"}}"
             );

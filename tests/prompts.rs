@@ -1,11 +1,14 @@
-//! What vLLM 0.33 made of 417 requests and 377 texts, byte for byte and token for token.
+//! What vLLM 0.33 made of 417 requests and 313 texts, byte for byte and token for token.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod harness;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
+use harness::tokenizer;
 use kvscout::prompt::json::Json;
 use kvscout::prompt::template::{RenderSettings, Renderer};
 use kvscout::prompt::{Api, PromptText, Request};
@@ -15,19 +18,6 @@ use serde_json::{Value, json};
 /// Lines that vLLM refuses and that we score, by id. A score too many costs nothing: the engine
 /// refuses the request wherever it goes.
 const HARMLESS: &[&str] = &[];
-
-fn tokenizer_folder() -> PathBuf {
-    let folder = std::env::var_os("KVSCOUT_TOKENIZER_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/tokenizer-qwen3"),
-        PathBuf::from,
-    );
-    assert!(
-        folder.join("tokenizer.json").is_file(),
-        "no tokenizer in {}: run make setup",
-        folder.display()
-    );
-    folder
-}
 
 fn fixture(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -62,7 +52,7 @@ impl Renderers {
     fn of(&mut self, server: &Value) -> &Renderer {
         self.0.entry(server.to_string()).or_insert_with(|| {
             let settings: RenderSettings = serde_json::from_value(server.clone()).unwrap();
-            Renderer::load(&tokenizer_folder(), settings, SystemTime::now).unwrap()
+            Renderer::load(&tokenizer(), settings, SystemTime::now).unwrap()
         })
     }
 }
@@ -88,7 +78,7 @@ fn ours(
 
 #[test]
 fn prompts_are_those_of_vllm() {
-    let tokenizer = tokens::load(&tokenizer_folder(), Engine::Fast).unwrap();
+    let tokenizer = tokens::load(&tokenizer(), Engine::Fast).unwrap();
     let mut renderers = Renderers::default();
     let (mut same, mut refused, mut wrong) = (0, 0, Vec::new());
     for text in fixture("public.jsonl").lines() {
@@ -124,7 +114,7 @@ fn prompts_are_those_of_vllm() {
 }
 
 fn texts_are_those_of_vllm(engine: Engine) {
-    let tokenizer = tokens::load(&tokenizer_folder(), engine).unwrap();
+    let tokenizer = tokens::load(&tokenizer(), engine).unwrap();
     // Texts of requests that asked for truncation stand beside the tokens that were left.
     let truncated: Vec<Value> = lines("public.jsonl")
         .into_iter()
@@ -154,7 +144,7 @@ fn the_reference_engine_encodes_every_text_as_vllm() {
 #[test]
 fn a_special_token_that_a_user_types_becomes_its_id() {
     for engine in [Engine::Fast, Engine::Reference] {
-        let tokenizer = tokens::load(&tokenizer_folder(), engine).unwrap();
+        let tokenizer = tokens::load(&tokenizer(), engine).unwrap();
         assert_eq!(
             tokenizer.encode("<|im_end|>", false).unwrap(),
             [151_645],

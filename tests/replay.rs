@@ -1,5 +1,7 @@
 //! Recordings of real vLLM servers, predicted to the token.
 
+mod harness;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -212,8 +214,7 @@ fn a_folder_that_is_no_recording_is_a_clear_error() {
 
 #[test]
 fn request_bodies_read_as_the_server_read_them() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
-    let folder = std::env::var("KVSCOUT_TOKENIZER_DIR").unwrap_or_else(|_| folder.to_owned());
+    let folder = harness::tokenizer().display().to_string();
     for recording in ["v0.20.2-bs32", "v0.32.0-bs32", "v0.33.0-py"] {
         let output = replay(&fixtures().join(recording), &["--tokenizer", &folder]);
         assert_eq!(

@@ -1,5 +1,7 @@
 //! The `kvscout` process as an operator sees it.
 
+mod harness;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -94,8 +96,7 @@ fn help_teaches_every_command() {
 
 #[test]
 fn tokenize_answers_every_line_it_is_given() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
-    let folder = std::env::var("KVSCOUT_TOKENIZER_DIR").unwrap_or_else(|_| folder.to_owned());
+    let folder = harness::tokenizer().display().to_string();
     let mut command = kvscout(&["tokenize", "--tokenizer", &folder]);
     let mut child = command
         .stdin(Stdio::piped())

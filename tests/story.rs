@@ -5,12 +5,11 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use harness::envoy::{Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
 use harness::publisher::Publisher;
-use harness::{PATIENCE, soon};
+use harness::{PATIENCE, soon, tokenizer};
 use kvscout::app::{self, Bound};
 use kvscout::config::{Config, Engine, Model, RenderSettings, Replies};
 use kvscout_sim::events::{EventConfig, Layout};
@@ -22,13 +21,6 @@ use tokio::task::JoinHandle;
 
 const MODEL: &str = "/model/qwen";
 const CHAT: &str = "/v1/chat/completions";
-
-fn tokenizer() -> PathBuf {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/tokenizer-qwen3");
-    std::env::var_os("KVSCOUT_TOKENIZER_DIR")
-        .unwrap_or_else(|| default.into())
-        .into()
-}
 
 /// Pods, kvscout as the process runs it, and Envoy before both.
 struct World {

@@ -293,8 +293,8 @@ async fn slow() -> Sim {
     .await
 }
 
-#[tokio::test]
-async fn who_hangs_up_gives_the_blocks_back() {
+/// The same in the middle of that answer.
+async fn answering() -> (Sim, reqwest::Response) {
     let sim = slow().await;
     let asked = with(chat("hi"), json!({"max_tokens": 50_000, "stream": true}));
     let mut answer = sim.send("/v1/chat/completions", &asked).await;
@@ -303,6 +303,12 @@ async fn who_hangs_up_gives_the_blocks_back() {
         .await
         .expect("a chunk")
         .expect("the stream goes on");
+    (sim, answer)
+}
+
+#[tokio::test]
+async fn who_hangs_up_gives_the_blocks_back() {
+    let (sim, answer) = answering().await;
     assert_eq!(sim.metric("vllm:num_requests_running").await, 1.0);
     assert!(sim.metric("vllm:kv_cache_usage_perc").await > 0.0);
     drop(answer);
@@ -312,14 +318,7 @@ async fn who_hangs_up_gives_the_blocks_back() {
 
 #[tokio::test]
 async fn a_shutdown_does_not_wait_for_long_answers() {
-    let sim = slow().await;
-    let asked = with(chat("hi"), json!({"max_tokens": 50_000, "stream": true}));
-    let mut answer = sim.send("/v1/chat/completions", &asked).await;
-    answer
-        .chunk()
-        .await
-        .expect("a chunk")
-        .expect("the stream goes on");
+    let (sim, _answer) = answering().await;
     let over = tokio::time::timeout(PATIENCE, sim.bound.shutdown()).await;
     assert!(over.is_ok());
 }

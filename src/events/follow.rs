@@ -145,23 +145,24 @@ impl Follower {
         if self.last == Some((seq, hash)) {
             return Followed::default();
         }
-        self.take(index, seq, payload)
+        self.take(index, seq, hash, payload)
     }
 
     /// Takes one published message.
     pub fn on_batch(&mut self, index: &Index, seq: u64, payload: &[u8]) -> Followed {
         // Another process could use the same number, but not for the same bytes: they begin with
         // a timestamp.
-        if self.replayed.get(&seq) == Some(&xxh3_64(payload)) {
+        let hash = xxh3_64(payload);
+        if self.replayed.get(&seq) == Some(&hash) {
             return Followed::default();
         }
         self.replayed.clear();
-        self.take(index, seq, payload)
+        self.take(index, seq, hash, payload)
     }
 
-    fn take(&mut self, index: &Index, seq: u64, payload: &[u8]) -> Followed {
+    fn take(&mut self, index: &Index, seq: u64, hash: u64, payload: &[u8]) -> Followed {
         let mut followed = Followed::default();
-        self.last = Some((seq, xxh3_64(payload)));
+        self.last = Some((seq, hash));
         self.on_place(index, seq, &mut followed);
         match wire::decode(payload) {
             Ok(batch) => self.on_decoded(index, &batch, &mut followed),

@@ -35,8 +35,8 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Runs until the fleet's writer is gone, or a listener has failed. An endpoint that leaves the fleet takes its
-    /// picture along.
+    /// Runs until the fleet's writer is gone, or a listener has failed. An endpoint that leaves
+    /// the fleet takes its picture along.
     pub async fn run(mut self) {
         let mut tasks = JoinSet::new();
         let replays = Arc::new(Semaphore::new(REPLAYS_MAX));
@@ -113,8 +113,8 @@ enum Answer {
 const REPLAYS_MAX: usize = 4;
 /// Batches applied before other tasks get a turn: about a millisecond.
 const REPLAYED_AT_ONCE: u64 = 64;
-/// Half a second is enough for the 10,000 batches that vLLM keeps, even
-/// when some are lost on the way and asked for again.
+/// Half a second is enough for the 10,000 batches that vLLM keeps, even when some are lost on the
+/// way and asked for again.
 const REPLAY_MAX: Duration = Duration::from_secs(10);
 /// Between two replays of one server: each is work for its publisher thread.
 const REPLAY_PAUSE: Duration = Duration::from_secs(30);

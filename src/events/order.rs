@@ -35,12 +35,6 @@ pub enum Place {
 }
 
 impl Order {
-    /// Whether no batch was placed yet.
-    #[must_use]
-    pub fn has_heard_nothing(&self) -> bool {
-        self.next.is_none()
-    }
-
     /// The first batch that would be missing if `seq` came now; none where nothing would.
     #[must_use]
     pub fn missing_before(&self, seq: u64) -> Option<u64> {

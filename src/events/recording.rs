@@ -26,12 +26,12 @@ pub const EVENTS_FILE: &str = "events.jsonl";
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     #[serde(default)]
-    t: f64,
+    t: Option<f64>,
     #[serde(default)]
-    src: String,
+    src: Option<String>,
     frames: Vec<String>,
     #[serde(default)]
-    topic: String,
+    topic: Option<String>,
     #[serde(default)]
     seq: Option<u64>,
 }
@@ -41,6 +41,8 @@ struct Line {
 pub struct Recorded {
     /// When it arrived, in seconds since 1970; 0 where the line does not say.
     pub t: f64,
+    /// It came as part of a replay, beside the live stream.
+    pub replayed: bool,
     /// Its frames as they came.
     pub frames: Vec<Bytes>,
 }
@@ -51,11 +53,16 @@ impl Recorded {
     /// # Errors
     /// Not JSON, no `frames`, or not base64.
     pub fn from_line(line: &str) -> io::Result<Self> {
-        let Line { t, frames, .. } = serde_json::from_str(line)?;
+        let Line { t, src, frames, .. } = serde_json::from_str(line)?;
         let frames = frames.iter().map(|frame| BASE64.decode(frame));
         let frames: Result<_, _> = frames.map(|frame| frame.map(Bytes::from)).collect();
         let frames = frames.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(Self { t, frames })
+        let replayed = src.is_some_and(|src| src.starts_with("replay"));
+        Ok(Self {
+            t: t.unwrap_or_default(),
+            replayed,
+            frames,
+        })
     }
 }
 
@@ -76,10 +83,17 @@ impl Recording {
         Ok(Self { lines, line: 0 })
     }
 
-    /// The next message, or `None` at the end.
+    /// The next message, or `None` at the end. Blank lines are passed over.
     pub fn read(&mut self) -> Option<io::Result<Recorded>> {
-        let line = self.lines.next()?;
-        self.line += 1;
+        let blank =
+            |line: &io::Result<String>| line.as_ref().is_ok_and(|line| line.trim().is_empty());
+        let line = loop {
+            self.line += 1;
+            match self.lines.next()? {
+                line if blank(&line) => {}
+                line => break line,
+            }
+        };
         let recorded = line.and_then(|line| Recorded::from_line(&line));
         Some(
             recorded.map_err(|error| {
@@ -131,10 +145,10 @@ impl<W: Write> RecordingWriter<W> {
         let seq = batch.seq.to_be_bytes();
         let frames: [&[u8]; 3] = [&batch.topic, &seq, &batch.payload];
         let line = Line {
-            t,
-            src: "live".into(),
+            t: Some(t),
+            src: Some("live".into()),
             frames: frames.map(|frame| BASE64.encode(frame)).into(),
-            topic: String::from_utf8_lossy(&batch.topic).into(),
+            topic: Some(String::from_utf8_lossy(&batch.topic).into()),
             seq: Some(batch.seq),
         };
         let mut bytes = serde_json::to_vec(&line)?;

@@ -14,7 +14,6 @@ pub struct Placement {
     pub(super) request_id: String,
     pub(super) booking: Booking,
     pub(super) choice: Choice,
-    pub(super) matching_ratio_min: f64,
     pub(super) metrics: Arc<Metrics>,
     pub(super) counted: Arc<EndpointMetrics>,
     /// Who could have got it, and the same as candidates, in the same order.
@@ -68,11 +67,7 @@ impl Placement {
             .chars()
             .filter(|c| c.is_ascii_graphic())
             .collect();
-        let decided = if prefix_aware && self.choice.matching_ratio() > self.matching_ratio_min {
-            "prefix"
-        } else {
-            "load"
-        };
+        let decided = if prefix_aware { "prefix" } else { "load" };
         let mut line = format!("endpoint={name}; by={decided}; basis={}", basis.as_str());
         if !basis.reason().is_empty() {
             line.push_str(&format!("; reason={}", basis.reason()));

@@ -6,13 +6,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::blocks::{BlockKey, Chain, Identity, Stored, TokenId};
-use crate::events::wire;
+use crate::events::recording::{EVENTS_FILE, Recorded, Recording};
+use crate::events::{Batch, wire};
 use crate::fleet::EndpointId;
 use crate::index::Index;
 use crate::prompt::Request;
@@ -118,15 +117,6 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     Ok(summary.wrong == 0)
 }
 
-#[derive(Debug, Deserialize)]
-struct EventLine {
-    #[serde(default)]
-    t: Option<f64>,
-    #[serde(default)]
-    src: Option<String>,
-    frames: Vec<String>,
-}
-
 struct Replay {
     index: Index,
     streams: BTreeMap<u32, Stream>,
@@ -147,10 +137,12 @@ impl Replay {
             summary: Summary::default(),
             hidden: HashSet::new(),
         };
-        for line in lines::<EventLine>(&dir.join("events.jsonl"))? {
-            let of_replay = |src: &str| src.starts_with("replay");
-            if !line.src.as_deref().is_some_and(of_replay) {
-                replay.add_message(&line)?;
+        let path = dir.join(EVENTS_FILE);
+        let mut recording = Recording::open(&path).with_context(|| not_a_recording(&path))?;
+        while let Some(recorded) = recording.read() {
+            let recorded = recorded.with_context(|| path.display().to_string())?;
+            if !recorded.replayed {
+                replay.add_message(&recorded)?;
             }
         }
         replay.name_adapters(adapters(&dir.join("meta.json"))?);
@@ -159,24 +151,11 @@ impl Replay {
 
     /// Files a message under its rank. One that cannot be decoded is of the rank whose stream
     /// it continues, and its follower will say so.
-    fn add_message(&mut self, line: &EventLine) -> anyhow::Result<()> {
+    fn add_message(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
         self.summary.events += 1;
-        let frames = line
-            .frames
-            .iter()
-            .map(|frame| BASE64_STANDARD.decode(frame));
-        let frames: Vec<Vec<u8>> = frames
-            .collect::<Result<_, _>>()
-            .context("frames: not base64")?;
-        let [_topic, seq, payload] = <[Vec<u8>; 3]>::try_from(frames).map_err(|frames| {
-            anyhow::anyhow!(
-                "frames: {} of them, not topic, sequence, payload",
-                frames.len()
-            )
-        })?;
-        let seq =
-            <[u8; 8]>::try_from(seq).map_err(|_| anyhow::anyhow!("frames[1]: not 8 bytes"))?;
-        let seq = u64::from_be_bytes(seq);
+        let batch = Batch::from_frames(&recorded.frames);
+        let Batch { seq, payload, .. } =
+            batch.map_err(|reason| anyhow::anyhow!("frames: {reason}"))?;
         let continued = || {
             let ends =
                 |stream: &Stream| stream.messages.last().map(|last| last.seq.wrapping_add(1));
@@ -188,7 +167,7 @@ impl Replay {
         };
         let rank = wire::decode(&payload).map_or_else(|_| continued(), |batch| batch.rank);
         let message = Message {
-            time: line.t.unwrap_or_default(),
+            time: recorded.t,
             seq,
             payload,
         };
@@ -539,8 +518,12 @@ fn adapters(meta: &Path) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
+fn not_a_recording(path: &Path) -> String {
+    format!("{}: not a recording?", path.display())
+}
+
 fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
-    let file = File::open(path).with_context(|| format!("{}: not a recording?", path.display()))?;
+    let file = File::open(path).with_context(|| not_a_recording(path))?;
     let mut values = Vec::new();
     for (number, line) in (1..).zip(BufReader::new(file).lines()) {
         let line = line?;

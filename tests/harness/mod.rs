@@ -8,6 +8,7 @@ pub mod pod;
 pub mod publisher;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,20 @@ use tokio::task::JoinHandle;
 
 /// Nothing in a test may take longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The model folder that `make setup` fills.
+pub fn tokenizer() -> PathBuf {
+    let folder = std::env::var_os("KVSCOUT_TOKENIZER_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/tokenizer-qwen3"),
+        PathBuf::from,
+    );
+    assert!(
+        folder.join("tokenizer.json").is_file(),
+        "no tokenizer in {}: run make setup",
+        folder.display()
+    );
+    folder
+}
 
 /// What `future` gives, if it comes in time.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

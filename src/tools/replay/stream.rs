@@ -1,5 +1,7 @@
 //! One rank's messages, and how far they were applied.
 
+use bytes::Bytes;
+
 use super::line::Moment;
 use crate::blocks::{BlockEvent, Stored, TokenId};
 use crate::events::follow::{Followed, Follower};
@@ -11,7 +13,7 @@ pub(super) struct Message {
     /// When it arrived; 0 where the recorder does not say.
     pub(super) time: f64,
     pub(super) seq: u64,
-    pub(super) payload: Vec<u8>,
+    pub(super) payload: Bytes,
 }
 
 impl Message {
