@@ -61,6 +61,9 @@ pub enum PromptText {
         text: String,
         /// Whether the tokenizer's post-processor adds its tokens, such as BOS.
         add_special_tokens: bool,
+        /// False where the prompt goes on with something that is not text, such as an image:
+        /// only tokens that no continuation changes are known.
+        whole: bool,
     },
     /// Tokens that the client chose.
     Ids(Vec<TokenId>),

@@ -24,6 +24,12 @@ pub trait Tokenizer: Send + Sync {
     /// # Errors
     /// [`TokenizeError`], without the text.
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError>;
+
+    /// How many leading bytes of a text keep their tokens whatever follows the text.
+    fn settled_bytes(&self, text: &str) -> usize {
+        let _unknown = text;
+        0
+    }
 }
 
 /// A text that an engine cannot encode.
@@ -88,7 +94,15 @@ pub fn tokens_of(
                 PromptText::Text {
                     text,
                     add_special_tokens,
-                } => tokenizer.encode(text, *add_special_tokens)?,
+                    whole,
+                } => {
+                    let end = if *whole {
+                        text.len()
+                    } else {
+                        tokenizer.settled_bytes(text)
+                    };
+                    tokenizer.encode(&text[..end], *add_special_tokens)?
+                }
                 PromptText::Ids(ids) => ids.clone(),
             };
             Ok(match prompt.truncation {

@@ -75,6 +75,7 @@ pub fn texts(body: &Object, renderer: &Renderer) -> Result<(Vec<PromptText>, boo
         vec![PromptText::Text {
             text,
             add_special_tokens,
+            whole: true,
         }],
         true,
     ))

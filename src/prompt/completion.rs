@@ -23,6 +23,7 @@ pub fn texts(body: &Object) -> Result<Vec<PromptText>, PromptError> {
     let text = |text: &str| PromptText::Text {
         text: text.to_owned(),
         add_special_tokens,
+        whole: true,
     };
     match body.get_some("prompt") {
         None => Err(PromptError::bad("prompt", "is missing")),

@@ -342,6 +342,7 @@ fn a_completion_is_text_or_tokens_or_many() {
     let text = |text: &str| PromptText::Text {
         text: text.into(),
         add_special_tokens: true,
+        whole: true,
     };
     assert_eq!(texts(r#""prompt": "a""#), Ok(vec![text("a")]));
     assert_eq!(

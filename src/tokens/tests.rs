@@ -29,6 +29,7 @@ fn text(text: &str, add_special_tokens: bool) -> PromptText {
     PromptText::Text {
         text: text.to_owned(),
         add_special_tokens,
+        whole: true,
     }
 }
 
