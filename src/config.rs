@@ -144,6 +144,8 @@ pub struct Limits {
     pub exchanges_max: usize,
     /// Long texts that wait for the tokenizer; more go by load.
     pub tokenizer_queue_max: usize,
+    /// Bytes that each model's segment cache may take; 0 turns it off.
+    pub token_cache_bytes_max: u64,
     /// Milliseconds from "not ready" to the first refusal after SIGTERM.
     pub drain_notice_ms: u64,
     /// Milliseconds that running exchanges then get to end.
@@ -165,6 +167,9 @@ pub enum LogFormat {
     /// A JSON object a line.
     Json,
 }
+
+/// Thirty million tokens of text and their ids: the working set of some thousand conversations.
+pub const TOKEN_CACHE_BYTES_MAX: u64 = 256 << 20;
 
 impl Default for Config {
     fn default() -> Self {
@@ -193,6 +198,7 @@ impl Default for Config {
                 decision_ms_max: 5_000,
                 exchanges_max: 10_000,
                 tokenizer_queue_max: 256,
+                token_cache_bytes_max: TOKEN_CACHE_BYTES_MAX,
                 drain_notice_ms: 5_000,
                 drain_ms_max: 30_000,
             },
@@ -387,6 +393,11 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
             "tokenizer_queue_max",
             (0, 100_000),
             defaults.tokenizer_queue_max,
+        ),
+        token_cache_bytes_max: limits.within(
+            "token_cache_bytes_max",
+            (0, 1 << 40),
+            defaults.token_cache_bytes_max,
         ),
         drain_notice_ms: limits.within("drain_notice_ms", (0, 600_000), defaults.drain_notice_ms),
         drain_ms_max: limits.within("drain_ms_max", (0, 3_600_000), defaults.drain_ms_max),

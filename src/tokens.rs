@@ -13,8 +13,11 @@ use crate::prompt::{Prompt, PromptText};
 mod fast;
 mod pool;
 mod reference;
+mod segments;
 
 pub use pool::{Busy, TokenPool};
+use segments::Segmented;
+use segments::cuts::Cuts;
 
 /// Turns text into the ids that the model's servers compute.
 pub trait Tokenizer: Send + Sync {
@@ -30,6 +33,30 @@ pub trait Tokenizer: Send + Sync {
         let _unknown = text;
         0
     }
+
+    /// How large its segment cache is and what it did; zeros where it has none.
+    fn cache_sizes(&self) -> CacheSizes {
+        CacheSizes::default()
+    }
+}
+
+/// A segment cache as of now. Counts run from the tokenizer's load on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// Segments held.
+    pub entries: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Segments found.
+    pub hits: u64,
+    /// Bytes of text in them.
+    pub hit_bytes: u64,
+    /// Segments tokenized.
+    pub misses: u64,
+    /// Bytes of text in them.
+    pub missed_bytes: u64,
+    /// Segments that had to go for others.
+    pub evictions: u64,
 }
 
 /// A text that an engine cannot encode.
@@ -50,12 +77,17 @@ pub struct LoadError {
     pub reason: String,
 }
 
-/// Loads `tokenizer.json` of a model's folder; half a second to two seconds. A tokenizer that the
-/// fast engine does not know is given to the reference engine.
+/// Loads `tokenizer.json` of a model's folder, with a segment cache of at most so many bytes (0
+/// for none); half a second to two seconds. A tokenizer that the fast engine does not know is
+/// given to the reference engine.
 ///
 /// # Errors
 /// [`LoadError`] if the file is missing or neither engine takes it.
-pub fn load(folder: &Path, engine: Engine) -> Result<Arc<dyn Tokenizer>, LoadError> {
+pub fn load(
+    folder: &Path,
+    engine: Engine,
+    cache_bytes_max: u64,
+) -> Result<Arc<dyn Tokenizer>, LoadError> {
     let path = folder.join("tokenizer.json");
     let explain = |reason: String| LoadError {
         path: path.clone(),
@@ -64,9 +96,10 @@ pub fn load(folder: &Path, engine: Engine) -> Result<Arc<dyn Tokenizer>, LoadErr
     if !path.is_file() {
         return Err(explain("no such file".to_owned()));
     }
+    let cuts = Cuts::of_file(&path).map_err(explain)?;
     if engine == Engine::Fast {
         match fast::Fast::load(&path) {
-            Ok(tokenizer) => return Ok(Arc::new(tokenizer)),
+            Ok(tokenizer) => return cached(tokenizer, cuts, cache_bytes_max).map_err(explain),
             Err(reason) => tracing::warn!(
                 path = %path.display(),
                 %reason,
@@ -75,7 +108,19 @@ pub fn load(folder: &Path, engine: Engine) -> Result<Arc<dyn Tokenizer>, LoadErr
         }
     }
     let tokenizer = reference::Reference::load(&path).map_err(explain)?;
-    Ok(Arc::new(tokenizer))
+    cached(tokenizer, cuts, cache_bytes_max).map_err(explain)
+}
+
+fn cached(
+    engine: impl Tokenizer + 'static,
+    cuts: Cuts,
+    bytes_max: u64,
+) -> Result<Arc<dyn Tokenizer>, String> {
+    if bytes_max == 0 {
+        return Ok(Arc::new(engine));
+    }
+    let segmented = Segmented::new(engine, cuts, bytes_max);
+    Ok(Arc::new(segmented.map_err(|error| error.to_string())?))
 }
 
 /// The ids of every text of a prompt, truncated as the engine truncates them.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use harness::tokenizer;
+use kvscout::config::TOKEN_CACHE_BYTES_MAX;
 use kvscout::prompt::json::Json;
 use kvscout::prompt::template::{RenderSettings, Renderer};
 use kvscout::prompt::{Api, PromptText, Request};
@@ -78,7 +79,7 @@ fn ours(
 
 #[test]
 fn prompts_are_those_of_vllm() {
-    let tokenizer = tokens::load(&tokenizer(), Engine::Fast).unwrap();
+    let tokenizer = tokens::load(&tokenizer(), Engine::Fast, TOKEN_CACHE_BYTES_MAX).unwrap();
     let mut renderers = Renderers::default();
     let (mut same, mut refused, mut wrong) = (0, 0, Vec::new());
     for text in fixture("public.jsonl").lines() {
@@ -114,7 +115,7 @@ fn prompts_are_those_of_vllm() {
 }
 
 fn texts_are_those_of_vllm(engine: Engine) {
-    let tokenizer = tokens::load(&tokenizer(), engine).unwrap();
+    let tokenizer = tokens::load(&tokenizer(), engine, 0).unwrap();
     // Texts of requests that asked for truncation stand beside the tokens that were left.
     let truncated: Vec<Value> = lines("public.jsonl")
         .into_iter()
@@ -144,7 +145,7 @@ fn the_reference_engine_encodes_every_text_as_vllm() {
 #[test]
 fn a_special_token_that_a_user_types_becomes_its_id() {
     for engine in [Engine::Fast, Engine::Reference] {
-        let tokenizer = tokens::load(&tokenizer(), engine).unwrap();
+        let tokenizer = tokens::load(&tokenizer(), engine, 0).unwrap();
         assert_eq!(
             tokenizer.encode("<|im_end|>", false).unwrap(),
             [151_645],

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 use kvscout::blocks::TokenId;
+use kvscout::config::TOKEN_CACHE_BYTES_MAX;
 use kvscout::prompt::json::Object;
 use kvscout::prompt::template::{RenderSettings, Renderer};
 use kvscout::prompt::{PromptError, Request};
@@ -75,7 +76,7 @@ impl Text {
 
     /// The tokenizer and the chat template of a model's folder; takes a second or two.
     pub fn load(folder: &Path, max_model_len: usize) -> anyhow::Result<Self> {
-        let tokenizer = tokens::load(folder, Engine::Fast)?;
+        let tokenizer = tokens::load(folder, Engine::Fast, TOKEN_CACHE_BYTES_MAX)?;
         let renderer = Renderer::load(folder, settings(max_model_len), SystemTime::now)?;
         let text = Self::speaking(tokenizer, renderer);
         let speaks = !text.openers.is_empty() && !text.followers.is_empty();

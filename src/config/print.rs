@@ -80,6 +80,7 @@ impl Config {
             decision_ms_max = self.limits.decision_ms_max,
             exchanges_max = self.limits.exchanges_max,
             tokenizer_queue_max = self.limits.tokenizer_queue_max,
+            token_cache_bytes_max = self.limits.token_cache_bytes_max,
             drain_notice_ms = self.limits.drain_notice_ms,
             drain_ms_max = self.limits.drain_ms_max,
             decision_header = self.replies.decision_header,

@@ -102,11 +102,18 @@ impl Object {
     /// From members whose keys may repeat, in linear time.
     fn of_members(mut members: Vec<(Arc<str>, Json)>) -> Self {
         if members.len() <= SCANNED_MEMBERS_MAX {
-            let mut object = Self(Vec::with_capacity(members.len()));
-            for (key, value) in members {
-                object.set(&key, value);
+            // Keys seldom repeat: the list stays where it is until one does.
+            let mut at = 1;
+            while at < members.len() {
+                match members[..at]
+                    .iter()
+                    .position(|(key, _)| *key == members[at].0)
+                {
+                    None => at += 1,
+                    Some(first) => members[first].1 = members.remove(at).1,
+                }
             }
-            return object;
+            return Self(members);
         }
         let mut positions: HashMap<Arc<str>, usize> = HashMap::with_capacity(members.len());
         let mut kept: Vec<(Arc<str>, Json)> = Vec::with_capacity(members.len());

@@ -242,6 +242,12 @@ impl Renderer {
             true => Some(resume::mark(&mut chat.messages, &chosen.template.source)?),
             false => None,
         };
+        let text_bytes = |message: &Object| match message.get("content") {
+            Some(Json::Str(text)) => text.len(),
+            _ => 0,
+        };
+        // What the messages say, and about as much between them as a role and its marks.
+        let bytes = chat.messages.iter().map(|m| 64 + text_bytes(m)).sum();
         let messages = chat.messages.into_iter().map(Json::Object).collect();
         let mut context = self.special_tokens.clone().merged(chat.context);
         context.set("messages", Json::List(messages));
@@ -252,6 +258,7 @@ impl Renderer {
                 jinja::render(
                     &template.map_err(jinja::explain)?,
                     &context,
+                    bytes,
                     OUTPUT_BYTES_MAX,
                 )
             }
@@ -260,6 +267,7 @@ impl Renderer {
                 jinja::render(
                     &template.map_err(jinja::explain)?,
                     &context,
+                    bytes,
                     OUTPUT_BYTES_MAX,
                 )
             }

@@ -42,7 +42,8 @@ impl Reader {
         let mut models = HashMap::new();
         for model in &config.models {
             let (of_config, loaded) = (model.clone(), model.folder.clone());
-            let loading = tokio::task::spawn_blocking(move || load(&of_config));
+            let cache = config.limits.token_cache_bytes_max;
+            let loading = tokio::task::spawn_blocking(move || load(&of_config, cache));
             let loaded = loading
                 .await?
                 .with_context(|| format!("model folder {}", loaded.display()))?;
@@ -83,7 +84,7 @@ impl Reader {
     }
 }
 
-fn load(model: &config::Model) -> anyhow::Result<Model> {
+fn load(model: &config::Model, cache_bytes_max: u64) -> anyhow::Result<Model> {
     let renderer = Renderer::load(
         &model.folder,
         model.render.clone(),
@@ -91,7 +92,7 @@ fn load(model: &config::Model) -> anyhow::Result<Model> {
     )?;
     Ok(Model {
         renderer,
-        tokenizer: tokens::load(&model.folder, model.engine)?,
+        tokenizer: tokens::load(&model.folder, model.engine, cache_bytes_max)?,
     })
 }
 

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use crate::config::TOKEN_CACHE_BYTES_MAX;
 use crate::prompt::json::{Json, Object};
 use crate::prompt::template::{RenderSettings, Renderer};
 use crate::prompt::{Api, PromptText, Request};
@@ -48,7 +49,7 @@ pub struct Args {
 /// # Errors
 /// A tokenizer that does not load, or a pipe that breaks. Bad lines are answered, not errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let tokenizer = tokens::load(&args.tokenizer, args.engine)?;
+    let tokenizer = tokens::load(&args.tokenizer, args.engine, TOKEN_CACHE_BYTES_MAX)?;
     let mut lines = Lines {
         folder: args.tokenizer.clone(),
         tokenizer,

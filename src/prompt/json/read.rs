@@ -18,8 +18,9 @@ impl Json {
     /// A [`JsonError`] where Python raises, or a limit of ours is passed.
     pub fn loads_bytes(bytes: &[u8]) -> Result<Self, JsonError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let text =
-            std::str::from_utf8(bytes).map_err(|error| Fault::NotUtf8.at(error.valid_up_to()))?;
+        // Ten times as fast as the standard library's on Chinese, which is most of a body's time.
+        let text = simdutf8::compat::from_utf8(bytes)
+            .map_err(|error| Fault::NotUtf8.at(error.valid_up_to()))?;
         Self::loads(text)
     }
 
@@ -32,6 +33,7 @@ impl Json {
             text,
             at: 0,
             values: 0,
+            unescaped: String::new(),
         };
         parser.skip_space();
         let value = parser.value(0)?;
@@ -47,6 +49,16 @@ struct Parser<'a> {
     text: &'a str,
     at: usize,
     values: usize,
+    /// Where a string with escapes is put together.
+    unescaped: String,
+}
+
+/// Bytes of a string that are looked at as one: the compiler makes a few vector instructions of it.
+const BLOCK_BYTES: usize = 32;
+
+/// What ends a string, or a plain part of it.
+fn is_special(byte: &u8) -> bool {
+    (*byte == b'"') | (*byte == b'\\') | (*byte < 0x20)
 }
 
 impl Parser<'_> {
@@ -161,31 +173,35 @@ impl Parser<'_> {
             self.at += 1;
             return Ok(Some(self.text[start..self.at - 1].into()));
         }
-        let mut text = self.text[start..self.at].to_owned();
+        self.unescaped.clear();
+        self.unescaped.push_str(&self.text[start..self.at]);
         let mut whole = true;
         loop {
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(whole.then(|| text.into()));
+                    return Ok(whole.then(|| self.unescaped.as_str().into()));
                 }
                 Some(b'\\') => match self.escape()? {
-                    Some(c) => text.push(c),
+                    Some(c) => self.unescaped.push(c),
                     None => whole = false,
                 },
                 _ => return Err(Fault::Syntax.at(self.at)),
             }
             let start = self.at;
             self.skip_plain();
-            text.push_str(&self.text[start..self.at]);
+            self.unescaped.push_str(&self.text[start..self.at]);
         }
     }
 
     /// To the next quote, backslash or control character, or the end.
     fn skip_plain(&mut self) {
         let rest = &self.text.as_bytes()[self.at..];
-        let special = |byte: &u8| *byte == b'"' || *byte == b'\\' || *byte < 0x20;
-        self.at += rest.iter().position(special).unwrap_or(rest.len());
+        let is_plain =
+            |block: &&[u8]| !block.iter().fold(false, |any, byte| any | is_special(byte));
+        let plain = BLOCK_BYTES * rest.chunks_exact(BLOCK_BYTES).take_while(is_plain).count();
+        let last = &rest[plain..];
+        self.at += plain + last.iter().position(is_special).unwrap_or(last.len());
     }
 
     /// The character of an escape; none for half of a surrogate pair.

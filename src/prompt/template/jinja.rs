@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Object as JinjaObject, ObjectRepr, ValueKind};
+use minijinja::value::{
+    Enumerator, Kwargs, Object as JinjaObject, ObjectExt as _, ObjectRepr, ValueKind,
+};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Template, Value};
 
 use super::Clock;
@@ -91,14 +94,15 @@ pub fn prepare(source: &str) -> String {
     out
 }
 
-/// Renders into at most `bytes_max`.
+/// Renders into at most `bytes_max`; `bytes` are expected.
 pub fn render(
     template: &Template<'_, '_>,
     context: &Object,
+    bytes: usize,
     bytes_max: usize,
 ) -> Result<String, PromptError> {
     let mut out = Bounded {
-        bytes: Vec::new(),
+        bytes: Vec::with_capacity(bytes.min(bytes_max)),
         bytes_max,
     };
     template
@@ -145,21 +149,52 @@ impl Write for Bounded {
 struct BigInt(Box<str>);
 
 impl JinjaObject for BigInt {
-    fn repr(self: &std::sync::Arc<Self>) -> ObjectRepr {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Plain
     }
 
-    fn render(self: &std::sync::Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
+/// An object of few members, such as a message: they are scanned, and no table is built of them.
+#[derive(Debug)]
+struct Members(Vec<(Arc<str>, Value)>);
+
+/// Members that are scanned at most; with more, a look-up goes through a table.
+const SCANNED_MEMBERS_MAX: usize = 16;
+
+impl JinjaObject for Members {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        let member = self.0.iter().find(|(name, _)| **name == *key);
+        member.map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.mapped_key_value_enumerator(|this| {
+            let members = this.0.iter();
+            Box::new(members.map(|(name, value)| (Value::from(name), value.clone())))
+        })
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        Some(self.0.len())
+    }
+}
+
 fn object_value(object: &Object) -> Value {
-    Value::from_pairs(
-        object
-            .iter()
-            .map(|(key, value)| (Value::from(key.clone()), value_of(value))),
-    )
+    let members = object
+        .iter()
+        .map(|(name, value)| (Arc::clone(name), value_of(value)));
+    match object.len() {
+        0..=SCANNED_MEMBERS_MAX => Value::from_object(Members(members.collect())),
+        _ => Value::from_pairs(members),
+    }
 }
 
 /// A value for a template. Text is shared, not copied.

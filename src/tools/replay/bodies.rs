@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use super::line::{Line, Prompts};
 use crate::blocks::TokenId;
+use crate::config::TOKEN_CACHE_BYTES_MAX;
 use crate::prompt::PromptError;
 use crate::prompt::template::{RenderSettings, Renderer};
 use crate::tokens::{self, Engine, Tokenizer};
@@ -22,7 +23,7 @@ impl Tokens {
         let renderer = Renderer::load(folder, RenderSettings::default(), SystemTime::now)?;
         Ok(Self {
             renderer,
-            tokenizer: tokens::load(folder, Engine::default())?,
+            tokenizer: tokens::load(folder, Engine::default(), TOKEN_CACHE_BYTES_MAX)?,
         })
     }
 

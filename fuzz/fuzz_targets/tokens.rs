@@ -1,0 +1,29 @@
+//! Through the segment cache every text has the ids that the engine gives it whole, and what is
+//! settled stays. Wants the Qwen3 tokenizer of `make setup`.
+
+#![no_main]
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use kvscout::tokens::{self, Engine, Tokenizer};
+use libfuzzer_sys::fuzz_target;
+
+fn load(cache_bytes_max: u64) -> Arc<dyn Tokenizer> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/tokenizer-qwen3");
+    tokens::load(&folder, Engine::Fast, cache_bytes_max).expect("`make setup` fetched it")
+}
+
+static WHOLE: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| load(0));
+static CACHED: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| load(16 << 20));
+
+fuzz_target!(|bytes: &[u8]| {
+    let text = String::from_utf8_lossy(bytes);
+    // Short inputs repeated reach the cuts inside a segment.
+    for text in [text.to_string(), text.repeat(4_000 / (text.len() + 1) + 1)] {
+        let whole = WHOLE.encode(&text, false).expect("it encodes");
+        assert_eq!(CACHED.encode(&text, false).expect("it encodes"), whole);
+        let settled = &text[..CACHED.settled_bytes(&text)];
+        assert!(whole.starts_with(&WHOLE.encode(settled, false).expect("it encodes")));
+    }
+});
