@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
 use minijinja::machinery::parse;
 
+use super::source::is_deep;
 use super::{ContentFormat, jinja};
 use crate::prompt::PromptError;
 
@@ -37,6 +38,12 @@ pub fn content_format(source: &str) -> ContentFormat {
 /// Refuses a request's own template that could use memory without end: fuel bounds its steps and
 /// the writer its output, but `{% set x = x ~ x %}` doubles a value a step.
 pub fn check_foreign(source: &str) -> Result<(), PromptError> {
+    if is_deep(source) {
+        return Err(PromptError::Unsupported {
+            field: "chat_template".to_owned(),
+            what: "templates with expressions this deep",
+        });
+    }
     let Ok(root) = parse(source, "template", jinja::syntax()) else {
         return Err(PromptError::Template(
             "the request's own does not compile".to_owned(),
