@@ -121,7 +121,10 @@ impl Printer {
                         p.write(" recursive");
                     }
                 });
-                self.stmts(&each.body);
+                match each.recursive {
+                    true => self.captured(&each.body),
+                    false => self.stmts(&each.body),
+                }
                 if !each.else_body.is_empty() {
                     self.end("else");
                     self.stmts(&each.else_body);
@@ -376,6 +379,15 @@ impl Printer {
             Expr::Call(call) => self.call(call),
             Expr::List(list) => self.sequence("[", &list.items, "]"),
             Expr::Tuple(tuple) => self.sequence("(", &tuple.items, ")"),
+            // Keys of other types can be the same one: `{1: 2, true: 3}`.
+            Expr::Map(map) if !map.keys.iter().all(is_text) => {
+                self.write("[");
+                for part in map.keys.iter().zip(&map.values).flat_map(|(k, v)| [k, v]) {
+                    self.expr(part);
+                    self.write(", ");
+                }
+                self.write("]|__dict");
+            }
             Expr::Map(map) => {
                 self.write("{");
                 for (key, value) in map.keys.iter().zip(&map.values) {
@@ -392,6 +404,7 @@ impl Printer {
     /// An expression before `.name`, `[key]` or a call, which bind tighter than a filter.
     fn reference(&mut self, expr: &Expr) {
         match expr {
+            Expr::Map(map) if !map.keys.iter().all(is_text) => self.group(expr),
             Expr::Var(_) | Expr::Call(_) | Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) => {
                 self.expr(expr);
             }
@@ -532,6 +545,10 @@ fn is_call(op: BinOpKind, left: &Expr, right: &Expr) -> bool {
         BinOpKind::Eq | BinOpKind::Ne => !is_small(left) && !is_small(right),
         _ => true,
     }
+}
+
+fn is_text(expr: &Expr) -> bool {
+    matches!(expr, Expr::Const(constant) if constant.value.as_str().is_some())
 }
 
 fn is_small(expr: &Expr) -> bool {

@@ -31,6 +31,7 @@ pub fn add_to(env: &mut Environment) {
     });
     env.add_filter("__neg", |value: &Value| neg(value));
     env.add_filter("__slice", native(slice));
+    env.add_filter("__dict", dict);
     env.add_filter("__chain", |state: &mut State, all: &[Value]| {
         chain(state, all)
     });
@@ -109,6 +110,29 @@ fn concat(state: &mut State, all: &[Value]) -> Result<Value, Error> {
     }
     spend(state, out.len())?;
     Ok(Value::from(out))
+}
+
+/// A dict of keys and values in turn; of equal keys the first stays, and the last value.
+fn dict(state: &mut State, parts: &Value) -> Result<Value, Error> {
+    let parts = items(state, parts)?;
+    let mut pairs: Vec<(Value, Value)> = Vec::with_capacity(parts.len() / 2);
+    for pair in parts.chunks_exact(2) {
+        let (key, value) = (&pair[0], &pair[1]);
+        if matches!(kind(key), Kind::List | Kind::Dict) {
+            return refuse("a key that cannot be one");
+        }
+        let mut place = None;
+        for (at, (known, _)) in pairs.iter().enumerate() {
+            if equal(state, known, key)? {
+                place = Some(at);
+            }
+        }
+        match place {
+            Some(at) => pairs[at].1 = value.clone(),
+            None => pairs.push((key.clone(), value.clone())),
+        }
+    }
+    Ok(Value::from_pairs(pairs))
 }
 
 /// What a loop iterates.
