@@ -3,10 +3,9 @@
 
 use minijinja::{Error, ErrorKind, State};
 
-/// Bytes that the values made or searched in one render may have together, 1 GB: sixteen times the
-/// largest body. Qwen3's template moves a body five times. At a byte a nanosecond it takes a second, and
-/// no render holds more.
-const WORK_BYTES_MAX: usize = 1 << 30;
+/// Bytes that one render may make or search, 512 MB: eight times the largest body, and no render
+/// holds more. Qwen3's template moves what an assistant said eight times, all else four times.
+const WORK_BYTES_MAX: usize = 512 << 20;
 /// What an item of a list counts: 24 bytes, and the time that a filter takes for it.
 pub const ITEM_BYTES: usize = 64;
 

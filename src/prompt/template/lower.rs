@@ -7,7 +7,7 @@
 use std::fmt::Write;
 
 use minijinja::machinery::ast::{
-    BinOpKind, Call, CallArg, CompareOpKind, Expr, Macro, Stmt, UnaryOpKind,
+    BinOpKind, Call, CallArg, CompareOpKind, Expr, IfCond, Macro, Stmt, UnaryOpKind,
 };
 use minijinja::machinery::parse;
 use minijinja::value::ValueKind;
@@ -132,15 +132,7 @@ impl Printer {
                 self.end("endfor");
             }
             Stmt::IfCond(cond) => {
-                self.tag(cond.span().start_line, |p| {
-                    p.write("if ");
-                    p.operand(&cond.expr);
-                });
-                self.stmts(&cond.true_body);
-                if !cond.false_body.is_empty() {
-                    self.end("else");
-                    self.stmts(&cond.false_body);
-                }
+                self.branch("if ", cond.span().start_line, cond);
                 self.end("endif");
             }
             Stmt::WithBlock(with) => {
@@ -223,6 +215,24 @@ impl Printer {
             | Stmt::FromImport(_)
             | Stmt::Extends(_)
             | Stmt::Include(_) => self.write("{{ raise_exception('') }}"),
+        }
+    }
+
+    /// An `if` without its end. One that is all of another's `else`, is its `elif`: both parsers
+    /// count how deep blocks stand in each other.
+    fn branch(&mut self, word: &str, line: u16, cond: &IfCond) {
+        self.tag(line, |p| {
+            p.write(word);
+            p.operand(&cond.expr);
+        });
+        self.stmts(&cond.true_body);
+        match cond.false_body.as_slice() {
+            [] => {}
+            [Stmt::IfCond(other)] => self.branch("elif ", other.span().start_line, other),
+            others => {
+                self.end("else");
+                self.stmts(others);
+            }
         }
     }
 
@@ -334,7 +344,10 @@ impl Printer {
                 self.operand(&choice.test_expr);
                 if let Some(other) = &choice.false_expr {
                     self.write(" else ");
-                    self.operand(other);
+                    match other {
+                        Expr::IfExpr(_) => self.expr(other),
+                        _ => self.operand(other),
+                    }
                 }
             }
             Expr::Filter(filter) => {

@@ -59,7 +59,7 @@ fn truncated(number: f64, default: Value) -> Result<Value, Error> {
 /// Python's `int(text, base)`; none where it raises.
 fn parse_int(text: &str, base: i64) -> Result<Option<Value>, Error> {
     let text = strip(text, None);
-    if !text.is_ascii() {
+    if text.chars().any(|c| c.is_numeric() && !c.is_ascii()) {
         return refuse("a number with digits beyond ASCII");
     }
     let (sign, digits) = match text.strip_prefix(['+', '-']) {
@@ -113,7 +113,7 @@ fn radix(base: i64, digits: &str) -> Result<Option<(u32, &str)>, Error> {
 /// Python's `float(text)`; none where it raises.
 fn parse_float(text: &str) -> Result<Option<f64>, Error> {
     let text = strip(text, None);
-    if !text.is_ascii() {
+    if text.chars().any(|c| c.is_numeric() && !c.is_ascii()) {
         return refuse("a number with digits beyond ASCII");
     }
     let bytes = text.as_bytes();

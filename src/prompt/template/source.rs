@@ -59,7 +59,14 @@ pub fn normalize(source: &str) -> String {
             }
             "raw" if is_bare(&inner[at + word.len()..]) => {
                 let raw = raw_end(rest);
-                out.push_str(inner);
+                // Jinja trims no line end here; minijinja does.
+                match inner.strip_suffix("%}") {
+                    Some(tag) if !tag.ends_with(['-', '+']) => {
+                        out.push_str(tag);
+                        out.push_str("+%}");
+                    }
+                    _ => out.push_str(inner),
+                }
                 out.push_str(&rest[..raw]);
                 rest = &rest[raw..];
             }
