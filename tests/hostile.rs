@@ -160,6 +160,24 @@ fn a_servers_quadratic_template_gets_no_more_than_its_budget() {
 }
 
 #[test]
+fn a_value_that_grows_by_a_level_a_message_is_refused() {
+    for deeper in [
+        "[ns.x]",
+        "{'a': ns.x}",
+        "(ns.x, 1)",
+        "[ns.x]|reverse",
+        "{'a': ns.x}.values()",
+        "{'a': ns.x}.get",
+    ] {
+        let template = format!(
+            "{{% set ns = namespace(x=[]) %}}{{% for m in messages %}}{{% set ns.x = {deeper} %}}{{% endfor %}}"
+        );
+        let error = rendered(template, long(20_000)).unwrap_err();
+        assert!(error.contains("invalid operation"), "{deeper}: {error}");
+    }
+}
+
+#[test]
 fn values_as_deep_as_json_may_be_are_printed() {
     let mut value = json!("x");
     for _ in 0..240 {

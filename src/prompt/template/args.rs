@@ -18,7 +18,7 @@ impl Args {
     /// From a call's values, of which the last may be the named ones.
     pub fn of(values: &[Value]) -> Result<Self, Error> {
         let (positional, named): (&[Value], Kwargs) = from_args(values)?;
-        let positional = positional.to_vec().into_iter();
+        let positional = Vec::from(positional).into_iter();
         Ok(Self { positional, named })
     }
 

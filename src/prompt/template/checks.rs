@@ -10,8 +10,10 @@ use super::operators::{arithmetic, compare, equal};
 use super::python::str_of;
 use super::text::cased;
 
+type Plain = fn(&Value) -> bool;
+
 /// The tests by name that take a value alone.
-const PLAIN: &[(&str, fn(&Value) -> bool)] = &[
+const PLAIN: &[(&str, Plain)] = &[
     ("defined", |value| kind(value) != Kind::Undefined),
     ("undefined", |value| kind(value) == Kind::Undefined),
     ("none", |value| kind(value) == Kind::None),

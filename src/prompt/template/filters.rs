@@ -21,9 +21,7 @@ const FILTERS: &[(&str, Native)] = &[
     ("abs", numbers::abs),
     ("attr", attribute),
     ("batch", batch),
-    ("capitalize", |state, args| {
-        on_text(state, args, |s| capitalize(s))
-    }),
+    ("capitalize", |state, args| on_text(state, args, capitalize)),
     ("center", center),
     ("count", length),
     ("d", default),

@@ -37,8 +37,8 @@ fn range(_: &mut State, mut args: Args) -> Result<Value, Error> {
             .transpose()
     };
     match (next()?, next()?, next()?) {
-        (Some(stop), None, _) => Range::new(0, stop, 1),
-        (Some(start), Some(stop), step) => Range::new(start, stop, step.unwrap_or(1)),
+        (Some(stop), None, _) => Range::value(0, stop, 1),
+        (Some(start), Some(stop), step) => Range::value(start, stop, step.unwrap_or(1)),
         (None, ..) => refuse("a range without an end"),
     }
 }

@@ -3,6 +3,13 @@
 //! minijinja's operators cannot be replaced, and differ: `1 < 'a'` is an answer, `'%s' % x` is
 //! none, `x[:0:-1]` is a wrong one, and what they copy costs no fuel. So operators become calls of
 //! [`operators`](super::operators), text is written as it was, and lines stay lines for messages.
+//!
+//! What even so is not computed as Python does, fails, and the request goes by load:
+//! `tests/fixtures/templates/refused.txt` has an example of each. In short: integers beyond 127
+//! bits; arithmetic with those beyond 64 that a request brings; character questions, `title` and
+//! `swapcase` beyond ASCII where they need Unicode's tables; `varargs` and `kwargs` of macros;
+//! unary plus; `cycler`; HTML filters and computing with Markup; a few formats and dates. Where
+//! Python raises, we may render all the same: vLLM then refuses the request wherever it goes.
 
 use std::fmt::Write;
 
@@ -152,7 +159,13 @@ impl Printer {
                 p.write("set ");
                 p.target(&set.target);
                 p.write(" = ");
-                p.expr(&set.expr);
+                match &set.target {
+                    Expr::GetAttr(_) => {
+                        p.operand(&set.expr);
+                        p.write("|__keep");
+                    }
+                    _ => p.expr(&set.expr),
+                }
             }),
             Stmt::SetBlock(set) => {
                 self.tag(set.span().start_line, |p| {

@@ -100,6 +100,12 @@ impl Generator {
         Value::from_object(Self(Arc::new(Mutex::new(items.into_iter()))))
     }
 
+    /// The items that are left.
+    pub fn left(&self) -> Vec<Value> {
+        let items = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        items.as_slice().to_vec()
+    }
+
     /// The next item.
     pub fn next(&self) -> Option<Value> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
@@ -175,7 +181,7 @@ impl Range {
     const ITEMS_MAX: i128 = 100_000;
 
     /// The range, unless it is endless.
-    pub fn new(start: i64, stop: i64, step: i64) -> Result<Value, Error> {
+    pub fn value(start: i64, stop: i64, step: i64) -> Result<Value, Error> {
         let (from, to) = (i128::from(start), i128::from(stop));
         let (span, step_size) = match step {
             0 => return refuse("a range with a step of 0"),

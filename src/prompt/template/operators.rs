@@ -10,8 +10,8 @@ use super::budget::{ITEM_BYTES, spend, spend_items};
 use super::format::printf;
 use super::jinja::BigInt;
 use super::methods::{self, has_method};
-use super::objects::{Kind, Method, items, kind, list, refuse, tuple};
-use super::python::str_of;
+use super::objects::{Generator, Kind, Method, View, items, kind, list, refuse, tuple};
+use super::python::{DEPTH_MAX, str_of};
 
 /// Integers that every double tells apart: 2^53.
 const EXACT_INT_MAX: u128 = 1 << 53;
@@ -32,6 +32,9 @@ pub fn add_to(env: &mut Environment) {
     env.add_filter("__neg", |value: &Value| neg(value));
     env.add_filter("__slice", native(slice));
     env.add_filter("__dict", dict);
+    env.add_filter("__keep", |state: &mut State, value: &Value| {
+        nested(state, value, 0).map(|()| value.clone())
+    });
     env.add_filter("__chain", |state: &mut State, all: &[Value]| {
         chain(state, all)
     });
@@ -133,6 +136,35 @@ fn dict(state: &mut State, parts: &Value) -> Result<Value, Error> {
         }
     }
     Ok(Value::from_pairs(pairs))
+}
+
+/// Checks what a namespace is to keep: `{% set ns.x = [ns.x] %}` in a loop would make a value so
+/// deep that dropping it uses up the stack.
+fn nested(state: &mut State, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > DEPTH_MAX {
+        return refuse("a value that is nested too deep");
+    }
+    if value.downcast_object_ref::<Method>().is_some() {
+        return refuse("a method in a namespace");
+    }
+    let inner = match kind(value) {
+        Kind::List | Kind::Tuple => items(state, value)?,
+        Kind::Dict => {
+            let keys = items(state, value)?;
+            keys.iter()
+                .map(|key| value.get_item(key))
+                .collect::<Result<_, _>>()?
+        }
+        _ => match value.downcast_object_ref::<Generator>() {
+            Some(generator) => generator.left(),
+            None => value
+                .downcast_object_ref::<View>()
+                .map_or(Vec::new(), |view| view.items.clone()),
+        },
+    };
+    inner
+        .iter()
+        .try_for_each(|one| nested(state, one, depth + 1))
 }
 
 /// What a loop iterates.

@@ -8,8 +8,8 @@ use super::objects::{Kind, Range, View, kind, refuse};
 use super::text::repr_str;
 use crate::prompt::json::{Json, float_repr};
 
-/// Levels of a value that is printed; a request's body has 256.
-const DEPTH_MAX: usize = 300;
+/// Levels of a value that is printed or kept; a request's body has 256.
+pub const DEPTH_MAX: usize = 300;
 
 /// `str(value)`.
 pub fn str_of(state: &mut State, value: &Value) -> Result<String, Error> {

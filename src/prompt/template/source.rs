@@ -170,10 +170,11 @@ fn escape(chars: &mut Peekable<Chars>, out: &mut String) {
                 .ok()
                 .and_then(char::from_u32);
             // Not a character: an escape that minijinja refuses, too.
-            out.extend(
-                c.map_or_else(|| "\\u".to_owned(), |c| c.to_string())
-                    .chars(),
-            );
+            match c {
+                Some(c @ ('\\' | '\'' | '"')) => out.extend(['\\', c]),
+                Some(c) => out.push(c),
+                None => out.push_str("\\u"),
+            }
         }
         Some('N') => out.push_str("\\u"),
         Some(c @ ('\\' | '\'' | '"' | 'b' | 'f' | 'n' | 'r' | 't' | 'u' | 'x' | '0'..='7')) => {
