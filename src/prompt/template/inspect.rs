@@ -3,15 +3,12 @@
 
 use std::collections::HashSet;
 
-use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
+use minijinja::machinery::ast::{CallArg, Expr, Stmt};
 use minijinja::machinery::parse;
 
+use super::source::is_deep;
 use super::{ContentFormat, jinja};
 use crate::prompt::PromptError;
-
-/// Operators that make a longer value out of two, in a request's own template. Without
-/// assignments no value is longer than all their operands: 17 bodies at most.
-const GROWTH_MAX: usize = 16;
 
 /// A node of the tree.
 #[derive(Clone, Copy)]
@@ -34,9 +31,17 @@ pub fn content_format(source: &str) -> ContentFormat {
     }
 }
 
-/// Refuses a request's own template that could use memory without end: fuel bounds its steps and
-/// the writer its output, but `{% set x = x ~ x %}` doubles a value a step.
+/// Refuses a request's own template that keeps what it computes. Fuel and the budget bound a
+/// render's steps and bytes, but `{% set ns.x = [ns.x] %}` in a loop makes a value so deep that
+/// dropping it uses up the stack, and macros recurse on it.
 pub fn check_foreign(source: &str) -> Result<(), PromptError> {
+    let refuse = |what| {
+        let field = "chat_template".to_owned();
+        Err(PromptError::Unsupported { field, what })
+    };
+    if is_deep(source) {
+        return refuse("templates with expressions this deep");
+    }
     let Ok(root) = parse(source, "template", jinja::syntax()) else {
         return Err(PromptError::Template(
             "the request's own does not compile".to_owned(),
@@ -44,68 +49,24 @@ pub fn check_foreign(source: &str) -> Result<(), PromptError> {
     };
     let mut nodes = Vec::new();
     collect(Node::Stmt(&root), false, &mut nodes);
-    let grows = |node: &Node| match node {
-        Node::Expr(Expr::BinOp(op)) => matches!(op.op, BinOpKind::Add | BinOpKind::Concat),
-        _ => false,
-    };
-    let unbounded = nodes.iter().any(|(node, _)| match node {
-        Node::Stmt(Stmt::ForLoop(each)) => {
-            let mut iterated = Vec::new();
-            collect(Node::Expr(&each.iter), false, &mut iterated);
-            each.recursive || iterated.iter().any(|(node, _)| grows(node))
-        }
+    let keeps = nodes.iter().any(|(node, _)| match node {
+        Node::Stmt(Stmt::ForLoop(each)) => each.recursive,
         Node::Stmt(stmt) => !matches!(
             stmt,
             Stmt::Template(_)
                 | Stmt::EmitExpr(_)
                 | Stmt::EmitRaw(_)
                 | Stmt::IfCond(_)
+                | Stmt::WithBlock(_)
                 | Stmt::Continue(_)
                 | Stmt::Break(_)
         ),
-        Node::Expr(Expr::BinOp(op)) => matches!(op.op, BinOpKind::Mul | BinOpKind::Pow),
-        Node::Expr(Expr::Filter(filter)) => !matches!(
-            filter.name,
-            "tojson"
-                | "trim"
-                | "length"
-                | "count"
-                | "upper"
-                | "lower"
-                | "first"
-                | "last"
-                | "string"
-                | "default"
-                | "d"
-        ),
-        Node::Expr(Expr::Call(call)) => match &call.expr {
-            Expr::Var(function) => !matches!(function.id, "raise_exception" | "strftime_now"),
-            Expr::GetAttr(method) => !matches!(
-                method.name,
-                "strip"
-                    | "lstrip"
-                    | "rstrip"
-                    | "startswith"
-                    | "endswith"
-                    | "get"
-                    | "items"
-                    | "keys"
-                    | "values"
-                    | "upper"
-                    | "lower"
-            ),
-            _ => true,
-        },
         Node::Expr(_) => false,
     });
-    if unbounded || nodes.iter().filter(|(node, _)| grows(node)).count() > GROWTH_MAX {
-        let field = "chat_template".to_owned();
-        return Err(PromptError::Unsupported {
-            field,
-            what: "templates that compute",
-        });
+    match keeps {
+        true => refuse("templates that assign or recurse"),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether a loop over contents is found; none where the tree puzzles vLLM, too.

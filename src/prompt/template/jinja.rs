@@ -5,53 +5,48 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{
-    Enumerator, Kwargs, Object as JinjaObject, ObjectExt as _, ObjectRepr, ValueKind,
-};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Template, Value};
+use minijinja::value::{Enumerator, Object as JinjaObject, ObjectExt as _, ObjectRepr, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, Template, Value};
 
-use super::Clock;
-use super::python;
+use super::args::{Args, int, text};
+use super::budget::{ITEM_BYTES, spend};
+use super::objects::{Kind, items, kind, refuse};
+use super::python::{self, str_of};
+use super::source::normalize;
+use super::{Clock, checks, filters, functions, lower, methods, operators};
 use crate::prompt::PromptError;
 use crate::prompt::json::{Json, Object, Style};
 
 /// Levels of a value that a template may print as JSON.
 const DEPTH_MAX: usize = 300;
+/// Spaces that a level of JSON may be indented by.
+const INDENT_MAX: i64 = 1 << 16;
 
 /// An environment that stops a template after so many instructions.
 pub fn environment(clock: Clock, fuel: u64) -> Environment<'static> {
-    let mut env = Environment::new();
+    let mut env = Environment::empty();
     env.set_syntax(syntax());
     env.set_fuel(Some(fuel));
-    env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.set_unknown_method_callback(python::method);
-    env.set_formatter(|out, _, value| {
-        check(value)?;
+    env.set_unknown_method_callback(methods::method);
+    env.set_formatter(|out, state, value| {
         match value.as_str() {
-            Some(text) => out.write_str(text),
-            None => out.write_str(&python::str_of(value)),
+            Some(text) => {
+                spend(state, text.len())?;
+                out.write_str(text)
+            }
+            None => out.write_str(&str_of(state, value)?),
         }
         .map_err(Error::from)
     });
-    env.add_filter("tojson", tojson);
-    env.add_filter("trim", |text: &Value, chars: Option<&str>| {
-        let text = python::str_of(text);
-        python::strip(&text, chars).to_owned()
-    });
-    env.add_function(
-        "raise_exception",
-        |_message: &Value| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, RAISED))
-        },
-    );
-    env.add_function("strftime_now", move |format: &str| {
-        python::strftime(clock(), format)
-    });
+    operators::add_to(&mut env);
+    filters::add_to(&mut env);
+    checks::add_to(&mut env);
+    functions::add_to(&mut env, clock);
     env
 }
 
 /// The detail of an exception that a template raised on purpose; its message may quote a prompt.
-const RAISED: &str = "the template raised an exception";
+pub const RAISED: &str = "the template raised an exception";
 
 /// Jinja's options of transformers.
 pub fn syntax() -> SyntaxConfig {
@@ -62,36 +57,9 @@ pub fn syntax() -> SyntaxConfig {
         .expect("the default delimiters are valid")
 }
 
-/// Makes `{% generation %}` blocks, which only mark what an assistant said, blocks that minijinja
-/// knows, with their whitespace control.
+/// A template's text as minijinja is to compile it.
 pub fn prepare(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let inner = &tag[2..];
-        let lead = inner.trim_start_matches(['-', '+']).trim_start();
-        let word_at = inner.len() - lead.len();
-        let word_len = lead
-            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-            .unwrap_or(lead.len());
-        let closes = lead[word_len..]
-            .trim_start()
-            .trim_start_matches(['-', '+'])
-            .starts_with("%}");
-        let known = match &lead[..word_len] {
-            "generation" if closes => "if true",
-            "endgeneration" if closes => "endif",
-            word => word,
-        };
-        out.push_str("{%");
-        out.push_str(&inner[..word_at]);
-        out.push_str(known);
-        rest = &inner[word_at + word_len..];
-    }
-    out.push_str(rest);
-    out
+    lower::lower(&normalize(source))
 }
 
 /// Renders into at most `bytes_max`; `bytes` are expected.
@@ -146,7 +114,7 @@ impl Write for Bounded {
 
 /// An integer beyond 64 bits: templates only print it.
 #[derive(Debug)]
-struct BigInt(Box<str>);
+pub struct BigInt(pub Box<str>);
 
 impl JinjaObject for BigInt {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
@@ -228,57 +196,75 @@ fn check(value: &Value) -> Result<(), Error> {
 }
 
 /// A template's value as JSON; Python's `json.dumps` refuses the same kinds.
-fn json_of(value: &Value, depth: usize) -> Result<Json, Error> {
+fn json_of(state: &mut State, value: &Value, depth: usize) -> Result<Json, Error> {
     check(value)?;
-    let refuse = || Error::new(ErrorKind::BadSerialization, "not a JSON value");
+    spend(state, ITEM_BYTES)?;
+    let unfit = || Error::new(ErrorKind::BadSerialization, "not a JSON value");
     if depth > DEPTH_MAX {
-        return Err(refuse());
+        return Err(unfit());
     }
-    if let Some(big) = value.downcast_object_ref::<BigInt>() {
-        return Ok(Json::BigInt(big.0.clone()));
-    }
-    Ok(match value.kind() {
-        ValueKind::None => Json::Null,
-        ValueKind::Bool => Json::Bool(value.is_true()),
-        ValueKind::Number => python::number_of(value),
-        ValueKind::String => Json::Str(value.to_str().ok_or_else(refuse)?),
-        ValueKind::Seq => {
-            let items = value.try_iter()?.map(|item| json_of(&item, depth + 1));
+    Ok(match kind(value) {
+        Kind::None => Json::Null,
+        Kind::Bool => Json::Bool(value.is_true()),
+        Kind::Int | Kind::Float => python::number_of(value),
+        Kind::Str => {
+            spend(state, value.as_str().map_or(0, str::len))?;
+            Json::Str(value.to_str().ok_or_else(unfit)?)
+        }
+        Kind::List | Kind::Tuple => {
+            let items = value.try_iter()?;
+            let items = items.map(|item| json_of(state, &item, depth + 1));
             Json::List(items.collect::<Result<_, _>>()?)
         }
-        ValueKind::Map => {
+        Kind::Dict => {
             let members = value.try_iter()?.map(|key| {
-                let member = json_of(&value.get_item(&key)?, depth + 1)?;
+                let member = json_of(state, &value.get_item(&key)?, depth + 1)?;
                 let name = match key.to_str() {
                     Some(name) => name,
-                    None => json_of(&key, depth + 1)?.dumps().ok_or_else(refuse)?.into(),
+                    None => json_of(state, &key, depth + 1)?
+                        .dumps()
+                        .ok_or_else(unfit)?
+                        .into(),
                 };
                 Ok::<_, Error>((name, member))
             });
             Json::Object(members.collect::<Result<_, _>>()?)
         }
-        _ => return Err(refuse()),
+        _ => return Err(unfit()),
     })
 }
 
 /// transformers' `tojson`: `json.dumps(x, ensure_ascii=False, …)`.
-fn tojson(_state: &State, value: &Value, args: Kwargs) -> Result<Value, Error> {
+pub fn tojson(state: &mut State, mut args: Args) -> Result<Value, Error> {
+    let value = args.required("x")?;
     let mut style = Style {
-        ensure_ascii: args.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        indent: args.get("indent")?,
-        sort_keys: args.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ensure_ascii: args.flag("ensure_ascii")?,
         ..Style::default()
     };
-    // json.dumps drops the space at a line's end.
-    if style.indent.is_some() {
+    if let Some(indent) = args.some("indent")? {
+        style.indent = Some(match indent.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(int(&indent)?.min(INDENT_MAX)).unwrap_or(0)),
+        });
+        // json.dumps drops the space at a line's end.
         ",".clone_into(&mut style.item_separator);
     }
-    if let Some(separators) = args.get::<Option<Vec<String>>>("separators")? {
-        let [item, key] = <[String; 2]>::try_from(separators)
-            .map_err(|_| Error::new(ErrorKind::InvalidOperation, "separators are two"))?;
-        (style.item_separator, style.key_separator) = (item, key);
+    if let Some(separators) = args.some("separators")? {
+        let separators = items(state, &separators)?;
+        let [item, key] = separators.as_slice() else {
+            return refuse("separators are two");
+        };
+        (style.item_separator, style.key_separator) =
+            (text(item)?.to_owned(), text(key)?.to_owned());
     }
-    args.assert_all_used()?;
-    let text = json_of(value, 0)?.dumps_in(&style).ok_or_else(surrogate)?;
+    style.sort_keys = args.flag("sort_keys")?;
+    args.end()?;
+    let json = json_of(state, &value, 0)?;
+    // Before it is made: every value may stand in a line of its own, as deep as it goes.
+    let line = style.indent.as_ref().map_or(0, String::len) * json.depth();
+    let line = line + style.item_separator.len() + style.key_separator.len();
+    spend(state, json.count().saturating_mul(line))?;
+    let text = json.dumps_in(&style).ok_or_else(surrogate)?;
+    spend(state, text.len())?;
     Ok(Value::from(text))
 }

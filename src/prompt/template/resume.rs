@@ -1,7 +1,7 @@
 //! `continue_final_message`: a rendering that stops in the middle of the last message, found by a
 //! tag, as transformers does (`render_jinja_template`).
 
-use super::python;
+use super::text;
 use crate::prompt::PromptError;
 use crate::prompt::json::{Json, Object};
 
@@ -44,14 +44,14 @@ pub fn mark(messages: &mut [Object], source: &str) -> Result<String, PromptError
 }
 
 /// What stands before the last tag; the template may have trimmed the tag's space away.
-pub fn cut(text: &str, last: &str) -> Result<String, PromptError> {
+pub fn cut(rendered: &str, last: &str) -> Result<String, PromptError> {
     let tag = CONTINUE_TAG.trim_end();
-    match text.rfind(tag) {
-        Some(at) if text.contains(python::strip(last, None)) => {
-            let before = &text[..at];
-            Ok(match text[at..].starts_with(CONTINUE_TAG) {
+    match rendered.rfind(tag) {
+        Some(at) if rendered.contains(text::strip(last, None)) => {
+            let before = &rendered[..at];
+            Ok(match rendered[at..].starts_with(CONTINUE_TAG) {
                 true => before.to_owned(),
-                false => python::strip_end(before, None).to_owned(),
+                false => text::strip_end(before, None).to_owned(),
             })
         }
         _ => Err(PromptError::bad(

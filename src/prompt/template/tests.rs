@@ -112,10 +112,10 @@ fn loop_controls_and_block_trimming_work() {
 
 #[test]
 fn the_clock_is_the_callers() {
-    let source = "{{ strftime_now('%d %b %Y|%A %B|%I:%M:%S %p|%-d/%-m/%y|%j|%q%%') }}";
+    let source = "{{ strftime_now('%d %b %Y|%A %B|%I:%M:%S %p|%-d/%-m/%y|%j|%%') }}";
     assert_eq!(
         render(source),
-        "29 Feb 2024|Thursday February|01:05:09 PM|29/2/24|060|%q%"
+        "29 Feb 2024|Thursday February|01:05:09 PM|29/2/24|060|%"
     );
 }
 
@@ -164,39 +164,33 @@ fn steps_and_output_are_bounded() {
 }
 
 #[test]
-fn a_requests_own_template_may_print_but_not_compute() {
+fn a_requests_own_template_may_compute_but_not_keep() {
     let fine = [
         "{{ messages[0].content }}|{{ messages|length }}",
         "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}",
         "{% for m in messages %}{{ '<' + m.role + '>' + m.content | trim }}{% endfor %}{% generation %}x{% endgeneration %}",
+        "{% with x = 'a' %}{{ x * 3 }}{% endwith %}",
     ];
-    let unbounded = [
+    let kept = [
         "{% set x = 'a' %}",
-        "{% set ns = namespace(x='a') %}",
-        "{% macro m() %}{% endmacro %}",
-        "{% with x = 'a' %}{% endwith %}",
-        "{% for x in [messages[0].content ~ messages[0].content] %}{% endfor %}",
-        "{{ 'a' * 1000000000 }}",
-        "{{ 'a'.replace('a', messages[0].content) }}",
-        "{{ messages | join('x') }}",
-        "{{ range(99999) | list }}",
+        "{% for m in messages %}{% set ns.x = [ns.x] %}{% endfor %}",
+        "{% set x %}a{% endset %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}",
+        "{% for x in messages recursive %}{{ loop([x]) }}{% endfor %}",
         "{% filter upper %}{% endfilter %}",
     ];
+    let check = |source: &str| inspect::check_foreign(&source::normalize(source));
     for source in fine {
+        assert_eq!(check(source), Ok(()), "{source}");
+    }
+    for source in kept {
         assert_eq!(
-            inspect::check_foreign(&jinja::prepare(source)),
-            Ok(()),
+            check(source).unwrap_err().label(),
+            "unsupported",
             "{source}"
         );
     }
-    for source in unbounded {
-        let error = inspect::check_foreign(&jinja::prepare(source)).unwrap_err();
-        assert_eq!(error.label(), "unsupported", "{source}");
-    }
-    assert_eq!(
-        inspect::check_foreign("{% if %}").unwrap_err().label(),
-        "template"
-    );
+    assert_eq!(check("{% if %}").unwrap_err().label(), "template");
 }
 
 #[test]
