@@ -14,7 +14,7 @@ mod fast;
 mod pool;
 mod reference;
 
-pub use pool::{Busy, TokenPool};
+pub use pool::{NotDone, TokenPool};
 
 /// Turns text into the ids that the model's servers compute.
 pub trait Tokenizer: Send + Sync {
