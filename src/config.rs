@@ -366,7 +366,10 @@ fn read_source(model: &mut Section<'_>, base: &Path) -> Option<Source> {
     let repo = model.section("hub", read_repo);
     if model.has("hub") {
         if model.has("folder") {
-            model.complain("hub", "is given beside folder; files come from one of the two");
+            model.complain(
+                "hub",
+                "is given beside folder; files come from one of the two",
+            );
         }
         model.optional::<PathBuf>("folder");
         return repo.map(Source::Hub);

@@ -123,8 +123,18 @@ impl Models {
     fn none_loaded(models: &[config::Model]) -> Self {
         let mut names = HashMap::new();
         for (number, model) in models.iter().enumerate() {
-            names.extend(model.names.iter().map(|name| (name.clone(), (number, false))));
-            names.extend(model.adapters.iter().map(|name| (name.clone(), (number, true))));
+            names.extend(
+                model
+                    .names
+                    .iter()
+                    .map(|name| (name.clone(), (number, false))),
+            );
+            names.extend(
+                model
+                    .adapters
+                    .iter()
+                    .map(|name| (name.clone(), (number, true))),
+            );
         }
         let foreign = |model: &config::Model| model.render.trust_request_chat_template;
         let fixed = Fixed {
@@ -247,7 +257,12 @@ pub fn check(file: &Path, config: &Config) -> Result<(), Complaints> {
             problem: error.to_string(),
         })
     };
-    let complaints: Vec<_> = config.models.iter().enumerate().filter_map(complaint).collect();
+    let complaints: Vec<_> = config
+        .models
+        .iter()
+        .enumerate()
+        .filter_map(complaint)
+        .collect();
     if complaints.is_empty() {
         return Ok(());
     }

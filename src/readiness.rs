@@ -110,9 +110,15 @@ mod tests {
         readiness.remark("model b", Some("is not loaded".into()));
         readiness.remark("model a", Some("is old".into()));
         readiness.remark("model a", Some("is older".into()));
-        assert_eq!(readiness.remarks(), ["model a: is older", "model b: is not loaded"]);
+        assert_eq!(
+            readiness.remarks(),
+            ["model a: is older", "model b: is not loaded"]
+        );
         readiness.remark("model b", None);
         assert_eq!(readiness.remarks(), ["model a: is older"]);
-        assert!(readiness.pending().is_empty(), "a remark is nothing to wait for");
+        assert!(
+            readiness.pending().is_empty(),
+            "a remark is nothing to wait for"
+        );
     }
 }

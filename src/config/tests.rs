@@ -125,7 +125,12 @@ fn text_that_is_not_yaml_is_one_complaint() {
 #[test]
 fn a_model_comes_from_a_folder_or_from_the_hub() {
     let config = parse("models: [{names: [a], folder: x}, {names: [b], hub: {repo: gpt2}}]");
-    let sources: Vec<_> = config.expect("both are right").models.into_iter().map(|m| m.source).collect();
+    let sources: Vec<_> = config
+        .expect("both are right")
+        .models
+        .into_iter()
+        .map(|m| m.source)
+        .collect();
     let repo = Repo {
         id: "gpt2".into(),
         revision: "main".into(),

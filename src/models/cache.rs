@@ -221,7 +221,11 @@ mod tests {
 
         let folder = store(&cache, "main", ONE).await;
         assert_eq!(cache.find(&repo("main")).await, Some(folder.clone()));
-        assert_eq!(cache.find(&repo(ONE)).await, Some(folder), "by its commit as well");
+        assert_eq!(
+            cache.find(&repo(ONE)).await,
+            Some(folder),
+            "by its commit as well"
+        );
         assert_eq!(cache.find(&repo("refs/pr/1")).await, None);
     }
 
@@ -243,7 +247,10 @@ mod tests {
     async fn what_another_process_stored_first_is_taken() {
         let root = tempfile::tempdir().unwrap();
         let cache = Cache::new(root.path());
-        let (mine, other) = (cache.begin(&repo("main")).await, cache.begin(&repo("main")).await);
+        let (mine, other) = (
+            cache.begin(&repo("main")).await,
+            cache.begin(&repo("main")).await,
+        );
         let other = other.unwrap();
         std::fs::write(other.file("tokenizer.json"), "whole").unwrap();
         let folder = other.finish(ONE).await.unwrap();

@@ -35,7 +35,9 @@ const LIST_BYTES_MAX: u64 = 6 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// Before anything was asked.
-    #[error("cannot ask {endpoint}: {reason}; is HF_ENDPOINT right, and are ca-certificates installed?")]
+    #[error(
+        "cannot ask {endpoint}: {reason}; is HF_ENDPOINT right, and are ca-certificates installed?"
+    )]
     Client {
         /// The hub.
         endpoint: String,
@@ -245,7 +247,8 @@ impl Hub {
             url: url.clone(),
             reason,
         };
-        let list: List = serde_json::from_slice(&text).map_err(|error| format(error.to_string()))?;
+        let list: List =
+            serde_json::from_slice(&text).map_err(|error| format(error.to_string()))?;
         match is_commit(&list.sha) {
             true => Ok(list),
             false => Err(format("its sha is not a commit's".to_owned())),
@@ -265,9 +268,15 @@ impl Hub {
         };
         let partial = cache.begin(repo).await.map_err(unwritable)?;
         for wanted in FILES {
-            let entry = list.siblings.iter().find(|entry| entry.rfilename == wanted.name);
+            let entry = list
+                .siblings
+                .iter()
+                .find(|entry| entry.rfilename == wanted.name);
             match entry {
-                Some(entry) => self.save(client, repo, list, (wanted, entry), &partial).await?,
+                Some(entry) => {
+                    self.save(client, repo, list, (wanted, entry), &partial)
+                        .await?
+                }
                 None if !wanted.required => {}
                 None => {
                     return Err(HubError::Missing {
@@ -336,7 +345,10 @@ impl Body {
             let hint = hint(status);
             return Err(HubError::Status { url, status, hint });
         }
-        if response.content_length().is_some_and(|length| length > bytes_max) {
+        if response
+            .content_length()
+            .is_some_and(|length| length > bytes_max)
+        {
             return Err(HubError::TooLong { url, bytes_max });
         }
         Ok(Self {

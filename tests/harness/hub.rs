@@ -81,7 +81,8 @@ impl FakeHub {
     /// A new commit of 40 times this digit, of these files and a big one that nobody wants.
     pub fn commit(&self, digit: char, files: &[(&str, &str)]) -> String {
         let commit = digit.to_string().repeat(40);
-        let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), Bytes::from((*text).to_owned()));
+        let owned =
+            |(name, text): &(&str, &str)| ((*name).to_owned(), Bytes::from((*text).to_owned()));
         let mut files: HashMap<_, _> = files.iter().map(owned).collect();
         files.insert("model.safetensors".into(), Bytes::from_static(b"weights"));
         *self.shared.repository.lock() = Repository {
@@ -131,10 +132,18 @@ impl Shared {
             let given = headers.get("authorization").map(|value| value.as_bytes());
             if given != Some(wanted.as_bytes()) {
                 let headers = [("x-error-code", "GatedRepo")];
-                return Some((StatusCode::UNAUTHORIZED, headers, "Invalid username or password.").into_response());
+                return Some(
+                    (
+                        StatusCode::UNAUTHORIZED,
+                        headers,
+                        "Invalid username or password.",
+                    )
+                        .into_response(),
+                );
             }
         }
-        (*self.mood.lock() == Mood::Broken).then(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+        (*self.mood.lock() == Mood::Broken)
+            .then(|| StatusCode::INTERNAL_SERVER_ERROR.into_response())
     }
 
     fn note(&self, path: String) {
@@ -144,7 +153,11 @@ impl Shared {
 
 type Hub = State<Arc<Shared>>;
 
-async fn list(State(hub): Hub, Path((owner, name, revision)): Path<(String, String, String)>, headers: HeaderMap) -> Response {
+async fn list(
+    State(hub): Hub,
+    Path((owner, name, revision)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
     hub.note(format!("list {owner}/{name}@{revision}"));
     if let Some(refusal) = hub.refuse(&headers) {
         return refusal;
@@ -169,19 +182,30 @@ async fn list(State(hub): Hub, Path((owner, name, revision)): Path<(String, Stri
 }
 
 /// Large files lead to the content network, small ones to another path here, as on the hub.
-async fn resolve(State(hub): Hub, Path((owner, name, revision, file)): Path<(String, String, String, String)>, headers: HeaderMap) -> Response {
+async fn resolve(
+    State(hub): Hub,
+    Path((owner, name, revision, file)): Path<(String, String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
     hub.note(format!("file {owner}/{name}@{revision}: {file}"));
     if let Some(refusal) = hub.refuse(&headers) {
         return refusal;
     }
     let repository = hub.repository.lock();
-    let Some(bytes) = repository.files.get(&file).filter(|_| revision == repository.commit) else {
+    let Some(bytes) = repository
+        .files
+        .get(&file)
+        .filter(|_| revision == repository.commit)
+    else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let (status, location) = match file.as_str() {
         "tokenizer.json" => {
             let content = hub.content.lock().expect("it runs");
-            (StatusCode::FOUND, format!("http://{content}/content/{file}?signature=secret"))
+            (
+                StatusCode::FOUND,
+                format!("http://{content}/content/{file}?signature=secret"),
+            )
         }
         _ => (StatusCode::TEMPORARY_REDIRECT, format!("/moved/{file}")),
     };
@@ -235,5 +259,9 @@ impl Shared {
 
 fn sha256(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

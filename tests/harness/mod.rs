@@ -4,6 +4,7 @@
 
 pub mod envoy;
 pub mod http;
+pub mod hub;
 pub mod pod;
 pub mod publisher;
 
