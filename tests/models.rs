@@ -176,12 +176,7 @@ async fn a_model_comes_from_the_hub_before_requests_are_welcome() {
     assert_eq!(world.id_of_hello("other").err(), Some(Missing::Unknown));
     world.ready().await;
     assert_eq!(world.id_of_hello("m"), Ok(1));
-    let lora = world
-        .models
-        .borrow()
-        .get("m-lora")
-        .ok()
-        .expect("loaded with it");
+    let lora = world.models.borrow().get("m-lora").expect("loaded with it");
     assert_eq!(lora.adapter.as_deref(), Some("m-lora"));
     assert!(world.readiness.remarks().is_empty());
     // The weights are not fetched, and the token stays with the hub.
@@ -450,7 +445,7 @@ async fn a_swapped_folder_is_taken_up_whole_while_requests_run() {
     world.ready().await;
     let old = {
         let named = world.models.borrow().get("m");
-        Arc::downgrade(&named.ok().expect("loaded").model)
+        Arc::downgrade(&named.expect("loaded").model)
     };
     let scheduler = Arc::new(scheduler(&world));
     mounted.swap("..2", 2, 3);

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -166,10 +165,9 @@ impl Partial {
     pub async fn finish(self, commit: &str) -> std::io::Result<PathBuf> {
         let folder = self.of.join(commit);
         match fs::rename(&self.path, &folder).await {
-            // Another process was quicker, with the same files.
-            Err(_) if fs::metadata(&folder).await.is_ok() => Ok(folder),
-            Ok(()) => Ok(folder),
-            Err(error) => Err(Error::new(ErrorKind::Other, error)),
+            Err(error) if fs::metadata(&folder).await.is_err() => Err(error),
+            // Done, or another process was quicker, with the same files.
+            _ => Ok(folder),
         }
     }
 }

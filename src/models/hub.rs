@@ -109,8 +109,8 @@ pub enum HubError {
     },
 }
 
-/// A hub, and who we are there.
-#[derive(Debug, Clone)]
+/// A hub, and who we are there. Not for printing: it has a secret.
+#[derive(Clone)]
 pub struct Hub {
     endpoint: String,
     token: Option<String>,
