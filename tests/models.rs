@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::hub::{FakeHub, Mood};
-use harness::{over, soon};
+use harness::{PATIENCE, over, soon};
 use kvscout::choice::Basis;
 use kvscout::config::{Config, Engine, Model, RenderSettings, Repo, Source};
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
@@ -16,6 +16,7 @@ use kvscout::metrics::Metrics;
 use kvscout::models::{Hub, Loader, Missing, Models};
 use kvscout::readiness::Readiness;
 use kvscout::scheduler::{Ask, Scheduler};
+use kvscout::tokens::TokenPool;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -410,14 +411,18 @@ impl Mounted {
     }
 }
 
-fn scheduler(world: &World) -> Scheduler {
+/// A scheduler, and its pool: it reads one long prompt at a time and lets others wait so long.
+fn scheduler(world: &World, wait_max: Duration) -> (Scheduler, Arc<TokenPool>) {
+    let pool = TokenPool::new(1, 64, wait_max, world.metrics.tokenizer());
+    let pool = Arc::new(pool);
     let address = SocketAddr::from(([127, 0, 0, 1], 8000));
     let endpoint = Endpoint::new(EndpointId(0), "pod-0".into(), address, None);
     let fleet = Fleet {
         endpoints: vec![Arc::new(endpoint)],
     };
     let (_, fleet) = watch::channel(Arc::new(fleet));
-    over(fleet, world.models.clone(), world.metrics.clone())
+    let (models, metrics) = (world.models.clone(), world.metrics.clone());
+    (over(fleet, models, pool.clone(), metrics), pool)
 }
 
 /// A chat for "m", of which so many bytes are blank.
@@ -447,7 +452,7 @@ async fn a_swapped_folder_is_taken_up_whole_while_requests_run() {
         let named = world.models.borrow().get("m");
         Arc::downgrade(&named.expect("loaded").model)
     };
-    let scheduler = Arc::new(scheduler(&world));
+    let scheduler = Arc::new(scheduler(&world, PATIENCE).0);
     mounted.swap("..2", 2, 3);
     // Short ones in place and long ones on the pool, until the new template shows: "hello" and
     // its marks are 2 tokens before and 4 after, and nothing else ever.
@@ -489,6 +494,64 @@ async fn requests_for_a_model_that_is_not_loaded_go_by_load_and_say_so() {
         no_hub(),
     );
     world.ready().await;
-    let placed = scheduler(&world).place(chat(0)).await.expect("placed");
+    let placed = scheduler(&world, PATIENCE)
+        .0
+        .place(chat(0))
+        .await
+        .expect("placed");
     assert_eq!(placed.choice().basis, Basis::LoadOnly("model_not_loaded"));
+}
+
+#[tokio::test]
+async fn what_no_core_begins_in_time_goes_by_load_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_folder(folder.path(), 1, 0);
+    let world = World::start(
+        vec![model("m", Source::Folder(folder.path().into()))],
+        no_hub(),
+    );
+    world.ready().await;
+    let (scheduler, pool) = scheduler(&world, Duration::from_millis(20));
+    let (go, held) = std::sync::mpsc::sync_channel::<()>(1);
+    let holding = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.run(TokenPool::LONG, move || held.recv().is_ok()).await }
+    });
+    soon("the only core is taken", async {
+        while pool.working() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let long = scheduler.place(chat(20_000)).await.expect("placed");
+    assert_eq!(long.choice().basis, Basis::LoadOnly("tokenizer_wait"));
+    let short = scheduler.place(chat(0)).await.expect("placed");
+    assert_eq!(
+        short.choice().basis,
+        Basis::Overlap,
+        "short ones need no turn"
+    );
+    go.send(()).expect("it waits");
+    assert_eq!(holding.await.expect("it ends"), Ok(true));
+    let long = scheduler.place(chat(20_000)).await.expect("placed");
+    assert_eq!(long.choice().basis, Basis::Overlap);
+}
+
+#[tokio::test]
+async fn a_template_that_a_request_brings_never_runs_on_the_runtime() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_folder(folder.path(), 1, 0);
+    for (trusts, waits) in [(false, 0), (true, 1)] {
+        let mut model = model("m", Source::Folder(folder.path().into()));
+        model.render.trust_request_chat_template = trusts;
+        let world = World::start(vec![model], no_hub());
+        world.ready().await;
+        let placed = scheduler(&world, PATIENCE)
+            .0
+            .place(chat(0))
+            .await
+            .expect("placed");
+        assert_eq!(placed.choice().basis, Basis::Overlap);
+        assert!(world.counts(&format!("kvscout_tokenizer_wait_seconds_count {waits}")));
+    }
 }

@@ -129,20 +129,22 @@ fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
 /// A scheduler that knows no model, so that load decides.
 fn scheduler(fleet: watch::Receiver<Arc<Fleet>>) -> Scheduler {
     let (_, models) = watch::channel(Arc::default());
-    over(fleet, models, Arc::default())
+    let metrics = Arc::<Metrics>::default();
+    let pool = TokenPool::of_all_cores(64, PATIENCE, metrics.tokenizer());
+    over(fleet, models, Arc::new(pool), metrics)
 }
 
-/// A scheduler of these models, whose prompts wait for any core.
+/// A scheduler that reads prompts of these models on this pool.
 pub fn over(
     fleet: watch::Receiver<Arc<Fleet>>,
     models: watch::Receiver<Arc<Models>>,
+    pool: Arc<TokenPool>,
     metrics: Arc<Metrics>,
 ) -> Scheduler {
-    let pool = TokenPool::of_all_cores(64, PATIENCE, metrics.tokenizer());
     Scheduler::new(Parts {
         fleet,
         index: Arc::default(),
-        reader: Reader::new(models, Arc::new(pool)),
+        reader: Reader::new(models, pool),
         policy: Config::default().policy,
         decision_max: PATIENCE,
         metrics,
