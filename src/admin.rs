@@ -42,11 +42,17 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
-    match admin.readiness.pending().as_slice() {
-        [] => (StatusCode::OK, "ready\n".into()),
+    let (status, mut said) = match admin.readiness.pending().as_slice() {
+        [] => (StatusCode::OK, "ready\n".to_owned()),
         pending => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!("waiting for {}\n", pending.join(", ")),
         ),
+    };
+    // What lowers precision and keeps no request away.
+    for remark in admin.readiness.remarks() {
+        said.push_str(&remark);
+        said.push('\n');
     }
+    (status, said)
 }

@@ -23,8 +23,10 @@ use crate::fleet::Fleet;
 use crate::fleet::fixed::FleetFile;
 use crate::index::Index;
 use crate::metrics::{EndpointSizes, Metrics, Sizes};
+use crate::models::{Hub, Loader, Models};
 use crate::readiness::Readiness;
 use crate::scheduler::{Parts, Reader, Scheduler};
+use crate::tokens::TokenPool;
 
 /// Where we listen, with the ports that port 0 became.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +54,12 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// After the drain limit: from "no more time" to the end of every task.
 const JOIN_MAX: Duration = Duration::from_secs(5);
 
-/// Loads models and fleet, binds every port, and starts.
+/// Reads the fleet, binds every port, and starts. Models load meanwhile.
 ///
 /// # Errors
-/// Whatever an operator must mend: a taken port, a bad fleet file, a model folder that cannot be
-/// loaded; each says which.
+/// Whatever an operator must mend: a taken port, a bad fleet file; each says which.
 pub async fn build(config: Config) -> anyhow::Result<App> {
     let (fleet_file, fleet) = FleetFile::open(&config.fleet_file)?;
-    let reader = Reader::load(&config).await?;
     let [ext_proc, health_port, admin_port] = bind(&config).await?;
     let bound = Bound {
         ext_proc: ext_proc.local_addr()?,
@@ -69,10 +69,16 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
 
     let (metrics, index) = (Arc::new(Metrics::default()), Arc::new(Index::default()));
     let (readiness, health) = (Readiness::default(), Health::new().await);
+    let (loader, models) = Loader::new(&config, Hub::from_env(), &metrics, &readiness);
+    let pool = Arc::new(TokenPool::of_all_cores(
+        config.limits.tokenizer_queue_max,
+        Duration::from_millis(config.limits.tokenizer_wait_ms_max),
+        metrics.tokenizer(),
+    ));
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
         index: index.clone(),
-        reader,
+        reader: Reader::new(models.clone(), pool.clone()),
         policy: config.policy.clone(),
         decision_max: Duration::from_millis(config.limits.decision_ms_max),
         metrics: metrics.clone(),
@@ -91,6 +97,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         fleet_file.run().await;
         Ok(())
     });
+    app.spawn("models", loader.run());
     if config.events.source == EventSourceKind::Zmq {
         let listeners = listeners(&config, &fleet, &index, &metrics, &app.readiness);
         app.spawn("events", async {
@@ -113,7 +120,9 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     });
     let admin = Admin {
         metrics: metrics.handle(),
-        observe: Arc::new(move || observe(&metrics, &index, &fleet.borrow())),
+        observe: Arc::new(move || {
+            observe(&metrics, &index, &fleet.borrow(), &models.borrow(), &pool);
+        }),
         readiness: app.readiness.clone(),
     };
     app.spawn("admin", async {
@@ -268,7 +277,7 @@ async fn report_readiness(
     }
 }
 
-fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet) {
+fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet, models: &Models, pool: &TokenPool) {
     let size = index.size();
     let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
         name: &endpoint.name,
@@ -280,6 +289,9 @@ fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet) {
     metrics.observe(&Sizes {
         index_blocks: size.blocks,
         index_pairs: size.pairs,
+        tokenizer_waiting: pool.waiting(),
+        tokenizer_working: pool.working(),
+        models: models.states().collect(),
         endpoints: endpoints.collect(),
     });
 }

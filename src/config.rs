@@ -25,6 +25,8 @@ pub struct Config {
     pub fleet_file: PathBuf,
     /// Served models whose prompts can be scored. Others are routed by load alone.
     pub models: Vec<Model>,
+    /// Where the files of the hub's models are kept.
+    pub models_cache: PathBuf,
     /// Where KV events come from.
     pub events: Events,
     /// How to choose.
@@ -72,12 +74,30 @@ pub struct Model {
     pub names: Vec<String>,
     /// Adapters served beside it, by the names that requests give, in order of loading.
     pub adapters: Vec<String>,
-    /// `tokenizer.json`, `tokenizer_config.json` and perhaps `chat_template.jinja`.
-    pub folder: PathBuf,
+    /// Where its files come from.
+    pub source: Source,
     /// What tokenizes.
     pub engine: Engine,
     /// The server's flags that decide what its prompts look like.
     pub render: RenderSettings,
+}
+
+/// Where a model's `tokenizer.json`, `tokenizer_config.json` and chat templates come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A folder; read again when it changes.
+    Folder(PathBuf),
+    /// The Hugging Face hub; fetched once.
+    Hub(Repo),
+}
+
+/// A model's repository on the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repo {
+    /// `owner/name`; a few old ones have no owner.
+    pub id: String,
+    /// A branch, a tag or a commit.
+    pub revision: String,
 }
 
 /// A tokenizer implementation.
@@ -146,6 +166,8 @@ pub struct Limits {
     pub tokenizer_queue_max: usize,
     /// Bytes that each model's segment cache may take; 0 turns it off.
     pub token_cache_bytes_max: u64,
+    /// Milliseconds that one waits; then it goes by load.
+    pub tokenizer_wait_ms_max: u64,
     /// Milliseconds from "not ready" to the first refusal after SIGTERM.
     pub drain_notice_ms: u64,
     /// Milliseconds that running exchanges then get to end.
@@ -183,6 +205,7 @@ impl Default for Config {
             tls: Tls::SelfSigned,
             fleet_file: "fleet.yaml".into(),
             models: Vec::new(),
+            models_cache: "/var/cache/kvscout/models".into(),
             events: Events {
                 source: EventSourceKind::Zmq,
                 topic: String::new(),
@@ -199,6 +222,9 @@ impl Default for Config {
                 exchanges_max: 10_000,
                 tokenizer_queue_max: 256,
                 token_cache_bytes_max: TOKEN_CACHE_BYTES_MAX,
+                // A miss costs the prefill of a few thousand tokens, some 100 ms: a longer
+                // wait would cost more than it can save.
+                tokenizer_wait_ms_max: 50,
                 drain_notice_ms: 5_000,
                 drain_ms_max: 30_000,
             },
@@ -250,6 +276,10 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
                 .unwrap_or(defaults.fleet_file),
         ),
         models: read_models(root, folder),
+        models_cache: folder.join(
+            root.optional::<PathBuf>("models_cache")
+                .unwrap_or(defaults.models_cache),
+        ),
         events: root
             .section("events", |events| Some(read_events(events)))
             .unwrap_or(defaults.events),
@@ -322,20 +352,65 @@ fn read_models(root: &mut Section<'_>, folder: &Path) -> Vec<Model> {
                 );
             }
         }
-        let what = "the folder that holds tokenizer.json and tokenizer_config.json";
-        let folder = folder.join(model.required::<PathBuf>("folder", what)?);
-        if !folder.join("tokenizer.json").is_file() {
-            let problem = format!("{} holds no tokenizer.json", folder.display());
-            model.complain("folder", problem);
-        }
+        // The others first, so that their complaints come as well.
+        let engine = model.word("engine", print::ENGINES, Engine::Fast);
+        let render = read_render(model);
         Some(Model {
             names,
             adapters,
-            folder,
-            engine: model.word("engine", print::ENGINES, Engine::Fast),
-            render: read_render(model),
+            source: read_source(model, folder)?,
+            engine,
+            render,
         })
     })
+}
+
+/// Whether the files can be had is not a question of the configuration: they may come later.
+fn read_source(model: &mut Section<'_>, base: &Path) -> Option<Source> {
+    let what = "the folder that holds tokenizer.json and tokenizer_config.json (or hub: {repo, \
+        revision})";
+    let repo = model.section("hub", read_repo);
+    if model.has("hub") {
+        if model.has("folder") {
+            model.complain(
+                "hub",
+                "is given beside folder; files come from one of the two",
+            );
+        }
+        model.optional::<PathBuf>("folder");
+        return repo.map(Source::Hub);
+    }
+    let folder = model.required::<PathBuf>("folder", what)?;
+    Some(Source::Folder(base.join(folder)))
+}
+
+fn read_repo(hub: &mut Section<'_>) -> Option<Repo> {
+    let id = hub.required::<String>("repo", "owner/name, as the hub's page shows it");
+    let revision = hub.get("revision", "main".to_owned());
+    if !is_path(&revision, 255) {
+        let problem = format!("{revision:?} is not a branch, a tag or a commit");
+        hub.complain("revision", problem);
+    }
+    let id = id?;
+    // Without "--", which stands for the slash where a repository becomes a folder.
+    if !is_path(&id, 96) || id.split('/').count() > 2 || id.contains("--") {
+        hub.complain("repo", format!("{id:?} is not owner/name"));
+    }
+    Some(Repo { id, revision })
+}
+
+/// Plain parts between slashes: safe as a path and within an address. The hub allows 96 bytes
+/// for a repository (`validate_repo_id` of huggingface_hub), git 255 for a name's part.
+fn is_path(text: &str, bytes_max: usize) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.chars().all(plain)
+            && !part.starts_with(['.', '-'])
+            && !part.ends_with(['.', '-'])
+            && !part.contains("..")
+    };
+    text.len() <= bytes_max && text.split('/').all(part)
 }
 
 /// The keys are vLLM's flags; the types say what each takes.
@@ -398,6 +473,11 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
             "token_cache_bytes_max",
             (0, 1 << 40),
             defaults.token_cache_bytes_max,
+        ),
+        tokenizer_wait_ms_max: limits.within(
+            "tokenizer_wait_ms_max",
+            (0, 600_000),
+            defaults.tokenizer_wait_ms_max,
         ),
         drain_notice_ms: limits.within("drain_notice_ms", (0, 600_000), defaults.drain_notice_ms),
         drain_ms_max: limits.within("drain_ms_max", (0, 3_600_000), defaults.drain_ms_max),

@@ -37,6 +37,7 @@ pub mod readiness;
 pub mod proto;
 pub mod prompt;
 pub mod tokens;
+pub mod models;
 pub mod blocks;
 pub mod fleet;
 pub mod index;

@@ -64,6 +64,16 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         Unit::Count,
         "Times that an endpoint's picture was thrown away",
     ),
+    (
+        "kvscout_model_loads_total",
+        Unit::Count,
+        "Times that a model's files were loaded, by model; more than one is a reload",
+    ),
+    (
+        "kvscout_model_load_failures_total",
+        Unit::Count,
+        "Times that a model's files could not be had or loaded, by model",
+    ),
 ];
 const GAUGES: &[(&str, Unit, &str)] = &[
     (
@@ -102,6 +112,21 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         Unit::Bytes,
         "Undecoded events that wait here, by endpoint",
     ),
+    (
+        "kvscout_model_loaded",
+        Unit::Count,
+        "1 for a model whose prompts can be read, else 0",
+    ),
+    (
+        "kvscout_tokenizer_waiting",
+        Unit::Count,
+        "Long prompts that wait for a core to read them",
+    ),
+    (
+        "kvscout_tokenizer_working",
+        Unit::Count,
+        "Long prompts that are being read; the cores are the most",
+    ),
 ];
 const HISTOGRAMS: &[(&str, Unit, &str)] = &[
     (
@@ -113,6 +138,16 @@ const HISTOGRAMS: &[(&str, Unit, &str)] = &[
         "kvscout_event_lag_seconds",
         Unit::Seconds,
         "From the engine's clock to our index, by endpoint",
+    ),
+    (
+        "kvscout_tokenizer_wait_seconds",
+        Unit::Seconds,
+        "That long prompts waited for a core, those that gave up included",
+    ),
+    (
+        "kvscout_tokenizer_work_seconds",
+        Unit::Seconds,
+        "That reading a prompt took, without the wait",
     ),
 ];
 
@@ -200,6 +235,29 @@ impl Metrics {
         self.decision.record(took);
     }
 
+    /// What is counted of one model.
+    #[must_use]
+    pub fn model(&self, name: &str) -> ModelMetrics {
+        let by = [("model", name)];
+        ModelMetrics {
+            loads: self.counter("kvscout_model_loads_total", &by),
+            failures: self.counter("kvscout_model_load_failures_total", &by),
+        }
+    }
+
+    /// What is measured where prompts are read.
+    #[must_use]
+    pub fn tokenizer(&self) -> TokenizerMetrics {
+        let histogram = |family| {
+            self.recorder
+                .register_histogram(&key(family, &[]), &METADATA)
+        };
+        TokenizerMetrics {
+            wait: histogram("kvscout_tokenizer_wait_seconds"),
+            work: histogram("kvscout_tokenizer_work_seconds"),
+        }
+    }
+
     /// What is counted of one endpoint; held by whoever works for it.
     #[must_use]
     pub fn endpoint(&self, name: &str) -> EndpointMetrics {
@@ -246,6 +304,14 @@ impl Metrics {
             .set(sizes.index_blocks as f64);
         self.gauge("kvscout_index_pairs", &[])
             .set(sizes.index_pairs as f64);
+        self.gauge("kvscout_tokenizer_waiting", &[])
+            .set(sizes.tokenizer_waiting as f64);
+        self.gauge("kvscout_tokenizer_working", &[])
+            .set(sizes.tokenizer_working as f64);
+        for (model, loaded) in &sizes.models {
+            self.gauge("kvscout_model_loaded", &[("model", model)])
+                .set(if *loaded { 1.0 } else { 0.0 });
+        }
         for one in &sizes.endpoints {
             let by = [("endpoint", one.name)];
             self.gauge("kvscout_endpoint_requests", &by)
@@ -270,6 +336,12 @@ pub struct Sizes<'a> {
     pub index_blocks: usize,
     /// (endpoint, engine hash) pairs.
     pub index_pairs: usize,
+    /// Long prompts that wait to be read.
+    pub tokenizer_waiting: usize,
+    /// Long prompts that are being read.
+    pub tokenizer_working: usize,
+    /// Every configured model's first name, and whether it is loaded.
+    pub models: Vec<(&'a str, bool)>,
     /// One per endpoint of the fleet.
     pub endpoints: Vec<EndpointSizes<'a>>,
 }
@@ -287,6 +359,22 @@ pub struct EndpointSizes<'a> {
     pub queued_tokens: u64,
     /// Different blocks that its picture holds.
     pub blocks: usize,
+}
+
+/// What is counted of one model.
+pub struct ModelMetrics {
+    /// `kvscout_model_loads_total`.
+    pub loads: Counter,
+    /// `kvscout_model_load_failures_total`.
+    pub failures: Counter,
+}
+
+/// What is measured where prompts are read.
+pub struct TokenizerMetrics {
+    /// `kvscout_tokenizer_wait_seconds`.
+    pub wait: Histogram,
+    /// `kvscout_tokenizer_work_seconds`.
+    pub work: Histogram,
 }
 
 /// What is counted of one endpoint.

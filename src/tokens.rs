@@ -15,7 +15,7 @@ mod pool;
 mod reference;
 mod segments;
 
-pub use pool::{Busy, TokenPool};
+pub use pool::{NotDone, TokenPool};
 use segments::Segmented;
 use segments::cuts::Cuts;
 

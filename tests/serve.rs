@@ -41,8 +41,13 @@ struct Served {
 
 impl Served {
     fn start(args: &[&str]) -> Self {
+        Self::start_with(args, &[])
+    }
+
+    fn start_with(args: &[&str], environment: &[(&str, String)]) -> Self {
         let mut child = kvscout(&["serve"])
             .args(args)
+            .envs(environment.iter().map(|(name, value)| (*name, value)))
             .stderr(Stdio::piped())
             .spawn()
             .expect("kvscout runs");
@@ -199,19 +204,119 @@ fn what_cannot_be_served_is_said_before_anything_listens() {
         "{said}"
     );
 
-    let model = output(&[
-        "serve",
-        "--config",
-        &config,
-        "--model",
-        "/model/qwen=/nonexistent",
-    ]);
+    let model = output(&["serve", "--config", &config, "--model", "/model/qwen"]);
     assert_eq!(model.status.code(), Some(2));
-    assert!(
-        text(&model.stderr).contains("holds no tokenizer.json"),
-        "{}",
-        text(&model.stderr)
+    let said = text(&model.stderr);
+    assert!(said.contains("is not NAME=DIR"), "{said}");
+}
+
+#[test]
+fn check_loads_what_serve_would_load() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), "fleet.yaml", "endpoints: [{}]");
+    write(
+        folder.path(),
+        "tokenizer_config.json",
+        "{\"chat_template\": \"{% if %}\"}",
     );
+    let models = "models: [{names: [a], folder: nowhere}, {names: [b], folder: .}, {names: [c], hub: {repo: a/b}}]";
+    let config = write(folder.path(), "bad.yaml", models);
+    let checked = output(&["check", &config]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = text(&checked.stderr);
+    for part in [
+        "bad.yaml: models[0].folder: ",
+        "nowhere/tokenizer_config.json",
+        "bad.yaml: models[1].folder: the chat template \"default\" does not compile",
+        "fleet.yaml: line 1: endpoints[0].address",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert!(!said.contains("models[2]"), "the hub is not asked: {said}");
+    write(folder.path(), "fleet.yaml", "endpoints: []");
+    let qwen = harness::tokenizer();
+    let models = format!(
+        "models: [{{names: [a], folder: {:?}}}]",
+        qwen.display().to_string()
+    );
+    assert_checks(
+        &write(folder.path(), "good.yaml", &models),
+        "1 models, 0 endpoints",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_does_not_load_is_named_and_mends_without_a_restart() {
+    let hub = harness::hub::FakeHub::start().await;
+    let qwen = harness::tokenizer();
+    let read = |name: &str| std::fs::read_to_string(qwen.join(name)).expect("run make setup");
+    let files = ["tokenizer.json", "tokenizer_config.json"].map(|name| (name, read(name)));
+    hub.commit(
+        '1',
+        &files.each_ref().map(|(name, text)| (*name, text.as_str())),
+    );
+    hub.set_mood(harness::hub::Mood::Broken);
+    hub.require("hf_secret");
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), "fleet.yaml", "endpoints: []");
+    let models = "models_cache: cache\nmodels:\n  - {names: [far], hub: {repo: owner/name}}\n  - {names: [near], folder: near}\n";
+    let config = write(
+        folder.path(),
+        "kvscout.yaml",
+        &format!("{ANY_PORT}{models}"),
+    );
+    let set = [
+        ("HF_ENDPOINT", hub.endpoint()),
+        ("HF_TOKEN", "hf_secret".to_owned()),
+    ];
+    let served = Served::start_with(&["--config", &config], &set);
+    let admin = served.admin();
+    let get = async |path: &str| {
+        let answer = harness::http::get(admin, path).await;
+        (answer.status, text(&answer.body))
+    };
+    let until = async |what: &str, condition: &dyn Fn(u16, &str) -> bool| {
+        harness::soon(what, async {
+            loop {
+                let (status, said) = get("/readyz").await;
+                if condition(status, &said) {
+                    return said;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    };
+    let said = until("ready all the same", &|status, _| status == 200).await;
+    assert!(said.starts_with("ready\n"), "{said}");
+    for part in [
+        "\nmodel far: is not loaded, so that load decides: http://127.0.0.1:",
+        "500 Internal Server Error",
+        "\nmodel near: is not loaded, so that load decides: ",
+        "near/tokenizer_config.json",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert!(
+        get("/metrics")
+            .await
+            .1
+            .contains("kvscout_model_loaded{model=\"far\"} 0")
+    );
+
+    hub.set_mood(harness::hub::Mood::Fine);
+    std::os::unix::fs::symlink(&qwen, folder.path().join("near")).expect("a link");
+    until("both are loaded", &|_, said| said == "ready\n").await;
+    let metrics = get("/metrics").await.1;
+    for line in [
+        "kvscout_model_loaded{model=\"far\"} 1",
+        "kvscout_model_loaded{model=\"near\"} 1",
+        "kvscout_model_load_failures_total{model=\"near\"}",
+        "kvscout_tokenizer_waiting 0",
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+    assert!(folder.path().join("cache/owner--name").is_dir());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use harness::http::{self, Answer, full, post};
 use harness::publisher::Publisher;
 use harness::{PATIENCE, soon, tokenizer};
 use kvscout::app::{self, Bound};
-use kvscout::config::{Config, Engine, Model, RenderSettings, Replies};
+use kvscout::config::{Config, Engine, Model, RenderSettings, Replies, Source};
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::server::{self, Server};
 use kvscout_sim::timing::Timing;
@@ -94,7 +94,7 @@ impl World {
         config.models.push(Model {
             names: vec![MODEL.into()],
             adapters: Vec::new(),
-            folder: tokenizer(),
+            source: Source::Folder(tokenizer()),
             engine: Engine::Fast,
             render: RenderSettings::default(),
         });

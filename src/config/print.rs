@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Config, Engine, EventSourceKind, LogFormat, Model, Strategy, Tls};
+use super::{Config, Engine, EventSourceKind, LogFormat, Model, Source, Strategy, Tls};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TlsMode {
@@ -70,6 +70,7 @@ impl Config {
             tls = tls,
             fleet_file = quote(self.fleet_file.display()),
             models = models,
+            models_cache = quote(self.models_cache.display()),
             source = word(EVENT_SOURCES, &self.events.source),
             topic = quote(&self.events.topic),
             queue_bytes_max = self.events.queue_bytes_max,
@@ -81,6 +82,7 @@ impl Config {
             exchanges_max = self.limits.exchanges_max,
             tokenizer_queue_max = self.limits.tokenizer_queue_max,
             token_cache_bytes_max = self.limits.token_cache_bytes_max,
+            tokenizer_wait_ms_max = self.limits.tokenizer_wait_ms_max,
             drain_notice_ms = self.limits.drain_notice_ms,
             drain_ms_max = self.limits.drain_ms_max,
             decision_header = self.replies.decision_header,
@@ -92,7 +94,13 @@ impl Config {
 fn write_model(to: &mut String, model: &Model) -> std::fmt::Result {
     writeln!(to, "  - names: {}", serde_json::json!(model.names))?;
     writeln!(to, "    adapters: {}", serde_json::json!(model.adapters))?;
-    writeln!(to, "    folder: {}", quote(model.folder.display()))?;
+    match &model.source {
+        Source::Folder(folder) => writeln!(to, "    folder: {}", quote(folder.display()))?,
+        Source::Hub(repo) => {
+            let (id, revision) = (quote(&repo.id), quote(&repo.revision));
+            writeln!(to, "    hub: {{repo: {id}, revision: {revision}}}")?;
+        }
+    }
     writeln!(to, "    engine: {}", word(ENGINES, &model.engine))?;
     writeln!(to, "    server: {}", serde_json::json!(model.render))
 }

@@ -13,8 +13,6 @@ fn an_empty_file_means_the_defaults() {
 
 #[test]
 fn what_is_printed_reads_back() {
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
     let mut kwargs = serde_json::Map::new();
     kwargs.insert("enable_thinking".into(), false.into());
     let config = Config {
@@ -22,18 +20,31 @@ fn what_is_printed_reads_back() {
             cert: "/etc/tls.crt".into(),
             key: "/etc/tls.key".into(),
         },
-        models: vec![Model {
-            names: vec!["/model/qwen".into(), "no".into()],
-            adapters: vec!["sql: lora".into()],
-            folder: folder.path().into(),
-            engine: Engine::Reference,
-            render: RenderSettings {
-                default_chat_template_kwargs: kwargs,
-                exclude_tools_when_tool_choice_none: true,
-                max_model_len: Some(32768),
-                ..RenderSettings::default()
+        models: vec![
+            Model {
+                names: vec!["/model/qwen".into(), "no".into()],
+                adapters: vec!["sql: lora".into()],
+                source: Source::Folder("/model/qwen".into()),
+                engine: Engine::Reference,
+                render: RenderSettings {
+                    default_chat_template_kwargs: kwargs,
+                    exclude_tools_when_tool_choice_none: true,
+                    max_model_len: Some(32768),
+                    ..RenderSettings::default()
+                },
             },
-        }],
+            Model {
+                names: vec!["qwen3".into()],
+                adapters: Vec::new(),
+                source: Source::Hub(Repo {
+                    id: "Qwen/Qwen3-8B".into(),
+                    revision: "refs/pr/3".into(),
+                }),
+                engine: Engine::Fast,
+                render: RenderSettings::default(),
+            },
+        ],
+        models_cache: "/cache".into(),
         policy: Policy {
             strategy: Strategy::Default,
             matching_ratio_min: 0.25,
@@ -66,6 +77,11 @@ models:
   - folder: /nonexistent
     names: [b, b]
     server: {temperature: 1}
+  - names: [c]
+    hub: {repo: 'https://hub/a/b', revision: ../x}
+  - names: [d]
+    hub: {repo: a/b}
+    folder: here
 limits: 7
 tls:
   mode: files
@@ -77,11 +93,13 @@ tls:
         "line 5: policy.strategy: \"FASTEST\" is not one of PREFIX_CACHE, DEFAULT",
         "line 6: policy.matching_ratio_min: 2 is not within 0 and 1",
         "line 8: models[0].folder: is missing",
-        "line 9: models[1].folder: /nonexistent holds no tokenizer.json",
         "line 10: models[1].names: \"b\" is given twice",
         "line 11: models[1].server: unknown field `temperature`",
-        "line 12: limits: must be a mapping",
-        "line 14: tls.mode: files needs both cert and key",
+        "line 13: models[2].hub.repo: \"https://hub/a/b\" is not owner/name",
+        "line 13: models[2].hub.revision: \"../x\" is not a branch",
+        "line 15: models[3].hub: is given beside folder",
+        "line 17: limits: must be a mapping",
+        "line 19: tls.mode: files needs both cert and key",
     ];
     for start in starts {
         assert!(
@@ -102,4 +120,20 @@ fn text_that_is_not_yaml_is_one_complaint() {
             .len(),
         1
     );
+}
+
+#[test]
+fn a_model_comes_from_a_folder_or_from_the_hub() {
+    let config = parse("models: [{names: [a], folder: x}, {names: [b], hub: {repo: gpt2}}]");
+    let sources: Vec<_> = config
+        .expect("both are right")
+        .models
+        .into_iter()
+        .map(|m| m.source)
+        .collect();
+    let repo = Repo {
+        id: "gpt2".into(),
+        revision: "main".into(),
+    };
+    assert_eq!(sources, [Source::Folder("x".into()), Source::Hub(repo)]);
 }

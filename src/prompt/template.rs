@@ -75,6 +75,8 @@ pub struct Renderer {
     templates: Vec<Template>,
     /// The one that `--chat-template` gives.
     given: Option<Template>,
+    /// The one of `chat_template.json`.
+    of_processor: Option<Template>,
 }
 
 /// A compiled template's name in the environment, and what its text tells.
@@ -124,8 +126,10 @@ impl Chosen {
 }
 
 impl Renderer {
-    /// Reads `tokenizer_config.json` and, where it is there, `chat_template.jinja`, which wins.
-    /// A folder without a template renders completions only.
+    /// Reads `tokenizer_config.json` and, where it is there, `chat_template.jinja`, which wins;
+    /// `chat_template.json` is an older form of multimodal models' processors, and wins where
+    /// there are no tools (`resolve_chat_template` of vLLM 0.33, renderers/hf.py). A folder
+    /// without a template renders completions only.
     ///
     /// # Errors
     /// A [`RendererError`] that names the file or the template.
@@ -160,7 +164,12 @@ impl Renderer {
                 });
             }
         };
-        Self::new(sources, special_tokens(config), settings, clock)
+        let mut renderer = Self::new(sources, special_tokens(config), settings, clock)?;
+        if let Some(source) = processor_template(folder)? {
+            let compiled = compile(&mut renderer.environment, PROCESSOR_FILE, &source)?;
+            renderer.of_processor = Some(compiled);
+        }
+        Ok(renderer)
     }
 
     /// From templates by name, and the special tokens that templates may print by name.
@@ -174,21 +183,7 @@ impl Renderer {
         clock: Clock,
     ) -> Result<Self, RendererError> {
         let mut environment = jinja::environment(clock, FUEL_MAX);
-        let mut compile = |name: &str, source: &str| {
-            if source::is_deep(source) {
-                return Err(RendererError::Compile {
-                    name: name.to_owned(),
-                    reason: "an expression of more than 2000 tokens, or 500 elifs".to_owned(),
-                });
-            }
-            environment
-                .add_template_owned(name.to_owned(), jinja::prepare(source))
-                .map_err(|error| RendererError::Compile {
-                    name: name.to_owned(),
-                    reason: error.to_string(),
-                })?;
-            Ok(Template::new(name, source))
-        };
+        let mut compile = |name: &str, source: &str| compile(&mut environment, name, source);
         let templates: Vec<Template> = sources
             .iter()
             .map(|(name, source)| compile(name, source))
@@ -212,6 +207,7 @@ impl Renderer {
             environment,
             templates,
             given,
+            of_processor: None,
         })
     }
 
@@ -238,10 +234,13 @@ impl Renderer {
                 from_request = true;
                 Some(Template::new("the request's", source))
             }
-            None => self.given.clone().or_else(|| match has_tools && several {
-                true => by_name("tool_use").or_else(|| by_name("default")).cloned(),
-                false => by_name("default").cloned(),
-            }),
+            None => {
+                let given = self.given.as_ref();
+                let given = given.or(self.of_processor.as_ref().filter(|_| !has_tools));
+                let of_tools = || by_name("tool_use").filter(|_| has_tools && several);
+                let of_model = || of_tools().or_else(|| by_name("default"));
+                given.or_else(of_model).cloned()
+            }
         };
         let template = template
             .ok_or_else(|| PromptError::Template("the model's folder has none".to_owned()))?;
@@ -296,6 +295,48 @@ impl Renderer {
             None => Ok(text),
             Some(last) => resume::cut(&text, &last),
         }
+    }
+}
+
+fn compile(
+    environment: &mut Environment<'static>,
+    name: &str,
+    source: &str,
+) -> Result<Template, RendererError> {
+    if source::is_deep(source) {
+        return Err(RendererError::Compile {
+            name: name.to_owned(),
+            reason: "an expression of more than 2000 tokens, or 500 elifs".to_owned(),
+        });
+    }
+    environment
+        .add_template_owned(name.to_owned(), jinja::prepare(source))
+        .map_err(|error| RendererError::Compile {
+            name: name.to_owned(),
+            reason: error.to_string(),
+        })?;
+    Ok(Template::new(name, source))
+}
+
+const PROCESSOR_FILE: &str = "chat_template.json";
+
+/// What `chat_template.json` gives, where it is there.
+fn processor_template(folder: &Path) -> Result<Option<String>, RendererError> {
+    let path = folder.join(PROCESSOR_FILE);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(RendererError::Read { path, source }),
+    };
+    let format = |reason: String| RendererError::Format {
+        path: path.clone(),
+        reason,
+    };
+    let json = Json::loads_bytes(&text).map_err(|error| format(error.to_string()))?;
+    let template = json.as_object().and_then(|json| json.get("chat_template"));
+    match template.and_then(Json::as_str) {
+        Some(template) => Ok(Some(template.to_owned())),
+        None => Err(format("chat_template is not a text".to_owned())),
     }
 }
 

@@ -3,9 +3,12 @@ use std::net::SocketAddr;
 use super::*;
 use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
-use crate::config::{Config, Model, RenderSettings};
+use crate::config::{Config, Model, RenderSettings, Source};
 use crate::fleet::EventAddress;
 use crate::fleet::Trust;
+use crate::models::{Hub, Loader};
+use crate::readiness::Readiness;
+use crate::tokens::TokenPool;
 
 const MODEL: &str = "/model/qwen";
 
@@ -33,12 +36,12 @@ async fn world(endpoints: u32) -> World {
     config.models.push(Model {
         names: vec![MODEL.into()],
         adapters: vec!["sql".into()],
-        folder: tokenizer_folder(),
+        source: Source::Folder(tokenizer_folder()),
         engine: crate::config::Engine::Fast,
         render: RenderSettings::default(),
     });
-    let reader = Reader::load(&config).await.expect("run make setup");
     let (index, metrics) = (Arc::new(Index::default()), Arc::new(Metrics::default()));
+    let reader = reader(&config, &metrics).await;
     let endpoints = (0..endpoints).map(endpoint).collect();
     let (fleet, receiver) = watch::channel(Arc::new(Fleet { endpoints }));
     let scheduler = Scheduler::new(Parts {
@@ -55,6 +58,18 @@ async fn world(endpoints: u32) -> World {
         metrics,
         fleet,
     }
+}
+
+/// Of models that are loaded, with a pool that waits for any core.
+async fn reader(config: &Config, metrics: &Metrics) -> Reader {
+    let (hub, readiness) = (Hub::new("http://127.0.0.1:1", None), Readiness::default());
+    let (loader, mut models) = Loader::new(config, hub, metrics, &readiness);
+    tokio::spawn(loader.run());
+    let loaded = models.wait_for(|models| models.states().all(|(_, loaded)| loaded));
+    let loaded = tokio::time::timeout(Duration::from_secs(60), loaded).await;
+    drop(loaded.expect("run make setup").expect("the loader runs"));
+    let pool = TokenPool::of_all_cores(64, Duration::from_secs(60), metrics.tokenizer());
+    Reader::new(models, Arc::new(pool))
 }
 
 fn tokenizer_folder() -> std::path::PathBuf {

@@ -1,43 +1,103 @@
-//! Where tokenizing happens, so that a long prompt does not stall the runtime.
+//! Where prompts are read, so that a long one does not stall the runtime.
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::metrics::TokenizerMetrics;
 
 /// Texts shorter than this are encoded where they are: 16 KiB take 0.1 ms.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
-/// Work that was not done: too many texts wait already, or the runtime is shutting down.
+/// Why work was not done. Load decides, then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many long prompts wait for the tokenizer")]
-pub struct Busy;
+pub enum NotDone {
+    /// `limits.tokenizer_queue_max` long texts wait already.
+    #[error("too many long prompts wait for the tokenizer")]
+    Full,
+    /// No core was free within `limits.tokenizer_wait_ms_max`.
+    #[error("no core was free in time")]
+    Waited,
+    /// A bug of ours or of the tokenizer's; the panic's own message is on stderr.
+    #[error("the work panicked")]
+    Panicked,
+}
+
+impl NotDone {
+    /// The word for labels.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Full => "tokenizer_busy",
+            Self::Waited => "tokenizer_wait",
+            Self::Panicked => "tokenizer_panic",
+        }
+    }
+}
 
 /// Bounded parallelism for long texts.
-#[derive(Debug)]
 pub struct TokenPool {
     /// Work at one time.
     permits: Semaphore,
     /// Work and waiting together.
     places: Semaphore,
+    working_max: usize,
+    places_max: usize,
+    /// What has not begun by then is not begun.
+    wait_max: Duration,
+    measured: TokenizerMetrics,
 }
 
 impl TokenPool {
-    /// A pool that works on so many texts at a time, at least one, while so many more wait.
+    /// The size of work that is never done where it is.
+    pub const LONG: usize = INLINE_BYTES_MAX;
+
+    /// A pool that works on so many texts at a time, at least one, while so many more wait so
+    /// long.
     #[must_use]
-    pub fn new(permits: usize, waiting_max: usize) -> Self {
-        let permits = permits.max(1);
+    pub fn new(
+        working_max: usize,
+        waiting_max: usize,
+        wait_max: Duration,
+        measured: TokenizerMetrics,
+    ) -> Self {
+        let working_max = working_max.max(1);
         Self {
-            permits: Semaphore::new(permits),
-            places: Semaphore::new(permits + waiting_max),
+            permits: Semaphore::new(working_max),
+            places: Semaphore::new(working_max + waiting_max),
+            working_max,
+            places_max: working_max + waiting_max,
+            wait_max,
+            measured,
         }
     }
 
     /// A pool that keeps every core busy and no more.
     #[must_use]
-    pub fn of_all_cores(waiting_max: usize) -> Self {
+    pub fn of_all_cores(
+        waiting_max: usize,
+        wait_max: Duration,
+        measured: TokenizerMetrics,
+    ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self::new(cores, waiting_max)
+        Self::new(cores, waiting_max, wait_max, measured)
+    }
+
+    /// How many texts are worked on.
+    #[must_use]
+    pub fn working(&self) -> usize {
+        self.working_max - self.permits.available_permits()
+    }
+
+    /// How many texts wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        // Both are read one after the other, and work may end in between.
+        (self.places_max - self.places.available_permits()).saturating_sub(self.working())
     }
 
     /// Runs `work` on a text of so many bytes: here if it is short, on a thread that may block
@@ -47,32 +107,46 @@ impl TokenPool {
     /// end and keeps its permit until then.
     ///
     /// # Errors
-    /// [`Busy`] if the queue is full: the caller chooses by load alone.
+    /// [`NotDone`]: the caller chooses by load alone.
     pub async fn run<T: Send + 'static>(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         text_bytes: usize,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Busy> {
+    ) -> Result<T, NotDone> {
         if text_bytes < INLINE_BYTES_MAX {
             // A panic costs the overlap, as it does on a thread, and not the request.
-            return catch_unwind(AssertUnwindSafe(work)).map_err(|_| Busy);
+            return catch_unwind(AssertUnwindSafe(|| self.measure(work)))
+                .map_err(|_| NotDone::Panicked);
         }
-        let place = self.places.try_acquire().map_err(|_| Busy)?;
-        let permit = self.permits.acquire().await.map_err(|_| Busy)?;
+        let place = self.places.try_acquire().map_err(|_| NotDone::Full)?;
+        let asked = Instant::now();
+        let permit = timeout(self.wait_max, self.permits.acquire()).await;
+        self.measured.wait.record(asked.elapsed());
+        // An error within means that the pool was closed, which nobody does.
+        let Ok(Ok(permit)) = permit else {
+            return Err(NotDone::Waited);
+        };
         // The thread outlives this future if that is dropped, so it gives the permits back.
         permit.forget();
         place.forget();
-        let held = Held(std::sync::Arc::clone(self));
+        let held = Held(Arc::clone(self));
         let done = tokio::task::spawn_blocking(move || {
-            let _held = held;
-            work()
+            let held = held;
+            held.0.measure(work)
         });
-        done.await.map_err(|_| Busy)
+        done.await.map_err(|_| NotDone::Panicked)
+    }
+
+    fn measure<T>(&self, work: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let done = work();
+        self.measured.work.record(began.elapsed());
+        done
     }
 }
 
 /// A permit and a place that belong to a thread.
-struct Held(std::sync::Arc<TokenPool>);
+struct Held(Arc<TokenPool>);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -83,17 +157,23 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::mpsc;
 
     use super::*;
+    use crate::metrics::Metrics;
 
-    const LONG: usize = INLINE_BYTES_MAX;
+    const LONG: usize = TokenPool::LONG;
     const WAITING: usize = 64;
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn pool(working_max: usize, wait_max: Duration) -> Arc<TokenPool> {
+        let measured = Metrics::default().tokenizer();
+        Arc::new(TokenPool::new(working_max, WAITING, wait_max, measured))
+    }
 
     #[tokio::test]
     async fn a_short_text_is_done_where_it_is() {
-        let pool = Arc::new(TokenPool::new(1, WAITING));
+        let pool = pool(1, PATIENCE);
         let here = std::thread::current().id();
         let there = pool
             .run(LONG - 1, move || std::thread::current().id())
@@ -103,20 +183,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_text_leaves_the_runtime_free() {
-        let pool = Arc::new(TokenPool::new(1, WAITING));
+        let pool = pool(1, PATIENCE);
         let here = std::thread::current().id();
         let there = pool.run(LONG, move || std::thread::current().id()).await;
         assert_ne!(there, Ok(here));
     }
 
+    /// Work that ends when told to.
+    fn hold(pool: &Arc<TokenPool>) -> (mpsc::SyncSender<()>, tokio::task::JoinHandle<bool>) {
+        let (go, wait) = mpsc::sync_channel::<()>(1);
+        let pool = Arc::clone(pool);
+        let held = async move { pool.run(LONG, move || wait.recv().is_ok()).await };
+        (go, tokio::spawn(async { held.await == Ok(true) }))
+    }
+
     #[tokio::test]
     async fn a_full_queue_answers_busy_and_recovers() {
-        let pool = Arc::new(TokenPool::new(1, WAITING));
-        let (go, wait) = mpsc::channel::<()>();
-        let first = tokio::spawn({
-            let pool = Arc::clone(&pool);
-            async move { pool.run(LONG, move || wait.recv().is_ok()).await }
-        });
+        let pool = pool(1, PATIENCE);
+        let (go, first) = hold(&pool);
         tokio::task::yield_now().await;
         let waiting: Vec<_> = (0..WAITING)
             .map(|number| {
@@ -127,10 +211,11 @@ mod tests {
         while pool.places.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(pool.run(LONG, || 0).await, Err(Busy));
+        assert_eq!((pool.working(), pool.waiting()), (1, WAITING));
+        assert_eq!(pool.run(LONG, || 0).await, Err(NotDone::Full));
         assert_eq!(pool.run(1, || 0).await, Ok(0), "short texts need no place");
         go.send(()).unwrap();
-        assert_eq!(first.await.unwrap(), Ok(true));
+        assert!(first.await.unwrap());
         for (number, done) in waiting.into_iter().enumerate() {
             assert_eq!(done.await.unwrap(), Ok(number));
         }
@@ -138,12 +223,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_has_not_begun_in_time_is_not_begun() {
+        let metrics = Metrics::default();
+        let wait_max = Duration::from_millis(10);
+        let pool = Arc::new(TokenPool::new(1, WAITING, wait_max, metrics.tokenizer()));
+        let (go, first) = hold(&pool);
+        while pool.working() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let (begun, heard) = mpsc::sync_channel(1);
+        let late = pool.run(LONG, move || begun.send(())).await;
+        assert!(matches!(late, Err(NotDone::Waited)), "{late:?}");
+        go.send(()).unwrap();
+        assert!(first.await.unwrap());
+        assert!(heard.recv().is_err(), "dropped without having run");
+        assert_eq!(pool.run(LONG, || 1).await, Ok(1), "its place is free again");
+        let text = metrics.handle().render();
+        for line in [
+            "kvscout_tokenizer_wait_seconds_count 3",
+            "kvscout_tokenizer_work_seconds_count 2",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[tokio::test]
     async fn work_that_panics_gives_its_permit_back() {
-        let pool = Arc::new(TokenPool::new(1, WAITING));
-        let failed: Result<(), _> = pool.run(LONG, || panic!("as a test")).await;
-        assert_eq!(failed, Err(Busy));
-        let failed: Result<(), _> = pool.run(1, || panic!("as a test")).await;
-        assert_eq!(failed, Err(Busy));
+        let pool = pool(1, PATIENCE);
+        for bytes in [LONG, 1] {
+            let failed: Result<(), _> = pool.run(bytes, || panic!("as a test")).await;
+            assert_eq!(failed, Err(NotDone::Panicked));
+        }
         assert_eq!(pool.run(LONG, || 1).await, Ok(1));
     }
 }

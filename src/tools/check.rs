@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use crate::config::Config;
 use crate::config::yaml::Complaints;
 use crate::fleet::fixed;
+use crate::models;
 
-/// Checks a configuration file and the fleet file that it names.
+/// Checks a configuration file, and the fleet file and the models' folders that it names.
 ///
-/// Names everything that is wrong at once, each with file, line and field, on stderr. Exit
+/// Folders are loaded, seconds each; the hub is not asked. Names everything that is wrong at once, each with file, line and field, on stderr. Exit
 /// status: 0 if all is well, 1 if not.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -24,18 +25,23 @@ pub fn run(args: &Args) -> bool {
             eprintln!("{}: all is well: {found}", args.file.display());
             true
         }
-        Err(complaints) => {
-            eprintln!("{complaints}");
+        Err(all) => {
+            for complaints in all {
+                eprintln!("{complaints}");
+            }
             false
         }
     }
 }
 
-fn check(args: &Args) -> Result<String, Complaints> {
-    let config = Config::load(&args.file)?;
-    let endpoints = fixed::check(&config.fleet_file)?;
-    Ok(format!(
-        "{} models, {endpoints} endpoints",
-        config.models.len()
-    ))
+fn check(args: &Args) -> Result<String, Vec<Complaints>> {
+    let config = Config::load(&args.file).map_err(|complaints| vec![complaints])?;
+    let loaded = models::check(&args.file, &config);
+    match (loaded, fixed::check(&config.fleet_file)) {
+        (Ok(()), Ok(endpoints)) => Ok(format!(
+            "{} models, {endpoints} endpoints",
+            config.models.len()
+        )),
+        (loaded, endpoints) => Err(loaded.err().into_iter().chain(endpoints.err()).collect()),
+    }
 }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::app;
-use crate::config::{Config, Engine, LogFormat, Model, RenderSettings, Tls};
+use crate::config::{Config, Engine, LogFormat, Model, RenderSettings, Source, Tls};
 
 /// Answers Envoy over ext_proc with the endpoint that holds the longest cached prefix.
 ///
@@ -81,17 +81,10 @@ fn read_model(flag: &str) -> anyhow::Result<Model> {
     let Some((name, folder)) = flag.split_once('=').filter(|(name, _)| !name.is_empty()) else {
         bail!("--model {flag}: is not NAME=DIR");
     };
-    let folder = PathBuf::from(folder);
-    if !folder.join("tokenizer.json").is_file() {
-        bail!(
-            "--model {flag}: {} holds no tokenizer.json",
-            folder.display()
-        );
-    }
     Ok(Model {
         names: vec![name.to_owned()],
         adapters: Vec::new(),
-        folder,
+        source: Source::Folder(folder.into()),
         engine: Engine::default(),
         render: RenderSettings::default(),
     })

@@ -4,6 +4,7 @@
 
 pub mod envoy;
 pub mod http;
+pub mod hub;
 pub mod pod;
 pub mod publisher;
 
@@ -15,7 +16,10 @@ use std::time::Duration;
 use kvscout::config::{Config, Tls};
 use kvscout::ext_proc::{self, ExtProcSettings, Health};
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
+use kvscout::metrics::Metrics;
+use kvscout::models::Models;
 use kvscout::scheduler::{Parts, Reader, Scheduler};
+use kvscout::tokens::TokenPool;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -71,7 +75,7 @@ impl Kvscout {
             endpoints: endpoints.clone(),
         };
         let (sender, fleet) = watch::channel(Arc::new(fleet));
-        let scheduler = Arc::new(scheduler(fleet).await);
+        let scheduler = Arc::new(scheduler(fleet));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let health = Health::new().await;
@@ -123,14 +127,26 @@ fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
 }
 
 /// A scheduler that knows no model, so that load decides.
-async fn scheduler(fleet: watch::Receiver<Arc<Fleet>>) -> Scheduler {
-    let config = Config::default();
+fn scheduler(fleet: watch::Receiver<Arc<Fleet>>) -> Scheduler {
+    let (_, models) = watch::channel(Arc::default());
+    let metrics = Arc::<Metrics>::default();
+    let pool = TokenPool::of_all_cores(64, PATIENCE, metrics.tokenizer());
+    over(fleet, models, Arc::new(pool), metrics)
+}
+
+/// A scheduler that reads prompts of these models on this pool.
+pub fn over(
+    fleet: watch::Receiver<Arc<Fleet>>,
+    models: watch::Receiver<Arc<Models>>,
+    pool: Arc<TokenPool>,
+    metrics: Arc<Metrics>,
+) -> Scheduler {
     Scheduler::new(Parts {
         fleet,
         index: Arc::default(),
-        reader: Reader::load(&config).await.expect("no model to load"),
-        policy: config.policy,
+        reader: Reader::new(models, pool),
+        policy: Config::default().policy,
         decision_max: PATIENCE,
-        metrics: Arc::default(),
+        metrics,
     })
 }

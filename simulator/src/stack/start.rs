@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use kvscout::config::{Config as Kvscout, Engine, Limits, Listen, Model, Replies};
+use kvscout::config::{Config as Kvscout, Engine, Limits, Listen, Model, Replies, Source};
 use kvscout::prompt::template::RenderSettings;
 use serde_json::Value;
 
@@ -128,7 +128,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
         models: vec![Model {
             names: vec![plan.model.clone()],
             adapters: Vec::new(),
-            folder: std::fs::canonicalize(&plan.parts.tokenizer)?,
+            source: Source::Folder(std::fs::canonicalize(&plan.parts.tokenizer)?),
             engine: Engine::default(),
             render: RenderSettings::default(),
         }],

@@ -286,6 +286,34 @@ fn named_templates_are_chosen_by_tools_and_by_the_server() {
 }
 
 #[test]
+fn a_processors_template_wins_where_there_are_no_tools() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer_config.json", r#"{"chat_template": "config"}"#);
+    write("chat_template.json", r#"{"chat_template": "processor"}"#);
+    let both = |settings: RenderSettings| {
+        let renderer = Renderer::load(folder.path(), settings, clock).unwrap();
+        (rendered_by(&renderer, false), rendered_by(&renderer, true))
+    };
+    let plain = RenderSettings::default;
+    assert_eq!(both(plain()), ("processor".into(), "config".into()));
+    write("chat_template.jinja", "jinja");
+    assert_eq!(both(plain()), ("processor".into(), "jinja".into()));
+    let given = RenderSettings {
+        chat_template: Some("given".into()),
+        ..plain()
+    };
+    assert_eq!(both(given), ("given".into(), "given".into()));
+    write("chat_template.json", r#"{"chat_template": 5}"#);
+    let error = Renderer::load(folder.path(), plain(), clock).err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains("chat_template.json: chat_template is not a text")
+    );
+}
+
+#[test]
 fn a_bad_folder_names_the_file_and_the_reason() {
     let error = |config| {
         let result = loaded(config, None, RenderSettings::default());

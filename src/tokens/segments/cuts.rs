@@ -67,7 +67,7 @@ impl Cuts {
         Self::of_json(&bytes).map_err(|error| error.to_string())
     }
 
-    fn of_json(json: &[u8]) -> Result<Self, serde_json::Error> {
+    pub(super) fn of_json(json: &[u8]) -> Result<Self, serde_json::Error> {
         let file: TokenizerFile = serde_json::from_slice(json)?;
         let tokens: Vec<(String, TokenId)> = file
             .added_tokens

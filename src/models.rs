@@ -1,0 +1,280 @@
+//! The models whose prompts can be read: their files had, loaded, and loaded again.
+//!
+//! [`Models`] is a snapshot in a watch, as the fleet is. A request works with the snapshot that
+//! it began with; a vocabulary that was replaced goes, with all that it caches, when the last
+//! such request ends. No failure here ends the process or refuses a request: a model that is
+//! not loaded is routed by load, named in `/readyz`, and tried again.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::config::yaml::{Complaint, Complaints};
+use crate::config::{self, Config, Source};
+use crate::metrics::Metrics;
+use crate::prompt::template::{Renderer, RendererError};
+use crate::readiness::Readiness;
+use crate::tokens::{self, Tokenizer};
+
+mod cache;
+mod hub;
+mod keep;
+mod watch_files;
+
+pub use hub::{Hub, HubError};
+
+use cache::Cache;
+use keep::Keeper;
+
+/// One model's template and vocabulary.
+pub struct Model {
+    /// Chats become texts here.
+    pub renderer: Renderer,
+    /// Texts become token ids here.
+    pub tokenizer: Arc<dyn Tokenizer>,
+}
+
+/// Why a model's files are of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// `tokenizer_config.json` or a chat template.
+    #[error(transparent)]
+    Renderer(#[from] RendererError),
+    /// `tokenizer.json`.
+    #[error(transparent)]
+    Tokenizer(#[from] tokens::LoadError),
+    /// They could not be fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// Somebody writes them.
+    #[error("the files changed while they were read")]
+    Changed,
+    /// A bug of ours or of the tokenizer's.
+    #[error("loading panicked; the panic's own message is on stderr")]
+    Panicked,
+}
+
+impl Model {
+    /// Reads a folder's files: seconds of one core.
+    ///
+    /// # Errors
+    /// A [`ModelError`] that names the file.
+    pub fn load(
+        folder: &Path,
+        model: &config::Model,
+        cache_bytes_max: u64,
+    ) -> Result<Self, ModelError> {
+        let clock = std::time::SystemTime::now;
+        // The renderer first: it takes milliseconds, so that what is wrong with it is told soon.
+        Ok(Self {
+            renderer: Renderer::load(folder, model.render.clone(), clock)?,
+            tokenizer: tokens::load(folder, model.engine, cache_bytes_max)?,
+        })
+    }
+}
+
+/// A model by a name that requests give.
+pub struct Named {
+    /// Its template and vocabulary.
+    pub model: Arc<Model>,
+    /// The name is a LoRA adapter's: part of every block's identity.
+    pub adapter: Option<String>,
+}
+
+/// Why a name gives no model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// The configuration does not have it.
+    Unknown,
+    /// Its files are not loaded, or not yet.
+    NotLoaded,
+}
+
+impl Missing {
+    /// The word for labels.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown_model",
+            Self::NotLoaded => "model_not_loaded",
+        }
+    }
+}
+
+/// The models as of now.
+#[derive(Clone, Default)]
+pub struct Models {
+    fixed: Arc<Fixed>,
+    /// By the configuration's order.
+    loaded: Vec<Option<Arc<Model>>>,
+}
+
+/// What the configuration says of them.
+#[derive(Default)]
+struct Fixed {
+    /// Every name that requests may give: of which model, and whether it is an adapter's.
+    names: HashMap<String, (usize, bool)>,
+    labels: Vec<String>,
+    runs_foreign_templates: bool,
+}
+
+impl Models {
+    fn none_loaded(models: &[config::Model]) -> Self {
+        let mut names = HashMap::new();
+        for (number, model) in models.iter().enumerate() {
+            names.extend(
+                model
+                    .names
+                    .iter()
+                    .map(|name| (name.clone(), (number, false))),
+            );
+            names.extend(
+                model
+                    .adapters
+                    .iter()
+                    .map(|name| (name.clone(), (number, true))),
+            );
+        }
+        let foreign = |model: &config::Model| model.render.trust_request_chat_template;
+        let fixed = Fixed {
+            names,
+            labels: models.iter().map(label).collect(),
+            runs_foreign_templates: models.iter().any(foreign),
+        };
+        Self {
+            fixed: Arc::new(fixed),
+            loaded: vec![None; models.len()],
+        }
+    }
+
+    /// The model that a request asks for.
+    ///
+    /// # Errors
+    /// [`Missing`]: load decides.
+    pub fn get(&self, name: &str) -> Result<Named, Missing> {
+        let (number, is_adapter) = *self.fixed.names.get(name).ok_or(Missing::Unknown)?;
+        let model = self.loaded[number].clone().ok_or(Missing::NotLoaded)?;
+        Ok(Named {
+            model,
+            adapter: is_adapter.then(|| name.to_owned()),
+        })
+    }
+
+    /// A request may bring a template of its own, which can run long on few bytes.
+    #[must_use]
+    pub fn run_foreign_templates(&self) -> bool {
+        self.fixed.runs_foreign_templates
+    }
+
+    /// Every model by its first name, and whether it is loaded.
+    pub fn states(&self) -> impl Iterator<Item = (&str, bool)> {
+        let labels = self.fixed.labels.iter().map(String::as_str);
+        labels.zip(self.loaded.iter().map(Option::is_some))
+    }
+}
+
+/// What people and metrics call a model.
+fn label(model: &config::Model) -> String {
+    model.names.first().cloned().unwrap_or_default()
+}
+
+/// Loads every model and keeps it fresh.
+pub struct Loader {
+    keepers: Vec<Keeper>,
+    shared: Arc<Shared>,
+}
+
+/// What all of them work with.
+struct Shared {
+    models: watch::Sender<Arc<Models>>,
+    hub: Hub,
+    cache: Cache,
+    /// Loads at one time.
+    loads: Semaphore,
+    /// For each model's segments.
+    token_cache_bytes_max: u64,
+    readiness: Readiness,
+}
+
+impl Loader {
+    /// A loader, and the models as it will publish them: none is loaded yet. The readiness
+    /// waits for the first attempt at each.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        hub: Hub,
+        metrics: &Metrics,
+        readiness: &Readiness,
+    ) -> (Self, watch::Receiver<Arc<Models>>) {
+        let models = Models::none_loaded(&config.models);
+        let (sender, receiver) = watch::channel(Arc::new(models));
+        // A load keeps a core busy for seconds: half of them stay with the requests.
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let shared = Arc::new(Shared {
+            models: sender,
+            hub,
+            cache: Cache::new(&config.models_cache),
+            loads: Semaphore::new((cores / 2).max(1)),
+            token_cache_bytes_max: config.limits.token_cache_bytes_max,
+            readiness: readiness.clone(),
+        });
+        let keeper = |(number, model): (usize, &config::Model)| {
+            let counted = metrics.model(&label(model));
+            Keeper::new(number, model.clone(), shared.clone(), counted)
+        };
+        let keepers = config.models.iter().enumerate().map(keeper).collect();
+        (Self { keepers, shared }, receiver)
+    }
+
+    /// Works until nobody wants models any more.
+    ///
+    /// # Errors
+    /// A bug of ours.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let mut keeping = JoinSet::new();
+        for keeper in self.keepers {
+            keeping.spawn(keeper.keep());
+        }
+        tokio::select! {
+            () = self.shared.models.closed() => Ok(()),
+            Some(ended) = keeping.join_next() => match ended.context("a model's keeper")? {},
+        }
+    }
+}
+
+/// Everything wrong with the folders that a configuration names: each is loaded, as `serve`
+/// would. The hub is not asked.
+///
+/// # Errors
+/// The models that do not load.
+pub fn check(file: &Path, config: &Config) -> Result<(), Complaints> {
+    let complaint = |(number, model): (usize, &config::Model)| {
+        let Source::Folder(folder) = &model.source else {
+            return None;
+        };
+        let error = Model::load(folder, model, 0).err()?;
+        Some(Complaint {
+            line: 0,
+            field: format!("models[{number}].folder"),
+            problem: error.to_string(),
+        })
+    };
+    let complaints: Vec<_> = config
+        .models
+        .iter()
+        .enumerate()
+        .filter_map(complaint)
+        .collect();
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    Err(Complaints {
+        file: file.display().to_string(),
+        complaints,
+    })
+}
