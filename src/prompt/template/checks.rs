@@ -3,10 +3,11 @@
 use minijinja::{Environment, Error, State, Value};
 
 use super::args::int;
+use super::compare::{compare, equal};
 use super::filters;
 use super::jinja::BigInt;
 use super::objects::{Generator, Kind, Method, kind, refuse};
-use super::operators::{arithmetic, compare, equal};
+use super::operators::arithmetic;
 use super::python::str_of;
 use super::text::cased;
 

@@ -4,9 +4,9 @@ use minijinja::{Error, ErrorKind, State, Value};
 
 use super::args::{Args, text};
 use super::budget::{spend, spend_items};
+use super::compare::equal;
 use super::format::str_format;
 use super::objects::{Generator, Kind, View, items, kind, list, refuse, tuple};
-use super::operators::equal;
 use super::text::{self as words, is_space, strip, strip_end, strip_start};
 
 const OF_DICTS: &[&str] = &["copy", "fromkeys", "get", "items", "keys", "values"];

@@ -3,9 +3,10 @@
 use minijinja::{Error, State, Value};
 
 use super::args::{Args, int as integer};
+use super::compare::compare;
 use super::jinja::BigInt;
 use super::objects::{Kind, kind, refuse};
-use super::operators::{arithmetic, compare};
+use super::operators::arithmetic;
 use super::text::strip;
 
 /// `|abs`.
