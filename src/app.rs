@@ -15,14 +15,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
-use crate::config::{Config, EventSourceKind};
+use crate::config::{Config, EventSourceKind, Model};
 use crate::events::listen::Listeners;
 use crate::events::zmq;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
 use crate::fleet::Fleet;
 use crate::fleet::fixed::FleetFile;
 use crate::index::Index;
-use crate::metrics::{EndpointSizes, Metrics, Sizes};
+use crate::metrics::{EndpointSizes, Metrics, ModelSizes, Sizes};
+use crate::parity::Parity;
 use crate::readiness::Readiness;
 use crate::scheduler::{Parts, Reader, Scheduler};
 
@@ -67,11 +68,14 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         admin: admin_port.local_addr()?,
     };
 
-    let (metrics, index) = (Arc::new(Metrics::default()), Arc::new(Index::default()));
+    let metrics = Arc::new(Metrics::default());
+    let parity = Parity::of(config.models.iter().flat_map(Model::counted_names));
+    let index = Arc::new(parity.index());
     let (readiness, health) = (Readiness::default(), Health::new().await);
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
         index: index.clone(),
+        parity: parity.clone(),
         reader,
         policy: config.policy.clone(),
         decision_max: Duration::from_millis(config.limits.decision_ms_max),
@@ -92,7 +96,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         Ok(())
     });
     if config.events.source == EventSourceKind::Zmq {
-        let listeners = listeners(&config, &fleet, &index, &metrics, &app.readiness);
+        let listeners = listeners(&config, &fleet, &index, &parity, &metrics, &app.readiness);
         app.spawn("events", async {
             listeners.run().await;
             Ok(())
@@ -113,7 +117,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     });
     let admin = Admin {
         metrics: metrics.handle(),
-        observe: Arc::new(move || observe(&metrics, &index, &fleet.borrow())),
+        observe: Arc::new(move || observe(&metrics, &index, &parity, &fleet.borrow())),
         readiness: app.readiness.clone(),
     };
     app.spawn("admin", async {
@@ -215,6 +219,7 @@ fn listeners(
     config: &Config,
     fleet: &watch::Receiver<Arc<Fleet>>,
     index: &Arc<Index>,
+    parity: &Arc<Parity>,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
 ) -> Listeners {
@@ -226,6 +231,7 @@ fn listeners(
     Listeners {
         fleet: fleet.clone(),
         index: index.clone(),
+        parity: parity.clone(),
         metrics: metrics.clone(),
         topic: config.events.topic.clone(),
         limits: zmq::Limits {
@@ -268,8 +274,8 @@ async fn report_readiness(
     }
 }
 
-fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet) {
-    let size = index.size();
+fn observe(metrics: &Metrics, index: &Index, parity: &Parity, fleet: &Fleet) {
+    let (size, records) = (index.size(), parity.records());
     let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
         name: &endpoint.name,
         trust: endpoint.trust().as_str(),
@@ -277,9 +283,17 @@ fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet) {
         queued_tokens: endpoint.load.prefill_tokens(),
         blocks: index.blocks_of(endpoint.id),
     });
+    let models = records.iter().map(|(name, record)| ModelSizes {
+        name,
+        agree: record.agree,
+        differ: record.differ,
+        unjudged: record.unjudged,
+        prompts_doubtful: record.is_doubtful(),
+    });
     metrics.observe(&Sizes {
         index_blocks: size.blocks,
         index_pairs: size.pairs,
         endpoints: endpoints.collect(),
+        models: models.collect(),
     });
 }

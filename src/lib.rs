@@ -40,6 +40,7 @@ pub mod tokens;
 pub mod blocks;
 pub mod fleet;
 pub mod index;
+pub mod parity;
 pub mod choice;
 pub mod events;
 pub mod audit;

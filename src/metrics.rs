@@ -2,7 +2,7 @@
 //!
 //! No global recorder: a [`Metrics`] belongs to the app that made it, so that tests run many.
 //! Counters are held, not looked up, where requests or events pass. Labels are bounded: the
-//! fleet's endpoint names, and words from our own source.
+//! fleet's endpoint names, the configuration's model names, and words from our own source.
 
 use std::time::Duration;
 
@@ -64,6 +64,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         Unit::Count,
         "Times that an endpoint's picture was thrown away",
     ),
+    (
+        "kvscout_token_parity_total",
+        Unit::Count,
+        "Requests whose token ids were compared with the events that followed, by model and verdict",
+    ),
 ];
 const GAUGES: &[(&str, Unit, &str)] = &[
     (
@@ -95,6 +100,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "kvscout_index_pairs",
         Unit::Count,
         "(endpoint, engine hash) pairs in the index",
+    ),
+    (
+        "kvscout_model_prompts_doubtful",
+        Unit::Count,
+        "1 where a model's servers have often computed other tokens than we did, else 0",
     ),
     ("kvscout_build_info", Unit::Count, "1, by version"),
     (
@@ -246,6 +256,21 @@ impl Metrics {
             .set(sizes.index_blocks as f64);
         self.gauge("kvscout_index_pairs", &[])
             .set(sizes.index_pairs as f64);
+        for one in &sizes.models {
+            let by = [("model", one.name)];
+            for (verdict, count) in [
+                ("agree", one.agree),
+                ("differ", one.differ),
+                ("unjudged", one.unjudged),
+            ] {
+                let by = [by[0], ("verdict", verdict)];
+                self.counter("kvscout_token_parity_total", &by)
+                    .absolute(count);
+            }
+            let doubtful = if one.prompts_doubtful { 1.0 } else { 0.0 };
+            self.gauge("kvscout_model_prompts_doubtful", &by)
+                .set(doubtful);
+        }
         for one in &sizes.endpoints {
             let by = [("endpoint", one.name)];
             self.gauge("kvscout_endpoint_requests", &by)
@@ -272,6 +297,23 @@ pub struct Sizes<'a> {
     pub index_pairs: usize,
     /// One per endpoint of the fleet.
     pub endpoints: Vec<EndpointSizes<'a>>,
+    /// One per configured model or adapter name.
+    pub models: Vec<ModelSizes<'a>>,
+}
+
+/// What came of one model's token parity by the time of a scrape.
+#[derive(Debug)]
+pub struct ModelSizes<'a> {
+    /// The configured name.
+    pub name: &'a str,
+    /// Requests whose tokens were the server's.
+    pub agree: u64,
+    /// Requests whose tokens were not.
+    pub differ: u64,
+    /// Requests of which nobody knows.
+    pub unjudged: u64,
+    /// Too many of the last ones differed.
+    pub prompts_doubtful: bool,
 }
 
 /// One endpoint as of a scrape.

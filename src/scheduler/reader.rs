@@ -23,6 +23,8 @@ pub struct Reader {
 /// A name that requests give.
 struct Named {
     model: Arc<Model>,
+    /// The name that its tokens are counted by: the model's first, or the adapter's.
+    counted_as: Arc<str>,
     /// The name is a LoRA adapter's: part of every block's identity.
     adapter: Option<String>,
 }
@@ -47,8 +49,9 @@ impl Reader {
                 .await?
                 .with_context(|| format!("model folder {}", loaded.display()))?;
             let loaded = Arc::new(loaded);
-            let named = |adapter| Named {
+            let named = |adapter: Option<String>| Named {
                 model: loaded.clone(),
+                counted_as: model.counted_as(adapter.as_deref()),
                 adapter,
             };
             models.extend(model.names.iter().map(|name| (name.clone(), named(None))));
@@ -114,6 +117,7 @@ fn read(models: &HashMap<String, Named>, path: &str, body: &[u8]) -> Result<Read
         _ => Basis::Partial("batch"),
     };
     Ok(Reading {
+        model: Some(named.counted_as.clone()),
         basis,
         // A batch goes to one endpoint as a whole; its first prompt stands for it.
         tokens: texts.into_iter().next().unwrap_or_default(),

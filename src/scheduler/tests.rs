@@ -13,6 +13,7 @@ const MODEL: &str = "/model/qwen";
 struct World {
     scheduler: Scheduler,
     index: Arc<Index>,
+    parity: Arc<Parity>,
     metrics: Arc<Metrics>,
     fleet: watch::Sender<Arc<Fleet>>,
 }
@@ -38,12 +39,14 @@ async fn world(endpoints: u32) -> World {
         render: RenderSettings::default(),
     });
     let reader = Reader::load(&config).await.expect("run make setup");
-    let (index, metrics) = (Arc::new(Index::default()), Arc::new(Metrics::default()));
+    let parity = Parity::of([MODEL.into(), "sql".into()]);
+    let (index, metrics) = (Arc::new(parity.index()), Arc::new(Metrics::default()));
     let endpoints = (0..endpoints).map(endpoint).collect();
     let (fleet, receiver) = watch::channel(Arc::new(Fleet { endpoints }));
     let scheduler = Scheduler::new(Parts {
         fleet: receiver,
         index: index.clone(),
+        parity: parity.clone(),
         reader,
         policy: config.policy,
         decision_max: Duration::from_secs(60),
@@ -52,6 +55,7 @@ async fn world(endpoints: u32) -> World {
     World {
         scheduler,
         index,
+        parity,
         metrics,
         fleet,
     }
@@ -283,6 +287,7 @@ async fn a_retried_request_is_audited_where_it_was_served() {
         status: Some(200),
         usage: Some(usage(Some(0))),
         served,
+        whole: true,
     });
     let text = world.metrics.handle().render();
     assert!(
@@ -309,6 +314,7 @@ async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
             status: Some(200),
             usage: Some(usage(said)),
             served: None,
+            whole: true,
         });
         let text = world.metrics.handle().render();
         let count = |verdict: &str, n: u32| {
@@ -340,6 +346,7 @@ async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
             status,
             usage: None,
             served: None,
+            whole: true,
         });
     }
     assert!(failed <= 3, "{failed} of 100 went to a pod that fails");

@@ -72,7 +72,7 @@ impl Tokens {
     }
 
     /// A token list for each prompt.
-    fn read(&self, line: &Line) -> Result<Vec<Vec<TokenId>>, PromptError> {
+    pub(super) fn read(&self, line: &Line) -> Result<Vec<Vec<TokenId>>, PromptError> {
         let request = line.request().ok_or(PromptError::UnknownPath)?;
         let prompt = request.render(&self.renderer)?;
         Ok(tokens::tokens_of(&prompt, self.tokenizer.as_ref()).unwrap_or_default())
