@@ -94,6 +94,8 @@ pub struct Placed<'a> {
     pub tokens: &'a [TokenId],
     /// What else decides about its blocks.
     pub identity: &'a Identity,
+    /// Tokens of it that the endpoint holds.
+    pub cached_tokens: u64,
 }
 
 /// What an endpoint's stream has come to.
@@ -172,19 +174,20 @@ impl Parity {
         placed: &Placed<'_>,
         trust: impl FnOnce() -> Trust,
     ) -> Option<Watch> {
-        let block_size = index.block_size(endpoint)?;
+        let block_size = index.block_size(endpoint).filter(|size| *size > 0)?;
         let salted = placed.identity.cache_salt.is_some();
         if salted && index.shows_salt(endpoint) != Some(true) {
             return None;
         }
-        let full = placed.tokens.len() / block_size.max(1) as usize;
+        let full = placed.tokens.len() / block_size as usize;
         let tokens = &placed.tokens[..full * block_size as usize];
-        if tokens.is_empty() || !self.state.lock().has_room(endpoint, tokens.len()) {
+        let known = (placed.cached_tokens / u64::from(block_size)) as usize;
+        if full <= known || !self.state.lock().has_room(endpoint, tokens.len()) {
             return None;
         }
         let chain = Chain::of_full_blocks(tokens, block_size, placed.identity);
         let last = *chain.keys.last()?;
-        let watch = self.wait(endpoint, placed, chain, tokens);
+        let watch = self.wait(endpoint, placed, chain, known);
         // In this order: a store that the index has not counted yet is shown to the watch.
         if index.holds(endpoint, last) || trust() != Trust::Live {
             watch.forget();
@@ -198,8 +201,9 @@ impl Parity {
         endpoint: EndpointId,
         placed: &Placed<'_>,
         chain: Chain,
-        tokens: &[TokenId],
+        known: usize,
     ) -> Watch {
+        let tokens = &placed.tokens[..chain.keys.len() * chain.block_size as usize];
         let mut state = self.state.lock();
         state.next += 1;
         let id = state.next;
@@ -212,8 +216,10 @@ impl Parity {
             root,
             chain,
             tokens: tokens.into(),
+            known,
             stored: false,
-            fork: Fork::Unseen,
+            parts_at: None,
+            renamed: false,
             ended_s: None,
         };
         state.waiting.entry(endpoint).or_default().push(waiting);

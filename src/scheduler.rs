@@ -359,6 +359,7 @@ impl Scheduler {
             model,
             tokens: &reading.tokens,
             identity: &reading.identity,
+            cached_tokens: choice.predicted_cached_tokens,
         };
         parity.open(index, endpoint.id, &placed, || endpoint.trust())
     }

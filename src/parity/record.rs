@@ -74,7 +74,7 @@ mod tests {
     use super::super::Fork;
     use super::*;
 
-    const DIFFER: Verdict = Verdict::Differ(Fork::Unseen);
+    const DIFFER: Verdict = Verdict::Differ(Fork::Block(0));
 
     /// Whether the model is doubtful after each judgement.
     fn doubts(verdicts: impl IntoIterator<Item = Verdict>) -> Vec<bool> {
@@ -93,11 +93,11 @@ mod tests {
 
     #[test]
     fn a_quarter_is_not_enough_and_more_than_that_is() {
-        let one_in_four = [DIFFER, Verdict::Agree, Verdict::Agree, Verdict::Agree];
+        let one_in_four = [Verdict::Agree, Verdict::Agree, Verdict::Agree, DIFFER];
         assert!(!doubts(one_in_four.repeat(20)).contains(&true));
-        let nine = [vec![Verdict::Agree; 23], vec![DIFFER; 9]].concat();
+        let nine = [vec![Verdict::Agree; 32], vec![DIFFER; 9]].concat();
         let doubted = doubts(nine);
-        assert_eq!((doubted[30], doubted[31]), (false, true));
+        assert_eq!((doubted[39], doubted[40]), (false, true));
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod stream;
 use bodies::Tokens;
 use line::{Line, Moment, Prompts};
 use parity::{Counts, Parities};
-use stream::{Message, Stream, is_part_of};
+use stream::{Applying, Message, Stream, is_part_of};
 
 /// Adapters that may be known by their ids alone.
 const ADAPTERS_MAX: usize = 1024;
@@ -298,10 +298,13 @@ impl Replay {
             ..
         } = self;
         if let Some(stream) = streams.get_mut(&rank) {
-            stream.apply_until(moment, index, |message, followed, trust| {
-                summary.decode_errors +=
-                    u64::from(followed.undecodable) + u64::from(followed.malformed);
-                parities.hear(rank, message, &followed, trust);
+            stream.apply_until(moment, index, |applying| match applying {
+                Applying::Next(message) => parities.end_before(rank, message),
+                Applying::Done(message, followed, trust) => {
+                    summary.decode_errors +=
+                        u64::from(followed.undecodable) + u64::from(followed.malformed);
+                    parities.hear(rank, message, &followed, trust);
+                }
             });
         }
     }
@@ -355,7 +358,10 @@ impl Replay {
     /// Watches the line's first prompt, as the picker does.
     fn watch(&mut self, at: usize, reading: &Reading) {
         let line = &self.lines[at];
-        let read = self.tokens.as_ref().and_then(|tokens| tokens.read(line).ok());
+        let read = self
+            .tokens
+            .as_ref()
+            .and_then(|tokens| tokens.read(line).ok());
         let prompts = read.as_ref().unwrap_or(&reading.prompts);
         if let (Some(stream), Some(tokens)) =
             (self.streams.get(&reading.endpoint.0), prompts.first())

@@ -128,6 +128,7 @@ async fn scheduler(fleet: watch::Receiver<Arc<Fleet>>) -> Scheduler {
     Scheduler::new(Parts {
         fleet,
         index: Arc::default(),
+        parity: Arc::default(),
         reader: Reader::load(&config).await.expect("no model to load"),
         policy: config.policy,
         decision_max: PATIENCE,

@@ -80,7 +80,10 @@ impl Parities {
         let rank = reading.endpoint.0;
         let before = line.before(rank, ranks);
         let late = before.is_none_or(|before| stream.is_past(before));
-        let Some(after) = line.after(rank, ranks).filter(|_| line.is_answered() && !late) else {
+        let Some(after) = line
+            .after(rank, ranks)
+            .filter(|_| line.is_answered() && !late)
+        else {
             return;
         };
         let placed = Placed {
@@ -88,6 +91,7 @@ impl Parities {
             model: &self.model,
             tokens,
             identity: &reading.identity,
+            cached_tokens: cached_tokens(index, reading, tokens),
         };
         let watch = self
             .parity
@@ -100,16 +104,20 @@ impl Parities {
         }));
     }
 
+    /// Ends the requests that were answered before a message of their rank came.
+    pub fn end_before(&mut self, rank: u32, message: &Message) {
+        let over = |open: &mut Open| open.rank == rank && !message.by(open.after);
+        for Open { watch, done_s, .. } in self.open.extract_if(.., over) {
+            watch.ended(done_s.unwrap_or(message.time));
+        }
+    }
+
     /// Hears one message of a rank.
     pub fn hear(&mut self, rank: u32, message: &Message, followed: &Followed, trust: Trust) {
         let now_s = match message.time {
             0.0 => followed.timestamp.unwrap_or_default(),
             time => time,
         };
-        let over = |open: &mut Open| open.rank == rank && !message.by(open.after);
-        for Open { watch, done_s, .. } in self.open.extract_if(.., over) {
-            watch.ended(done_s.unwrap_or(now_s));
-        }
         let heard = Heard {
             timestamp: followed.timestamp,
             now_s,
@@ -136,7 +144,11 @@ impl Parities {
             differ,
             unjudged,
             ..
-        } = self.parity.records().remove(&self.model).unwrap_or_default();
+        } = self
+            .parity
+            .records()
+            .remove(&self.model)
+            .unwrap_or_default();
         Counts {
             agree,
             differ,
@@ -176,6 +188,14 @@ impl Parities {
         }
         Ok(())
     }
+}
+
+/// What the picker would predict.
+fn cached_tokens(index: &Index, reading: &Reading, tokens: &[TokenId]) -> u64 {
+    let overlap = index.overlap(&reading.chain(tokens));
+    let own = overlap.iter().find(|(of, _)| *of == reading.endpoint);
+    let blocks = own.map_or(0, |(_, blocks)| *blocks);
+    u64::from(blocks) * u64::from(reading.block_size)
 }
 
 impl Differed {

@@ -35,6 +35,14 @@ impl Message {
     }
 }
 
+/// A message that is being applied.
+pub(super) enum Applying<'a> {
+    /// It comes next.
+    Next(&'a Message),
+    /// It did this, and so much is the picture worth now.
+    Done(&'a Message, Followed, Trust),
+}
+
 /// One rank's stream.
 pub(super) struct Stream {
     pub(super) endpoint: EndpointId,
@@ -64,7 +72,7 @@ impl Stream {
         &mut self,
         moment: Moment,
         index: &Index,
-        mut each: impl FnMut(&Message, Followed, Trust),
+        mut each: impl FnMut(Applying<'_>),
     ) {
         if let Some(restart) = self.restart_before(moment) {
             while self.applied < restart {
@@ -81,14 +89,19 @@ impl Stream {
         }
     }
 
-    fn apply_next(&mut self, index: &Index, each: &mut impl FnMut(&Message, Followed, Trust)) {
+    fn apply_next(&mut self, index: &Index, each: &mut impl FnMut(Applying<'_>)) {
         let message = &self.messages[self.applied];
         let Message { seq, payload, .. } = message;
+        each(Applying::Next(message));
         self.applied += 1;
         self.last = Some(*seq);
         self.reset = false;
         let followed = self.follower.on_batch(index, *seq, payload);
-        each(message, followed, self.follower.verdict().trust);
+        each(Applying::Done(
+            message,
+            followed,
+            self.follower.verdict().trust,
+        ));
     }
 
     pub(super) fn trust(&self) -> Trust {
