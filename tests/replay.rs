@@ -336,3 +336,32 @@ fn request_bodies_read_as_the_server_read_them() {
         );
     }
 }
+
+#[test]
+fn another_chat_template_is_found_where_it_first_says_something_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| harness::tokenizer().join(name);
+    std::fs::copy(file("tokenizer.json"), folder.path().join("tokenizer.json")).expect("copied");
+    let config = std::fs::read_to_string(file("tokenizer_config.json")).expect("run make setup");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    let template = config["chat_template"].as_str().expect("a template");
+    let other = format!("<|im_start|>assistant\nHello.<|im_end|>\n{template}");
+    config["chat_template"] = other.into();
+    std::fs::write(
+        folder.path().join("tokenizer_config.json"),
+        config.to_string(),
+    )
+    .expect("written");
+    let model = folder.path().display().to_string();
+    let flags = ["--json", "--tokenizer", model.as_str()];
+    let output = replay(&fixtures().join("v0.20.2-bs32"), &flags);
+    let differing = differing(&output);
+    assert!(differing.len() > 10, "{}", summary(&output));
+    // Ours say "assistant" where the servers' say "system" or "user": the second token.
+    let exact: Vec<_> = differing.iter().filter(|(_, _, exact)| *exact).collect();
+    assert!(!exact.is_empty());
+    assert!(
+        exact.iter().all(|(_, position, _)| *position == 1),
+        "{exact:?}"
+    );
+}
