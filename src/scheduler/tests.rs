@@ -364,3 +364,97 @@ async fn what_several_engine_requests_will_report_is_not_promised() {
         assert_eq!(placed.expect("a placement").choice.basis, basis, "{more}");
     }
 }
+
+/// A prompt that nobody has asked before, three blocks long.
+fn fresh(n: u32) -> Vec<TokenId> {
+    (0..13).map(|id| 1000 * (n + 1) + id).collect()
+}
+
+/// Judges every answered request at pod 0 by now.
+fn hear(world: &World) {
+    let far = parity::epoch_s(std::time::SystemTime::now()) + 60.0;
+    let heard = parity::Heard {
+        timestamp: Some(far),
+        now_s: far,
+        unbroken: true,
+    };
+    world.parity.heard(EndpointId(0), heard);
+}
+
+fn answered(completion_tokens: u64) -> Outcome {
+    let usage = Usage {
+        completion_tokens,
+        ..usage(None)
+    };
+    Outcome {
+        status: Some(200),
+        usage: Some(usage),
+        ..Outcome::default()
+    }
+}
+
+#[tokio::test]
+async fn a_model_whose_servers_store_other_tokens_is_placed_by_what_is_left() {
+    let world = world(1).await;
+    // The first store tells the block size.
+    hold(&world, 0, &PROMPT[..8], None);
+    for n in 0..5 {
+        let doubtful = n == 4;
+        let placed = world.scheduler.place(ids("r", &fresh(n), "")).await;
+        let placed = placed.expect("placed");
+        let basis = match doubtful {
+            true => Basis::Partial("token_parity"),
+            false => Basis::Overlap,
+        };
+        assert_eq!(placed.choice().basis, basis, "request {n}");
+        placed.finish(answered(3));
+        hear(&world);
+    }
+    let record = world.parity.records()[MODEL];
+    assert_eq!((record.differ, record.is_doubtful()), (5, true));
+    // An adapter's prompts are counted for themselves.
+    let body = format!("{{\"model\": \"sql\", \"prompt\": {PROMPT:?}}}");
+    let placed = world.scheduler.place(ask("r", "/v1/completions", body));
+    assert_eq!(placed.await.expect("placed").choice().basis, Basis::Overlap);
+}
+
+#[tokio::test]
+async fn only_answers_of_the_picked_pod_are_held_against_its_events() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    let elsewhere = Outcome {
+        served: Some("127.0.0.1:9999".parse().expect("an address")),
+        ..answered(3)
+    };
+    let failed = Outcome {
+        status: Some(400),
+        ..answered(3)
+    };
+    let hung_up = Outcome {
+        usage: None,
+        ..answered(3)
+    };
+    let outcomes = [elsewhere, failed, hung_up, answered(0)];
+    for (n, outcome) in (0..).zip(outcomes) {
+        let placed = world.scheduler.place(ids("r", &fresh(n), "")).await;
+        placed.expect("placed").finish(outcome);
+        hear(&world);
+    }
+    drop(world.scheduler.place(ids("r", &fresh(9), "")).await);
+    hear(&world);
+    let record = world.parity.records()[MODEL];
+    assert_eq!((record.agree, record.differ, record.unjudged), (0, 0, 5));
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_stored_as_it_was_read_agrees() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    for (n, more) in [(0, ""), (1, ", \"n\": 2")] {
+        let placed = world.scheduler.place(ids("r", &fresh(n), more)).await;
+        hold(&world, 0, &fresh(n)[..12], None);
+        hear(&world);
+        drop(placed);
+        assert_eq!(world.parity.records()[MODEL].agree, u64::from(n) + 1);
+    }
+}
