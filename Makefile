@@ -82,6 +82,21 @@ lint: ## Formatting and lints, warnings refused.
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 
+# No registry of `make setup` has promtool; Debian's prometheus package does. The package is only
+# unpacked, so root is not needed, but for `apt-get update` where apt has no list yet.
+PROMTOOL := $(or $(shell command -v promtool),$(TOOLS)/prometheus/usr/bin/promtool)
+
+$(TOOLS)/prometheus/usr/bin/promtool:
+	@echo "alerts: promtool, out of Debian's prometheus package"
+	@rm -rf $(TOOLS)/prometheus && mkdir -p $(TOOLS)/prometheus
+	@cd $(TOOLS)/prometheus && apt-get download -qq prometheus 2>/dev/null && \
+	  dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
+
+.PHONY: alerts
+alerts: $(PROMTOOL) ## Test the alert rules with promtool.
+	@$(PROMTOOL) check rules deploy/alerts/*.yaml
+	@$(PROMTOOL) test rules deploy/alerts/tests/*.yaml
+
 .PHONY: config
 config: ## Write the documented default configuration to deploy/kvscout.yaml.
 	@cargo run --quiet -- serve --print-config > deploy/kvscout.yaml.new && mv deploy/kvscout.yaml.new deploy/kvscout.yaml

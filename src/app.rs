@@ -15,15 +15,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
-use crate::config::{Config, EventSourceKind};
+use crate::config::{Config, EventSourceKind, Model};
 use crate::events::listen::Listeners;
 use crate::events::zmq;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
 use crate::fleet::Fleet;
 use crate::fleet::fixed::FleetFile;
 use crate::index::Index;
-use crate::metrics::{EndpointSizes, Metrics, Sizes};
+use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, Sizes};
 use crate::models::{Hub, Loader, Models};
+use crate::parity::Parity;
 use crate::readiness::Readiness;
 use crate::scheduler::{Parts, Reader, Scheduler};
 use crate::tokens::TokenPool;
@@ -67,7 +68,9 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         admin: admin_port.local_addr()?,
     };
 
-    let (metrics, index) = (Arc::new(Metrics::default()), Arc::new(Index::default()));
+    let metrics = Arc::new(Metrics::default());
+    let parity = Parity::of(config.models.iter().flat_map(Model::counted_names));
+    let index = Arc::new(parity.index());
     let (readiness, health) = (Readiness::default(), Health::new().await);
     let (loader, models) = Loader::new(&config, Hub::from_env(), &metrics, &readiness);
     let pool = Arc::new(TokenPool::of_all_cores(
@@ -78,6 +81,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
         index: index.clone(),
+        parity: parity.clone(),
         reader: Reader::new(models.clone(), pool.clone()),
         policy: config.policy.clone(),
         decision_max: Duration::from_millis(config.limits.decision_ms_max),
@@ -99,7 +103,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     });
     app.spawn("models", loader.run());
     if config.events.source == EventSourceKind::Zmq {
-        let listeners = listeners(&config, &fleet, &index, &metrics, &app.readiness);
+        let listeners = listeners(&config, &fleet, &index, &parity, &metrics, &app.readiness);
         app.spawn("events", async {
             listeners.run().await;
             Ok(())
@@ -121,7 +125,8 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     let admin = Admin {
         metrics: metrics.handle(),
         observe: Arc::new(move || {
-            observe(&metrics, &index, &fleet.borrow(), &models.borrow(), &pool);
+            let (fleet, models) = (fleet.borrow(), models.borrow());
+            observe(&metrics, &index, &parity, &fleet, &models, &pool);
         }),
         readiness: app.readiness.clone(),
     };
@@ -224,6 +229,7 @@ fn listeners(
     config: &Config,
     fleet: &watch::Receiver<Arc<Fleet>>,
     index: &Arc<Index>,
+    parity: &Arc<Parity>,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
 ) -> Listeners {
@@ -235,6 +241,7 @@ fn listeners(
     Listeners {
         fleet: fleet.clone(),
         index: index.clone(),
+        parity: parity.clone(),
         metrics: metrics.clone(),
         topic: config.events.topic.clone(),
         limits: zmq::Limits {
@@ -277,8 +284,15 @@ async fn report_readiness(
     }
 }
 
-fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet, models: &Models, pool: &TokenPool) {
-    let size = index.size();
+fn observe(
+    metrics: &Metrics,
+    index: &Index,
+    parity: &Parity,
+    fleet: &Fleet,
+    models: &Models,
+    pool: &TokenPool,
+) {
+    let (size, records) = (index.size(), parity.records());
     let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
         name: &endpoint.name,
         trust: endpoint.trust().as_str(),
@@ -286,12 +300,25 @@ fn observe(metrics: &Metrics, index: &Index, fleet: &Fleet, models: &Models, poo
         queued_tokens: endpoint.load.prefill_tokens(),
         blocks: index.blocks_of(endpoint.id),
     });
+    let models = models.states().map(|(name, cache)| ModelSizes {
+        name,
+        loaded: cache.is_some(),
+        cache: cache.unwrap_or_default(),
+    });
+    let parity = records.iter().map(|(name, record)| ParitySizes {
+        name,
+        agree: record.agree,
+        differ: record.differ,
+        unjudged: record.unjudged,
+        prompts_doubtful: record.is_doubtful(),
+    });
     metrics.observe(&Sizes {
         index_blocks: size.blocks,
         index_pairs: size.pairs,
         tokenizer_waiting: pool.waiting(),
         tokenizer_working: pool.working(),
-        models: models.states().collect(),
         endpoints: endpoints.collect(),
+        models: models.collect(),
+        parity: parity.collect(),
     });
 }

@@ -109,8 +109,15 @@ impl Chain {
     /// always computes the last token itself (measured on vLLM 0.9 to 0.33).
     #[must_use]
     pub fn of_prompt(tokens: &[TokenId], block_size: u32, identity: &Identity) -> Self {
+        let hittable = tokens.len().saturating_sub(1);
+        Self::of_full_blocks(&tokens[..hittable], block_size, identity)
+    }
+
+    /// The chain of all full blocks of these tokens: what a server stores of a prompt once it
+    /// has computed it.
+    #[must_use]
+    pub fn of_full_blocks(tokens: &[TokenId], block_size: u32, identity: &Identity) -> Self {
         let size = block_size.max(1) as usize;
-        let hittable = tokens.len().saturating_sub(1) / size;
         let salt: Vec<ExtraKey> = identity
             .cache_salt
             .iter()
@@ -120,7 +127,6 @@ impl Chain {
         let mut parent = BlockKey::root(identity.adapter.as_deref());
         let keys = tokens
             .chunks_exact(size)
-            .take(hittable)
             .enumerate()
             .map(|(position, block)| {
                 parent = parent.child(block, if position == 0 { &salt } else { &[] });

@@ -60,6 +60,8 @@ pub struct Problem<'a> {
     pub prompt_tokens: u64,
     /// What is known of the prompt.
     pub basis: Basis,
+    /// The model's prompts have often not been what its servers computed.
+    pub prompt_doubtful: bool,
     /// Best cached / prompt tokens that overlap must exceed to count.
     pub matching_ratio_min: f64,
     /// Scatters ties: the request's id.
@@ -142,7 +144,11 @@ pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice>
 }
 
 fn cost(problem: &Problem<'_>, candidate: &Candidate, prefix_aware: bool) -> Cost {
-    let spared = if prefix_aware { credit(candidate) } else { 0 };
+    let spared = if prefix_aware {
+        credit(problem, candidate)
+    } else {
+        0
+    };
     let scatter = xxh3_64_with_seed(problem.request.as_bytes(), u64::from(candidate.endpoint.0));
     Cost {
         avoided: candidate.avoided,
@@ -154,12 +160,15 @@ fn cost(problem: &Problem<'_>, candidate: &Candidate, prefix_aware: bool) -> Cos
 
 /// Cached tokens that a choice may count on. What a `Doubtful` or `Learning` endpoint is seen
 /// to hold it most likely holds (its picture was rebuilt from live events), so it counts, but
-/// an endpoint known to hold the same wins.
-fn credit(candidate: &Candidate) -> u64 {
-    match candidate.trust {
-        Trust::Live => candidate.cached_tokens,
-        Trust::Learning | Trust::Doubtful => candidate.cached_tokens * 9 / 10,
-        Trust::Silent => 0,
+/// an endpoint known to hold the same wins. What any endpoint holds of a doubtful prompt is worth
+/// no more.
+fn credit(problem: &Problem<'_>, candidate: &Candidate) -> u64 {
+    match (candidate.trust, problem.prompt_doubtful) {
+        (Trust::Live, false) => candidate.cached_tokens,
+        (Trust::Live, true) | (Trust::Learning | Trust::Doubtful, _) => {
+            candidate.cached_tokens * 9 / 10
+        }
+        (Trust::Silent, _) => 0,
     }
 }
 
@@ -170,6 +179,7 @@ mod tests {
     const PROBLEM: Problem<'_> = Problem {
         prompt_tokens: 1000,
         basis: Basis::Overlap,
+        prompt_doubtful: false,
         matching_ratio_min: 0.5,
         request: "r",
     };
@@ -228,6 +238,18 @@ mod tests {
         };
         assert_eq!(chosen(&[doubtful, candidate(1, 800, 0)]), 1);
         assert_eq!(chosen(&[doubtful, candidate(1, 0, 0)]), 0);
+    }
+
+    #[test]
+    fn a_doubtful_prompt_waits_for_its_cache_a_tenth_less() {
+        let candidates = [candidate(0, 800, 750), candidate(1, 0, 0)];
+        let doubtful = Problem {
+            basis: Basis::Partial(crate::parity::REASON),
+            prompt_doubtful: true,
+            ..PROBLEM
+        };
+        let chosen = |problem| choose(problem, &candidates).expect("a choice").endpoint.0;
+        assert_eq!((chosen(&PROBLEM), chosen(&doubtful)), (0, 1));
     }
 
     #[test]

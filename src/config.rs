@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 mod print;
 mod render;
@@ -80,6 +81,24 @@ pub struct Model {
     pub engine: Engine,
     /// The server's flags that decide what its prompts look like.
     pub render: RenderSettings,
+}
+
+impl Model {
+    /// The name that prompts are counted by: the model's first, whichever of its names a request
+    /// gives, and an adapter's own.
+    #[must_use]
+    pub fn counted_as(&self, adapter: Option<&str>) -> Arc<str> {
+        let first = || self.names.first().map_or("", String::as_str);
+        adapter.unwrap_or_else(first).into()
+    }
+
+    /// All of these names.
+    pub fn counted_names(&self) -> impl Iterator<Item = Arc<str>> {
+        let adapters = self.adapters.iter().map(|name| Some(name.as_str()));
+        std::iter::once(None)
+            .chain(adapters)
+            .map(|adapter| self.counted_as(adapter))
+    }
 }
 
 /// Where a model's `tokenizer.json`, `tokenizer_config.json` and chat templates come from.

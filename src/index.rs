@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use parking_lot::RwLock;
 
-use crate::blocks::{BlockEvent, BlockKey, Chain};
+use crate::blocks::{BlockEvent, BlockKey, Chain, Stored};
 use crate::fleet::EndpointId;
 
 mod book;
@@ -18,9 +18,24 @@ mod book;
 use book::{Book, Change};
 
 /// The picture of every endpoint's cache.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Index {
     state: RwLock<State>,
+    observer: Option<Box<Observer>>,
+}
+
+/// Is shown every store, while the index is locked for it: a quick look, no more.
+type Observer = dyn Fn(EndpointId, &Seen<'_>) + Send + Sync;
+
+/// Blocks that an endpoint says it stored in the engine's own cache, under our names.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The block before the first one, or the root; none where the parent is unknown.
+    pub parent: Option<BlockKey>,
+    /// One per block; none where the parent is unknown.
+    pub keys: &'a [Option<BlockKey>],
+    /// The event.
+    pub stored: &'a Stored,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +86,15 @@ pub struct Size {
 }
 
 impl Index {
+    /// An empty one that shows every store to `observer` before it counts it.
+    #[must_use]
+    pub fn observed(observer: impl Fn(EndpointId, &Seen<'_>) + Send + Sync + 'static) -> Self {
+        Self {
+            observer: Some(Box::new(observer)),
+            ..Self::default()
+        }
+    }
+
     /// Applies what one endpoint did in one step, in order.
     pub fn apply(&self, endpoint: EndpointId, events: &[BlockEvent]) -> Applied {
         let mut state = self.state.write();
@@ -79,6 +103,11 @@ impl Index {
         let mut applied = Applied::default();
         for event in events {
             book.apply(event, &mut applied, &mut |change| match change {
+                Change::Stores(seen) => {
+                    if let Some(observer) = &self.observer {
+                        observer(endpoint, seen);
+                    }
+                }
                 Change::Holds(key) => hold(holders, key, endpoint),
                 Change::Drops(key) => drop_hold(holders, key, endpoint),
             });
@@ -114,6 +143,14 @@ impl Index {
         ended.extend(alive.into_iter().map(|endpoint| (endpoint, whole)));
         ended.reverse();
         ended
+    }
+
+    /// Whether an endpoint holds a block.
+    #[must_use]
+    pub fn holds(&self, endpoint: EndpointId, key: BlockKey) -> bool {
+        let state = self.state.read();
+        let holders = state.holders.get(&key).map_or(&[][..], Vec::as_slice);
+        holders.iter().any(|holder| holder.endpoint == endpoint)
     }
 
     /// Drops an endpoint's whole picture; its block size and adapters with it.

@@ -20,6 +20,7 @@
 //! | chain, key | the blocks of a prompt in order; a key names a block *and all before it* |
 //! | holder | an endpoint that holds a block |
 //! | overlap | how many leading blocks of a chain an endpoint holds |
+//! | watch | waits for the event that shows whether a placed prompt was read as its server reads it |
 //! | basis | how much of a choice rests on knowledge: `Overlap`, `Partial`, `LoadOnly` |
 //! | trust | how complete our picture of an endpoint is: `Live`, `Learning`, `Doubtful`, `Silent` |
 //! | exchange | one request's conversation with Envoy |
@@ -41,6 +42,7 @@ pub mod models;
 pub mod blocks;
 pub mod fleet;
 pub mod index;
+pub mod parity;
 pub mod choice;
 pub mod events;
 pub mod audit;

@@ -2,7 +2,7 @@
 //!
 //! No global recorder: a [`Metrics`] belongs to the app that made it, so that tests run many.
 //! Counters are held, not looked up, where requests or events pass. Labels are bounded: the
-//! fleet's endpoint names, and words from our own source.
+//! fleet's endpoint names, the configuration's model names, and words from our own source.
 
 use std::time::Duration;
 
@@ -74,6 +74,26 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         Unit::Count,
         "Times that a model's files could not be had or loaded, by model",
     ),
+    (
+        "kvscout_token_parity_total",
+        Unit::Count,
+        "Requests whose token ids were compared with the events that followed, by model and verdict",
+    ),
+    (
+        "kvscout_token_cache_segments_total",
+        Unit::Count,
+        "Segments of prompts looked up, by model and result; a miss is tokenized",
+    ),
+    (
+        "kvscout_token_cache_text_bytes_total",
+        Unit::Bytes,
+        "Bytes of prompts in them, by model and result",
+    ),
+    (
+        "kvscout_token_cache_evictions_total",
+        Unit::Count,
+        "Segments that had to go for others, by model",
+    ),
 ];
 const GAUGES: &[(&str, Unit, &str)] = &[
     (
@@ -106,6 +126,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         Unit::Count,
         "(endpoint, engine hash) pairs in the index",
     ),
+    (
+        "kvscout_model_prompts_doubtful",
+        Unit::Count,
+        "1 where a model's servers have often computed other tokens than we did, else 0",
+    ),
     ("kvscout_build_info", Unit::Count, "1, by version"),
     (
         "kvscout_event_queue_bytes",
@@ -126,6 +151,16 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "kvscout_tokenizer_working",
         Unit::Count,
         "Long prompts that are being read; the cores are the most",
+    ),
+    (
+        "kvscout_token_cache_bytes",
+        Unit::Bytes,
+        "What a model's segment cache takes; limits.token_cache_bytes_max at most",
+    ),
+    (
+        "kvscout_token_cache_segments",
+        Unit::Count,
+        "Segments that a model's cache holds",
     ),
 ];
 const HISTOGRAMS: &[(&str, Unit, &str)] = &[
@@ -308,9 +343,23 @@ impl Metrics {
             .set(sizes.tokenizer_waiting as f64);
         self.gauge("kvscout_tokenizer_working", &[])
             .set(sizes.tokenizer_working as f64);
-        for (model, loaded) in &sizes.models {
-            self.gauge("kvscout_model_loaded", &[("model", model)])
-                .set(if *loaded { 1.0 } else { 0.0 });
+        for one in &sizes.models {
+            self.observe_model(one);
+        }
+        for one in &sizes.parity {
+            let by = [("model", one.name)];
+            for (verdict, count) in [
+                ("agree", one.agree),
+                ("differ", one.differ),
+                ("unjudged", one.unjudged),
+            ] {
+                let by = [by[0], ("verdict", verdict)];
+                self.counter("kvscout_token_parity_total", &by)
+                    .absolute(count);
+            }
+            let doubtful = if one.prompts_doubtful { 1.0 } else { 0.0 };
+            self.gauge("kvscout_model_prompts_doubtful", &by)
+                .set(doubtful);
         }
         for one in &sizes.endpoints {
             let by = [("endpoint", one.name)];
@@ -327,6 +376,28 @@ impl Metrics {
             }
         }
     }
+
+    fn observe_model(&self, one: &ModelSizes<'_>) {
+        let (by, cache) = ([("model", one.name)], &one.cache);
+        self.gauge("kvscout_model_loaded", &by)
+            .set(if one.loaded { 1.0 } else { 0.0 });
+        self.gauge("kvscout_token_cache_bytes", &by)
+            .set(cache.bytes as f64);
+        self.gauge("kvscout_token_cache_segments", &by)
+            .set(cache.entries as f64);
+        for (result, segments, bytes) in [
+            ("hit", cache.hits, cache.hit_bytes),
+            ("miss", cache.misses, cache.missed_bytes),
+        ] {
+            let by = [by[0], ("result", result)];
+            self.counter("kvscout_token_cache_segments_total", &by)
+                .absolute(segments);
+            self.counter("kvscout_token_cache_text_bytes_total", &by)
+                .absolute(bytes);
+        }
+        self.counter("kvscout_token_cache_evictions_total", &by)
+            .absolute(cache.evictions);
+    }
 }
 
 /// Sizes as of a scrape.
@@ -340,10 +411,57 @@ pub struct Sizes<'a> {
     pub tokenizer_waiting: usize,
     /// Long prompts that are being read.
     pub tokenizer_working: usize,
-    /// Every configured model's first name, and whether it is loaded.
-    pub models: Vec<(&'a str, bool)>,
+    /// One per configured model.
+    pub models: Vec<ModelSizes<'a>>,
     /// One per endpoint of the fleet.
     pub endpoints: Vec<EndpointSizes<'a>>,
+    /// One per configured model or adapter name.
+    pub parity: Vec<ParitySizes<'a>>,
+}
+
+/// One model as of a scrape.
+#[derive(Debug)]
+pub struct ModelSizes<'a> {
+    /// Its first name.
+    pub name: &'a str,
+    /// Whether its prompts can be read.
+    pub loaded: bool,
+    /// Its segment cache.
+    pub cache: CacheSizes,
+}
+
+/// A segment cache as of now. Counts outlive a reload of the tokenizer; what it holds does not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// Segments held.
+    pub entries: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Segments found.
+    pub hits: u64,
+    /// Bytes of text in them.
+    pub hit_bytes: u64,
+    /// Segments tokenized.
+    pub misses: u64,
+    /// Bytes of text in them.
+    pub missed_bytes: u64,
+    /// Segments that had to go for others.
+    pub evictions: u64,
+}
+
+/// What came of one model's token parity by the time of a scrape.
+#[derive(Debug)]
+pub struct ParitySizes<'a> {
+    /// The configured name.
+    pub name: &'a str,
+    /// Requests whose tokens were the server's.
+    pub agree: u64,
+    /// Requests whose tokens were not.
+    pub differ: u64,
+    /// Requests of which nobody knows.
+    pub unjudged: u64,
+    /// Too many of the last ones differed.
+    pub prompts_doubtful: bool,
 }
 
 /// One endpoint as of a scrape.

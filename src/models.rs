@@ -19,7 +19,7 @@ use crate::config::{self, Config, Source};
 use crate::metrics::Metrics;
 use crate::prompt::template::{Renderer, RendererError};
 use crate::readiness::Readiness;
-use crate::tokens::{self, Tokenizer};
+use crate::tokens::{self, CacheBudget, CacheSizes, Tokenizer};
 
 mod cache;
 mod hub;
@@ -67,13 +67,13 @@ impl Model {
     pub fn load(
         folder: &Path,
         model: &config::Model,
-        cache_bytes_max: u64,
+        cache: &CacheBudget,
     ) -> Result<Self, ModelError> {
         let clock = std::time::SystemTime::now;
         // The renderer first: it takes milliseconds, so that what is wrong with it is told soon.
         Ok(Self {
             renderer: Renderer::load(folder, model.render.clone(), clock)?,
-            tokenizer: tokens::load(folder, model.engine, cache_bytes_max)?,
+            tokenizer: tokens::load(folder, model.engine, cache)?,
         })
     }
 }
@@ -82,6 +82,8 @@ impl Model {
 pub struct Named {
     /// Its template and vocabulary.
     pub model: Arc<Model>,
+    /// The name that its tokens are counted by: the model's first, or the adapter's.
+    pub counted_as: Arc<str>,
     /// The name is a LoRA adapter's: part of every block's identity.
     pub adapter: Option<String>,
 }
@@ -119,7 +121,7 @@ pub struct Models {
 struct Fixed {
     /// Every name that requests may give: of which model, and whether it is an adapter's.
     names: HashMap<String, (usize, bool)>,
-    labels: Vec<String>,
+    labels: Vec<Arc<str>>,
     runs_foreign_templates: bool,
 }
 
@@ -143,7 +145,7 @@ impl Models {
         let foreign = |model: &config::Model| model.render.trust_request_chat_template;
         let fixed = Fixed {
             names,
-            labels: models.iter().map(label).collect(),
+            labels: models.iter().map(|model| model.counted_as(None)).collect(),
             runs_foreign_templates: models.iter().any(foreign),
         };
         Self {
@@ -159,8 +161,10 @@ impl Models {
     pub fn get(&self, name: &str) -> Result<Named, Missing> {
         let (number, is_adapter) = *self.fixed.names.get(name).ok_or(Missing::Unknown)?;
         let model = self.loaded[number].clone().ok_or(Missing::NotLoaded)?;
+        let label = || Arc::clone(&self.fixed.labels[number]);
         Ok(Named {
             model,
+            counted_as: if is_adapter { name.into() } else { label() },
             adapter: is_adapter.then(|| name.to_owned()),
         })
     }
@@ -171,16 +175,16 @@ impl Models {
         self.fixed.runs_foreign_templates
     }
 
-    /// Every model by its first name, and whether it is loaded.
-    pub fn states(&self) -> impl Iterator<Item = (&str, bool)> {
-        let labels = self.fixed.labels.iter().map(String::as_str);
-        labels.zip(self.loaded.iter().map(Option::is_some))
+    /// Every model by its first name, and its segment cache if it is loaded.
+    pub fn states(&self) -> impl Iterator<Item = (&str, Option<CacheSizes>)> {
+        let cache = |model: &Arc<Model>| model.tokenizer.cache_sizes();
+        let labels = self.fixed.labels.iter().map(|label| &**label);
+        labels.zip(
+            self.loaded
+                .iter()
+                .map(move |model| model.as_ref().map(cache)),
+        )
     }
-}
-
-/// What people and metrics call a model.
-fn label(model: &config::Model) -> String {
-    model.names.first().cloned().unwrap_or_default()
 }
 
 /// Loads every model and keeps it fresh.
@@ -196,8 +200,6 @@ struct Shared {
     cache: Cache,
     /// Loads at one time.
     loads: Semaphore,
-    /// For each model's segments.
-    token_cache_bytes_max: u64,
     readiness: Readiness,
 }
 
@@ -220,12 +222,12 @@ impl Loader {
             hub,
             cache: Cache::new(&config.models_cache),
             loads: Semaphore::new((cores / 2).max(1)),
-            token_cache_bytes_max: config.limits.token_cache_bytes_max,
             readiness: readiness.clone(),
         });
         let keeper = |(number, model): (usize, &config::Model)| {
-            let counted = metrics.model(&label(model));
-            Keeper::new(number, model.clone(), shared.clone(), counted)
+            let counted = metrics.model(&model.counted_as(None));
+            let budget = CacheBudget::of_bytes(config.limits.token_cache_bytes_max);
+            Keeper::new(number, model.clone(), shared.clone(), counted, budget)
         };
         let keepers = config.models.iter().enumerate().map(keeper).collect();
         (Self { keepers, shared }, receiver)
@@ -257,7 +259,7 @@ pub fn check(file: &Path, config: &Config) -> Result<(), Complaints> {
         let Source::Folder(folder) = &model.source else {
             return None;
         };
-        let error = Model::load(folder, model, 0).err()?;
+        let error = Model::load(folder, model, &CacheBudget::none()).err()?;
         Some(Complaint {
             line: 0,
             field: format!("models[{number}].folder"),

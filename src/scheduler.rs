@@ -14,9 +14,10 @@ use tokio::sync::watch;
 use crate::blocks::{Chain, Identity, TokenId};
 use crate::choice::{Basis, Candidate, Choice, Problem, choose};
 use crate::config::{Policy, Strategy};
-use crate::fleet::{Booking, Endpoint, EndpointId, Fleet};
+use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
+use crate::parity::{self, Parity, Placed, Watch};
 
 mod placement;
 mod reader;
@@ -86,6 +87,8 @@ pub struct Parts {
     pub fleet: watch::Receiver<Arc<Fleet>>,
     /// Who holds what.
     pub index: Arc<Index>,
+    /// Who watches that prompts are read as servers do.
+    pub parity: Arc<Parity>,
     /// Who reads prompts.
     pub reader: Reader,
     /// How to choose.
@@ -99,6 +102,8 @@ pub struct Parts {
 /// A prompt as far as it could be read.
 #[derive(Debug)]
 struct Reading {
+    /// The configured name that its tokens go by; none where they are not known.
+    model: Option<Arc<str>>,
     basis: Basis,
     tokens: Vec<TokenId>,
     /// Of all prompts of a batch, or an estimate.
@@ -116,6 +121,7 @@ impl Reading {
     /// Nothing is known but the body's size: about four bytes a token.
     fn load_only(reason: &'static str, body_bytes: usize) -> Self {
         Self {
+            model: None,
             basis: Basis::LoadOnly(reason),
             tokens: Vec::new(),
             prompt_tokens: body_bytes as u64 / 4,
@@ -124,6 +130,14 @@ impl Reading {
             answers: 1,
             wants_report: false,
         }
+    }
+
+    /// Every token of the first prompt is known.
+    fn is_exact(&self) -> bool {
+        matches!(
+            self.basis,
+            Basis::Overlap | Basis::Partial("answers" | "batch" | parity::REASON)
+        )
     }
 }
 
@@ -197,6 +211,7 @@ impl Scheduler {
     }
 
     /// Before vLLM 0.17.1 events do not show salts: what a salted request would find is unknown.
+    /// Nor is it where the servers have often computed other tokens than we did.
     fn doubted(&self, reading: Reading, allowed: &Fleet) -> Reading {
         let hides =
             |endpoint: &Arc<Endpoint>| self.parts.index.shows_salt(endpoint.id) == Some(false);
@@ -209,8 +224,17 @@ impl Scheduler {
                     ..reading
                 }
             }
+            _ if reading.is_exact() && self.is_doubtful(&reading) => Reading {
+                basis: Basis::Partial(parity::REASON),
+                ..reading
+            },
             _ => reading,
         }
+    }
+
+    fn is_doubtful(&self, reading: &Reading) -> bool {
+        let model = reading.model.as_deref();
+        model.is_some_and(|model| self.parts.parity.is_doubtful(model))
     }
 
     /// Cached tokens by endpoint. One chain for each block size that the fleet uses.
@@ -268,6 +292,7 @@ impl Scheduler {
         let problem = Problem {
             prompt_tokens: reading.prompt_tokens,
             basis: reading.basis,
+            prompt_doubtful: self.is_doubtful(reading),
             matching_ratio_min: self.parts.policy.matching_ratio_min,
             request: request_id,
         };
@@ -278,6 +303,7 @@ impl Scheduler {
             .find(|endpoint| endpoint.id == choice.endpoint);
         let endpoint = chosen.ok_or(Refusal::NoEndpoint)?.clone();
         self.announce_report(reading, &choice);
+        let watch = self.watch(request_id, reading, &endpoint, &choice);
         let counted = self.counted(&endpoint);
         counted.prompt_tokens.increment(choice.prompt_tokens);
         counted.predicted.increment(choice.predicted_cached_tokens);
@@ -292,6 +318,7 @@ impl Scheduler {
             booking: Booking::new(endpoint, work),
             metrics: self.parts.metrics.clone(),
             counted,
+            watch,
             choice,
             allowed,
             candidates,
@@ -312,6 +339,29 @@ impl Scheduler {
                 reading.answers,
             );
         }
+    }
+
+    /// Waits for the events that should follow, where they can tell anything.
+    fn watch(
+        &self,
+        request: &str,
+        reading: &Reading,
+        endpoint: &Endpoint,
+        choice: &Choice,
+    ) -> Option<Watch> {
+        let model = reading.model.as_ref().filter(|_| reading.is_exact())?;
+        if choice.trust != Trust::Live {
+            return None;
+        }
+        let (parity, index) = (&self.parts.parity, &self.parts.index);
+        let placed = Placed {
+            request,
+            model,
+            tokens: &reading.tokens,
+            identity: &reading.identity,
+            cached_tokens: choice.predicted_cached_tokens,
+        };
+        parity.open(index, endpoint.id, &placed, || endpoint.trust())
     }
 
     fn counted(&self, endpoint: &Endpoint) -> Arc<EndpointMetrics> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use crate::config::Engine;
+pub use crate::metrics::CacheSizes;
 pub use crate::prompt::TokenId;
 use crate::prompt::{Prompt, PromptText};
 
@@ -40,23 +41,29 @@ pub trait Tokenizer: Send + Sync {
     }
 }
 
-/// A segment cache as of now. Counts run from the tokenizer's load on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CacheSizes {
-    /// Segments held.
-    pub entries: u64,
-    /// Bytes that they take.
-    pub bytes: u64,
-    /// Segments found.
-    pub hits: u64,
-    /// Bytes of text in them.
-    pub hit_bytes: u64,
-    /// Segments tokenized.
-    pub misses: u64,
-    /// Bytes of text in them.
-    pub missed_bytes: u64,
-    /// Segments that had to go for others.
-    pub evictions: u64,
+/// What a model's segment cache may take. Its counts outlive a reload of the tokenizer.
+#[derive(Debug, Clone, Default)]
+pub struct CacheBudget {
+    /// Bytes of texts and ids; no cache with 0.
+    pub bytes_max: u64,
+    counts: Arc<segments::Counts>,
+}
+
+impl CacheBudget {
+    /// So many bytes.
+    #[must_use]
+    pub fn of_bytes(bytes_max: u64) -> Self {
+        Self {
+            bytes_max,
+            ..Self::default()
+        }
+    }
+
+    /// No cache.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
 }
 
 /// A text that an engine cannot encode.
@@ -77,8 +84,8 @@ pub struct LoadError {
     pub reason: String,
 }
 
-/// Loads `tokenizer.json` of a model's folder, with a segment cache of at most so many bytes (0
-/// for none); half a second to two seconds. A tokenizer that the fast engine does not know is
+/// Loads `tokenizer.json` of a model's folder, with a segment cache; half a second to two
+/// seconds. A tokenizer that the fast engine does not know is
 /// given to the reference engine.
 ///
 /// # Errors
@@ -86,7 +93,7 @@ pub struct LoadError {
 pub fn load(
     folder: &Path,
     engine: Engine,
-    cache_bytes_max: u64,
+    cache: &CacheBudget,
 ) -> Result<Arc<dyn Tokenizer>, LoadError> {
     let path = folder.join("tokenizer.json");
     let explain = |reason: String| LoadError {
@@ -99,7 +106,7 @@ pub fn load(
     let cuts = Cuts::of_file(&path).map_err(explain)?;
     if engine == Engine::Fast {
         match fast::Fast::load(&path) {
-            Ok(tokenizer) => return cached(tokenizer, cuts, cache_bytes_max).map_err(explain),
+            Ok(tokenizer) => return cached(tokenizer, cuts, cache).map_err(explain),
             Err(reason) => tracing::warn!(
                 path = %path.display(),
                 %reason,
@@ -108,18 +115,18 @@ pub fn load(
         }
     }
     let tokenizer = reference::Reference::load(&path).map_err(explain)?;
-    cached(tokenizer, cuts, cache_bytes_max).map_err(explain)
+    cached(tokenizer, cuts, cache).map_err(explain)
 }
 
 fn cached(
     engine: impl Tokenizer + 'static,
     cuts: Cuts,
-    bytes_max: u64,
+    cache: &CacheBudget,
 ) -> Result<Arc<dyn Tokenizer>, String> {
-    if bytes_max == 0 {
+    if cache.bytes_max == 0 {
         return Ok(Arc::new(engine));
     }
-    let segmented = Segmented::new(engine, cuts, bytes_max);
+    let segmented = Segmented::new(engine, cuts, cache);
     Ok(Arc::new(segmented.map_err(|error| error.to_string())?))
 }
 

@@ -13,7 +13,7 @@ use kvscout::config::TOKEN_CACHE_BYTES_MAX;
 use kvscout::prompt::json::Json;
 use kvscout::prompt::template::{RenderSettings, Renderer};
 use kvscout::prompt::{Api, PromptText, Request};
-use kvscout::tokens::{self, Engine, Tokenizer};
+use kvscout::tokens::{self, CacheBudget, Engine, Tokenizer};
 use serde_json::{Value, json};
 
 /// Lines that vLLM refuses and that we score, by id. A score too many costs nothing: the engine
@@ -79,7 +79,12 @@ fn ours(
 
 #[test]
 fn prompts_are_those_of_vllm() {
-    let tokenizer = tokens::load(&tokenizer(), Engine::Fast, TOKEN_CACHE_BYTES_MAX).unwrap();
+    let tokenizer = tokens::load(
+        &tokenizer(),
+        Engine::Fast,
+        &CacheBudget::of_bytes(TOKEN_CACHE_BYTES_MAX),
+    )
+    .unwrap();
     let mut renderers = Renderers::default();
     let (mut same, mut refused, mut wrong) = (0, 0, Vec::new());
     for text in fixture("public.jsonl").lines() {
@@ -115,7 +120,7 @@ fn prompts_are_those_of_vllm() {
 }
 
 fn texts_are_those_of_vllm(engine: Engine) {
-    let tokenizer = tokens::load(&tokenizer(), engine, 0).unwrap();
+    let tokenizer = tokens::load(&tokenizer(), engine, &CacheBudget::none()).unwrap();
     // Texts of requests that asked for truncation stand beside the tokens that were left.
     let truncated: Vec<Value> = lines("public.jsonl")
         .into_iter()
@@ -145,7 +150,7 @@ fn the_reference_engine_encodes_every_text_as_vllm() {
 #[test]
 fn a_special_token_that_a_user_types_becomes_its_id() {
     for engine in [Engine::Fast, Engine::Reference] {
-        let tokenizer = tokens::load(&tokenizer(), engine, 0).unwrap();
+        let tokenizer = tokens::load(&tokenizer(), engine, &CacheBudget::none()).unwrap();
         assert_eq!(
             tokenizer.encode("<|im_end|>", false).unwrap(),
             [151_645],

@@ -65,6 +65,118 @@ fn every_recording_is_predicted_to_the_token() {
     }
 }
 
+/// Folder, and requests whose last full block the server had to store.
+const WATCHED: &[(&str, u64)] = &[
+    ("v0.9.2-py-builtin", 17),
+    ("v0.11.2-py", 17),
+    ("v0.17.1-py", 19),
+    ("v0.20.2-bs32", 256),
+    ("v0.24.0-py", 19),
+    ("v0.32.0-bs32", 373),
+    ("v0.32.0-answers-bin32", 21),
+    ("v0.32.0-dp2", 46),
+    ("v0.32.0-lora-bin32", 44),
+    ("v0.33.0-py", 19),
+];
+
+#[test]
+fn every_server_stored_the_tokens_that_it_was_sent_alone_or_among_others() {
+    for (folder, watched) in WATCHED {
+        let parity = &summary(&replay(&fixtures().join(folder), &[]))["token_parity"];
+        let expected = serde_json::json!({"agree": watched, "differ": 0, "unjudged": 0});
+        assert_eq!(*parity, expected, "{folder}");
+    }
+}
+
+/// Requests that differ: their numbers, positions, and whether the position is exact.
+fn differing(output: &Output) -> Vec<(usize, usize, bool)> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let lines = stderr
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let of_parity = lines.filter(|line| line["verdict"] == "parity");
+    of_parity
+        .map(|line| {
+            let number = line["request"].as_str().and_then(|text| text.parse().ok());
+            let position = line["position"].as_u64().expect("a position") as usize;
+            let exact = line["why"] == "another token at this position";
+            (number.expect("a number"), position, exact)
+        })
+        .collect()
+}
+
+/// A recording whose requests claim other tokens than the server read: `change` says how, and
+/// where the first difference is.
+fn misread(
+    folder: &str,
+    size: usize,
+    change: impl Fn(usize, &mut Vec<u64>) -> usize,
+) -> (Output, Vec<usize>) {
+    let positions = std::cell::RefCell::new(Vec::new());
+    let copy = changed_in("requests.jsonl", folder, |at, line| {
+        let mut line: serde_json::Value = serde_json::from_str(line).expect("a line");
+        let ids: Option<Vec<u64>> = serde_json::from_value(line["prompt_token_ids"].take()).ok();
+        // Alone, so that nobody else's blocks come before its answer.
+        let long = ids.filter(|ids| ids.len() >= size && line["sequential"] == true);
+        positions.borrow_mut().push(usize::MAX);
+        // Those that cannot differ are left out: they would be watched for nothing.
+        let mut ids = long.unwrap_or_default();
+        if !ids.is_empty() {
+            positions.borrow_mut()[at] = change(at, &mut ids);
+            line["prompt_token_ids"] = ids.into();
+        }
+        Some(line.to_string())
+    });
+    let output = replay(copy.path(), &["--json"]);
+    (output, positions.into_inner())
+}
+
+fn is_found(folder: &str, size: usize, change: impl Fn(usize, &mut Vec<u64>) -> usize) {
+    let (output, positions) = misread(folder, size, change);
+    let parity = &summary(&output)["token_parity"];
+    let differing = differing(&output);
+    assert_eq!(parity["agree"], 0, "{folder}: {parity}");
+    assert_eq!(parity["differ"], differing.len(), "{folder}");
+    assert!(differing.len() > 10, "{folder}: {parity}");
+    for (number, position, exact) in &differing {
+        let expected = match exact {
+            true => positions[*number],
+            false => positions[*number] / size * size,
+        };
+        assert_eq!(*position, expected, "{folder}, request {number}");
+    }
+    let exact = differing.iter().filter(|(_, _, exact)| *exact).count();
+    assert!(exact > 0, "{folder}");
+}
+
+#[test]
+fn one_token_read_wrongly_is_found_and_its_position_named() {
+    for (folder, size) in [
+        ("v0.20.2-bs32", 32),
+        ("v0.32.0-bs32", 32),
+        ("v0.33.0-py", 16),
+        ("v0.9.2-py-builtin", 16),
+    ] {
+        is_found(folder, size, |at, ids| {
+            let position = at * 7 % (ids.len() / size * size);
+            ids[position] += 1;
+            position
+        });
+    }
+}
+
+#[test]
+fn shifted_tokens_are_found_where_the_shift_begins() {
+    for (folder, size) in [("v0.20.2-bs32", 32), ("v0.32.0-bs32", 32)] {
+        is_found(folder, size, |at, ids| {
+            // A token of no vocabulary, so that the shift begins with it.
+            let position = at * 11 % (ids.len() / size * size);
+            ids.insert(position, 4_000_000);
+            position
+        });
+    }
+}
+
 /// A copy of a recording with its event lines changed.
 fn changed(folder: &str, change: impl Fn(usize, &str) -> Option<String>) -> tempfile::TempDir {
     changed_in("events.jsonl", folder, change)
@@ -223,4 +335,33 @@ fn request_bodies_read_as_the_server_read_them() {
             "{recording}: {output:?}"
         );
     }
+}
+
+#[test]
+fn another_chat_template_is_found_where_it_first_says_something_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| harness::tokenizer().join(name);
+    std::fs::copy(file("tokenizer.json"), folder.path().join("tokenizer.json")).expect("copied");
+    let config = std::fs::read_to_string(file("tokenizer_config.json")).expect("run make setup");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    let template = config["chat_template"].as_str().expect("a template");
+    let other = format!("<|im_start|>assistant\nHello.<|im_end|>\n{template}");
+    config["chat_template"] = other.into();
+    std::fs::write(
+        folder.path().join("tokenizer_config.json"),
+        config.to_string(),
+    )
+    .expect("written");
+    let model = folder.path().display().to_string();
+    let flags = ["--json", "--tokenizer", model.as_str()];
+    let output = replay(&fixtures().join("v0.20.2-bs32"), &flags);
+    let differing = differing(&output);
+    assert!(differing.len() > 10, "{}", summary(&output));
+    // Ours say "assistant" where the servers' say "system" or "user": the second token.
+    let exact: Vec<_> = differing.iter().filter(|(_, _, exact)| *exact).collect();
+    assert!(!exact.is_empty());
+    assert!(
+        exact.iter().all(|(_, position, _)| *position == 1),
+        "{exact:?}"
+    );
 }

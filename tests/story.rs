@@ -5,6 +5,7 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use harness::envoy::{Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
@@ -74,6 +75,16 @@ impl World {
 
     /// Over pods that may have served before, and endpoints of which the fleet file has lines.
     async fn over(pods: Vec<server::Bound>, more: &str, bodies: Bodies) -> Self {
+        Self::reading(pods, more, bodies, RenderSettings::default()).await
+    }
+
+    /// Over pods whose flags may be others than kvscout is told.
+    async fn reading(
+        pods: Vec<server::Bound>,
+        more: &str,
+        bodies: Bodies,
+        render: RenderSettings,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let fleet_file = folder.path().join("fleet.yaml");
         std::fs::write(&fleet_file, fleet_yaml(&pods, more)).expect("written");
@@ -96,7 +107,7 @@ impl World {
             adapters: Vec::new(),
             source: Source::Folder(tokenizer()),
             engine: Engine::Fast,
-            render: RenderSettings::default(),
+            render,
         });
         let app = app::build(config).await.expect("run make setup");
         let bound = app.bound();
@@ -405,4 +416,129 @@ async fn events_that_do_not_decode_cost_their_pod_its_trust_and_nothing_else() {
         assert_eq!(one.predicted, one.reported);
     }
     world.shut_down().await;
+}
+
+/// How many requests came to this verdict by now.
+fn parity(metrics: &str, verdict: &str) -> u64 {
+    let line = format!("kvscout_token_parity_total{{model=\"{MODEL}\",verdict=\"{verdict}\"}} ");
+    let count = metrics.lines().find_map(|found| found.strip_prefix(&line));
+    count.map_or(0, |count| count.parse().expect("a number"))
+}
+
+fn is_doubtful(metrics: &str) -> bool {
+    metrics.contains(&format!(
+        "kvscout_model_prompts_doubtful{{model=\"{MODEL}\"}} 1"
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_servers_store_as_we_read_them_agree() {
+    let world = World::start(2, Layout::Map, Bodies::FullDuplex).await;
+    // The first request at each pod tells its block size, and is not watched.
+    for about in ["one", "two", "three", "four"] {
+        let first = long_text(about);
+        let one = world.chat(&json!([user(&first)]), true).await;
+        let before = parity(&world.metrics().await, "agree");
+        world.chat(&second_round(&first, &one.text), false).await;
+        world
+            .until("the second round agrees", |metrics| {
+                parity(metrics, "agree") > before
+            })
+            .await;
+    }
+    let metrics = world.metrics().await;
+    assert_eq!(parity(&metrics, "differ"), 0, "{metrics}");
+    assert!(!is_doubtful(&metrics));
+    world.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_is_not_the_servers_costs_the_model_its_basis_and_is_told_without_a_prompt()
+{
+    let logs = Logs::of_this_process();
+    let config = std::fs::read_to_string(tokenizer().join("tokenizer_config.json"));
+    let config: Value = serde_json::from_str(&config.expect("run make setup")).expect("JSON");
+    let template = config["chat_template"].as_str().expect("a template");
+    let render = RenderSettings {
+        chat_template: Some(format!(
+            "<|im_start|>assistant\nHello.<|im_end|>\n{template}"
+        )),
+        ..RenderSettings::default()
+    };
+    let pods = vec![pod(Layout::Map).await];
+    let world = World::reading(pods, "", Bodies::FullDuplex, render).await;
+    let ask = async |about: usize| {
+        let messages = json!([user(&long_text(&format!("number {about}")))]);
+        chat(world.envoy.routed, &messages, false).await
+    };
+    soon("the model is doubtful", async {
+        for about in 0.. {
+            assert_eq!(ask(about).await.status, 200);
+            if is_doubtful(&world.metrics().await) {
+                return;
+            }
+            tokio::time::sleep(PATIENCE / 1000).await;
+        }
+    })
+    .await;
+    let answer = ask(0).await;
+    let decision = answer.header("x-kvscout-decision");
+    assert!(
+        decision.contains("basis=partial; reason=token_parity"),
+        "{decision}"
+    );
+    let metrics = world.metrics().await;
+    assert!(parity(&metrics, "differ") >= 4, "{metrics}");
+    assert_eq!(parity(&metrics, "agree"), 0, "{metrics}");
+    world.shut_down().await;
+
+    let logs = logs.text();
+    let with = |word: &str| logs.lines().filter(|line| line.contains(word)).count();
+    assert_eq!(with("docs/runbook.md#token-parity"), 1, "{logs}");
+    let told = "the server did not store the tokens that we computed";
+    let first = logs.lines().find(|line| line.contains(told));
+    let first = first.expect("a line for each");
+    assert!(
+        first.contains("DEBUG") && first.contains("position=1"),
+        "the second token: {first}"
+    );
+    assert_eq!(with("Rule 1"), 0, "no prompt in any line");
+}
+
+/// What this process has logged, at DEBUG.
+#[derive(Clone, Default)]
+struct Logs(Arc<Mutex<Vec<u8>>>);
+
+impl Logs {
+    /// Of all tests that run in it, from the first call on.
+    fn of_this_process() -> Self {
+        static LOGS: OnceLock<Logs> = OnceLock::new();
+        let begin = || {
+            let logs = Self::default();
+            let to = logs.clone();
+            let subscriber = tracing_subscriber::fmt()
+                .with_env_filter("kvscout=debug")
+                .with_ansi(false);
+            subscriber.with_writer(move || to.clone()).init();
+            logs
+        };
+        LOGS.get_or_init(begin).clone()
+    }
+
+    fn text(&self) -> String {
+        let bytes = self.0.lock().expect("nobody panicked while writing");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl std::io::Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut held = self.0.lock().expect("nobody panicked while writing");
+        held.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

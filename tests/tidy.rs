@@ -104,6 +104,7 @@ const CORE: &[&str] = &[
     "prompt/",
     "blocks.rs",
     "index",
+    "parity",
     "choice.rs",
     "events/wire",
     "events/order.rs",

@@ -6,16 +6,16 @@
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use kvscout::tokens::{self, Engine, Tokenizer};
+use kvscout::tokens::{self, CacheBudget, Engine, Tokenizer};
 use libfuzzer_sys::fuzz_target;
 
-fn load(cache_bytes_max: u64) -> Arc<dyn Tokenizer> {
+fn load(cache: &CacheBudget) -> Arc<dyn Tokenizer> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/tokenizer-qwen3");
-    tokens::load(&folder, Engine::Fast, cache_bytes_max).expect("`make setup` fetched it")
+    tokens::load(&folder, Engine::Fast, cache).expect("`make setup` fetched it")
 }
 
-static WHOLE: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| load(0));
-static CACHED: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| load(16 << 20));
+static WHOLE: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| load(&CacheBudget::none()));
+static CACHED: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| load(&CacheBudget::of_bytes(16 << 20)));
 
 fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);

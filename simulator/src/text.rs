@@ -16,7 +16,7 @@ use kvscout::config::TOKEN_CACHE_BYTES_MAX;
 use kvscout::prompt::json::Object;
 use kvscout::prompt::template::{RenderSettings, Renderer};
 use kvscout::prompt::{PromptError, Request};
-use kvscout::tokens::{self, Engine, Tokenizer};
+use kvscout::tokens::{self, CacheBudget, Engine, Tokenizer};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub(crate) use words::WORDS;
@@ -76,7 +76,8 @@ impl Text {
 
     /// The tokenizer and the chat template of a model's folder; takes a second or two.
     pub fn load(folder: &Path, max_model_len: usize) -> anyhow::Result<Self> {
-        let tokenizer = tokens::load(folder, Engine::Fast, TOKEN_CACHE_BYTES_MAX)?;
+        let cache = CacheBudget::of_bytes(TOKEN_CACHE_BYTES_MAX);
+        let tokenizer = tokens::load(folder, Engine::Fast, &cache)?;
         let renderer = Renderer::load(folder, settings(max_model_len), SystemTime::now)?;
         let text = Self::speaking(tokenizer, renderer);
         let speaks = !text.openers.is_empty() && !text.followers.is_empty();

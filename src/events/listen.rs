@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -14,6 +14,7 @@ use crate::events::{Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
+use crate::parity::{Heard, Judgement, Parity, Verdict, epoch_s};
 use crate::readiness::Ticket;
 
 /// Hears every endpoint of the fleet.
@@ -22,6 +23,8 @@ pub struct Listeners {
     pub fleet: watch::Receiver<Arc<Fleet>>,
     /// What the events build.
     pub index: Arc<Index>,
+    /// Who compares them with the prompts that we placed.
+    pub parity: Arc<Parity>,
     /// Where they are counted.
     pub metrics: Arc<Metrics>,
     /// Only topics that start so.
@@ -75,6 +78,7 @@ impl Listeners {
         Listener {
             endpoint: endpoint.clone(),
             index: self.index.clone(),
+            parity: self.parity.clone(),
             metrics: self.metrics.endpoint(&endpoint.name),
             topic: self.topic.clone(),
             limits: self.limits.clone(),
@@ -89,6 +93,7 @@ impl Listeners {
 struct Listener {
     endpoint: Arc<Endpoint>,
     index: Arc<Index>,
+    parity: Arc<Parity>,
     metrics: EndpointMetrics,
     topic: String,
     limits: Limits,
@@ -118,6 +123,13 @@ const REPLAYED_AT_ONCE: u64 = 64;
 const REPLAY_MAX: Duration = Duration::from_secs(10);
 /// Between two replays of one server: each is work for its publisher thread.
 const REPLAY_PAUSE: Duration = Duration::from_secs(30);
+
+/// For an operator: what happened, what it costs, what to look at.
+const MODEL_DOUBTFUL: &str = "servers store other token ids than we compute for this model's \
+    prompts, so its cache hits count less: is models.folder the servers' own model? Does \
+    models.server say --chat-template, --chat-template-content-format and \
+    --default-chat-template-kwargs as the servers were started? Are adapters named in order? \
+    (docs/runbook.md#token-parity)";
 
 impl Listener {
     async fn run(mut self) {
@@ -199,6 +211,7 @@ impl Listener {
         }
         for (seq, batch) in &replay.batches {
             let followed = follower.on_replayed(&self.index, *seq, &batch.payload);
+            self.judge(&followed, follower.verdict().trust);
             self.count(&Followed {
                 timestamp: None,
                 ..followed
@@ -239,6 +252,47 @@ impl Listener {
         self.count(&followed);
         let verdict = follower.verdict();
         self.trust(verdict.trust, &verdict.reason);
+        // After the trust is told: no watch is opened that this would have to close.
+        self.judge(&followed, verdict.trust);
+    }
+
+    /// Judges the watches that this delivery decides.
+    fn judge(&self, followed: &Followed, trust: Trust) {
+        let lost = followed.forgotten || followed.missed > 0;
+        let heard = Heard {
+            timestamp: followed.timestamp,
+            now_s: epoch_s(SystemTime::now()),
+            unbroken: trust == Trust::Live && !lost,
+        };
+        for judgement in self.parity.heard(self.endpoint.id, heard) {
+            self.tell(&judgement);
+        }
+    }
+
+    fn tell(&self, judgement: &Judgement) {
+        let Judgement {
+            request,
+            model,
+            verdict,
+            doubtful,
+        } = judgement;
+        let (endpoint, model) = (self.endpoint.name.as_str(), model.as_ref());
+        if let Verdict::Differ(fork) = verdict {
+            let (position, why) = (fork.position(), fork.as_str());
+            tracing::debug!(
+                ?request,
+                endpoint,
+                model,
+                position,
+                why,
+                "the server did not store the tokens that we computed"
+            );
+        }
+        match doubtful {
+            Some(true) => tracing::warn!(model, endpoint, "{MODEL_DOUBTFUL}"),
+            Some(false) => tracing::info!(model, endpoint, "token ids agree with the events again"),
+            None => {}
+        }
     }
 
     fn trust(&self, trust: Trust, reason: &str) {
@@ -265,11 +319,9 @@ impl Listener {
         metrics.strangers.increment(u64::from(applied.unknown));
         metrics.elsewhere.increment(u64::from(applied.elsewhere));
         metrics.unmodelled.increment(u64::from(applied.unmodelled));
-        if let (Some(timestamp), Ok(now)) = (
-            followed.timestamp,
-            SystemTime::now().duration_since(UNIX_EPOCH),
-        ) {
-            metrics.lag.record((now.as_secs_f64() - timestamp).max(0.0));
+        if let Some(timestamp) = followed.timestamp {
+            let now = epoch_s(SystemTime::now());
+            metrics.lag.record((now - timestamp).max(0.0));
         }
     }
 }
@@ -279,5 +331,6 @@ impl Drop for Listener {
         self.index.forget(self.endpoint.id);
         self.endpoint
             .set_trust(Trust::Silent, "nobody listens to it", Instant::now());
+        self.parity.lost(self.endpoint.id);
     }
 }

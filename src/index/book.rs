@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Stored};
-use crate::index::Applied;
+use crate::index::{Applied, Seen};
 
 /// Engine hashes kept per endpoint: 64 GiB of KV cache in 16-token blocks of a 7B model make
 /// about 75,000; this is fifty times that, and about 200 MB here.
@@ -13,8 +13,10 @@ pub(super) const COPIES_MAX: usize = 4_000_000;
 /// (`max_num_seqs`). Of 100,000 tokens each, in 16-token blocks, they take 13 MB.
 const REPORTS_MAX: usize = 256;
 
-/// A change in what the endpoint holds, copies and names aside.
-pub(super) enum Change {
+/// A store, then what it and other events change in what the endpoint holds, copies and names
+/// aside.
+pub(super) enum Change<'a> {
+    Stores(&'a Seen<'a>),
     Holds(BlockKey),
     Drops(BlockKey),
 }
@@ -46,7 +48,7 @@ impl Book {
         &mut self,
         event: &BlockEvent,
         applied: &mut Applied,
-        change: &mut impl FnMut(Change),
+        change: &mut impl FnMut(Change<'_>),
     ) {
         match event {
             BlockEvent::Stored(stored) => self.store(stored, applied, change),
@@ -86,7 +88,12 @@ impl Book {
         self.reports.push_back((prompt, reports));
     }
 
-    fn store(&mut self, stored: &Stored, applied: &mut Applied, change: &mut impl FnMut(Change)) {
+    fn store(
+        &mut self,
+        stored: &Stored,
+        applied: &mut Applied,
+        change: &mut impl FnMut(Change<'_>),
+    ) {
         let blocks = stored.hashes.len() as u32;
         if stored.medium != Medium::Gpu {
             applied.elsewhere += blocks;
@@ -98,7 +105,13 @@ impl Book {
         }
         self.block_size = Some(stored.block_size);
         self.shows_salt = Some(stored.extra_keys.is_some());
-        let keys = self.keys_of(stored);
+        let parent = self.parent_of(stored);
+        let keys = keys_of(parent, stored);
+        change(Change::Stores(&Seen {
+            parent,
+            keys: &keys,
+            stored,
+        }));
         if self.is_report(stored, keys.last().copied().flatten()) {
             applied.reported += blocks;
             return;
@@ -122,25 +135,12 @@ impl Book {
         }
     }
 
-    /// Our names for the blocks of an event; none where the parent is unknown.
-    fn keys_of(&self, stored: &Stored) -> Vec<Option<BlockKey>> {
-        let mut parent = match stored.parent {
+    /// Our name for the block before an event's first; none where it was never seen.
+    fn parent_of(&self, stored: &Stored) -> Option<BlockKey> {
+        match stored.parent {
             None => Some(self.root(stored)),
             Some(hash) => self.copies.get(&hash).and_then(|copies| copies.key),
-        };
-        let extras = stored.extra_keys.as_deref().unwrap_or_default();
-        let size = stored.block_size.max(1) as usize;
-        let child = |(position, tokens)| {
-            let extras = extras.get(position).map_or(&[][..], Vec::as_slice);
-            parent = parent.map(|parent: BlockKey| parent.child(tokens, extras));
-            parent
-        };
-        stored
-            .tokens
-            .chunks_exact(size)
-            .enumerate()
-            .map(child)
-            .collect()
+        }
     }
 
     fn root(&self, stored: &Stored) -> BlockKey {
@@ -177,7 +177,12 @@ impl Book {
         true
     }
 
-    fn remove(&mut self, hash: EngineHash, applied: &mut Applied, change: &mut impl FnMut(Change)) {
+    fn remove(
+        &mut self,
+        hash: EngineHash,
+        applied: &mut Applied,
+        change: &mut impl FnMut(Change<'_>),
+    ) {
         let Some(copies) = self.copies.get_mut(&hash) else {
             applied.unknown += 1;
             return;
@@ -190,4 +195,21 @@ impl Book {
             change(Change::Drops(key));
         }
     }
+}
+
+/// Our names for the blocks of an event; none where the parent is unknown.
+fn keys_of(mut parent: Option<BlockKey>, stored: &Stored) -> Vec<Option<BlockKey>> {
+    let extras = stored.extra_keys.as_deref().unwrap_or_default();
+    let size = stored.block_size.max(1) as usize;
+    let child = |(position, tokens)| {
+        let extras = extras.get(position).map_or(&[][..], Vec::as_slice);
+        parent = parent.map(|parent: BlockKey| parent.child(tokens, extras));
+        parent
+    };
+    stored
+        .tokens
+        .chunks_exact(size)
+        .enumerate()
+        .map(child)
+        .collect()
 }

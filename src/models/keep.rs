@@ -9,10 +9,11 @@ use tokio::time::MissedTickBehavior;
 
 use super::hub::Fetched;
 use super::watch_files::{Watch, look};
-use super::{Model, ModelError, Models, Shared, label};
+use super::{Model, ModelError, Models, Shared};
 use crate::config::{self, Repo, Source};
 use crate::metrics::ModelMetrics;
 use crate::readiness::Ticket;
+use crate::tokens::CacheBudget;
 
 /// How often a folder is looked at: as often as the fleet's file, and four `stat`s cost less.
 const LOOK: Duration = Duration::from_secs(1);
@@ -27,6 +28,7 @@ pub(super) struct Keeper {
     config: config::Model,
     shared: Arc<Shared>,
     counted: ModelMetrics,
+    cache: CacheBudget,
     /// Until the first attempt has ended.
     first: Option<Ticket>,
     /// Since the last success.
@@ -41,6 +43,7 @@ impl Keeper {
         config: config::Model,
         shared: Arc<Shared>,
         counted: ModelMetrics,
+        cache: CacheBudget,
     ) -> Self {
         Self {
             number,
@@ -48,6 +51,7 @@ impl Keeper {
             config,
             shared,
             counted,
+            cache,
             failures: 0,
             said: None,
         }
@@ -132,8 +136,8 @@ impl Keeper {
         // An error would mean that nobody may load any more, which nobody says.
         let _permit = self.shared.loads.acquire().await;
         let (folder, config) = (folder.to_owned(), self.config.clone());
-        let cache_bytes_max = self.shared.token_cache_bytes_max;
-        let load = move || Model::load(&folder, &config, cache_bytes_max);
+        let cache = self.cache.clone();
+        let load = move || Model::load(&folder, &config, &cache);
         let loading = tokio::task::spawn_blocking(load);
         loading.await.unwrap_or(Err(ModelError::Panicked))
     }
@@ -147,7 +151,7 @@ impl Keeper {
             *models = Arc::new(next);
         });
         self.counted.loads.increment(1);
-        let (model, again) = (label(&self.config), before.is_some());
+        let (model, again) = (self.config.counted_as(None), before.is_some());
         tracing::info!(%model, folder = %folder.display(), again, "model loaded");
         // To drop a vocabulary of 150,000 words takes a while.
         tokio::task::spawn_blocking(move || drop(before));
@@ -167,7 +171,7 @@ impl Keeper {
         self.counted.failures.increment(1);
         let wait = again(self.failures);
         self.failures += 1;
-        let model = label(&self.config);
+        let model = self.config.counted_as(None);
         let old = self.shared.models.borrow().loaded[self.number].is_some();
         let state = match old {
             true => "what was loaded before serves on",
@@ -184,7 +188,7 @@ impl Keeper {
     }
 
     fn about(&self) -> String {
-        format!("model {}", label(&self.config))
+        format!("model {}", self.config.counted_as(None))
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::audit::{self, Prediction, Usage, Verdict};
 use crate::choice::{Basis, Candidate, Choice};
 use crate::fleet::{Booking, Endpoint, Fleet};
 use crate::metrics::{EndpointMetrics, Metrics};
+use crate::parity::{Watch, epoch_s};
 
 /// One placed request, from choice to the end of its response. Dropping it releases its load.
 pub struct Placement {
@@ -16,6 +17,8 @@ pub struct Placement {
     pub(super) choice: Choice,
     pub(super) metrics: Arc<Metrics>,
     pub(super) counted: Arc<EndpointMetrics>,
+    /// Waits for the events of its prompt.
+    pub(super) watch: Option<Watch>,
     /// Who could have got it, and the same as candidates, in the same order.
     pub(super) allowed: Arc<Fleet>,
     pub(super) candidates: Vec<Candidate>,
@@ -30,6 +33,16 @@ pub struct Outcome {
     pub usage: Option<Usage>,
     /// Who served it, where the gateway says so: a retry may have gone elsewhere.
     pub served: Option<SocketAddr>,
+    /// The response was seen to its end.
+    pub whole: bool,
+}
+
+impl Outcome {
+    /// The whole prompt was computed: at least one token of an answer came of it.
+    fn is_answer(&self) -> bool {
+        let answered = |usage: Usage| usage.completion_tokens > 0;
+        self.status == Some(200) && self.usage.map_or(self.whole, answered)
+    }
 }
 
 impl Placement {
@@ -85,9 +98,16 @@ impl Placement {
     }
 
     /// The response ended: its load is released, and the prediction is held against it.
-    pub fn finish(self, outcome: Outcome) {
+    pub fn finish(mut self, outcome: Outcome) {
+        let watch = self.watch.take();
         let picked = self.endpoint();
         let served = outcome.served.unwrap_or(picked.address);
+        if let Some(watch) = watch
+            && served == picked.address
+            && outcome.is_answer()
+        {
+            watch.ended(epoch_s(SystemTime::now()));
+        }
         match outcome.status {
             // Somebody else served it: ours could not be reached.
             _ if served != picked.address => picked.failed(Instant::now()),

@@ -66,6 +66,7 @@ fn read(models: &Models, path: &str, body: &[u8]) -> Result<Reading, &'static st
         _ => Basis::Partial("batch"),
     };
     Ok(Reading {
+        model: Some(named.counted_as.clone()),
         basis,
         // A batch goes to one endpoint as a whole; its first prompt stands for it.
         tokens: texts.into_iter().next().unwrap_or_default(),

@@ -16,6 +16,7 @@ const MODEL: &str = "/model/qwen";
 struct World {
     scheduler: Scheduler,
     index: Arc<Index>,
+    parity: Arc<Parity>,
     metrics: Arc<Metrics>,
     fleet: watch::Sender<Arc<Fleet>>,
 }
@@ -40,13 +41,15 @@ async fn world(endpoints: u32) -> World {
         engine: crate::config::Engine::Fast,
         render: RenderSettings::default(),
     });
-    let (index, metrics) = (Arc::new(Index::default()), Arc::new(Metrics::default()));
+    let parity = Parity::of([MODEL.into(), "sql".into()]);
+    let (index, metrics) = (Arc::new(parity.index()), Arc::new(Metrics::default()));
     let reader = reader(&config, &metrics).await;
     let endpoints = (0..endpoints).map(endpoint).collect();
     let (fleet, receiver) = watch::channel(Arc::new(Fleet { endpoints }));
     let scheduler = Scheduler::new(Parts {
         fleet: receiver,
         index: index.clone(),
+        parity: parity.clone(),
         reader,
         policy: config.policy,
         decision_max: Duration::from_secs(60),
@@ -55,6 +58,7 @@ async fn world(endpoints: u32) -> World {
     World {
         scheduler,
         index,
+        parity,
         metrics,
         fleet,
     }
@@ -65,7 +69,7 @@ async fn reader(config: &Config, metrics: &Metrics) -> Reader {
     let (hub, readiness) = (Hub::new("http://127.0.0.1:1", None), Readiness::default());
     let (loader, mut models) = Loader::new(config, hub, metrics, &readiness);
     tokio::spawn(loader.run());
-    let loaded = models.wait_for(|models| models.states().all(|(_, loaded)| loaded));
+    let loaded = models.wait_for(|models| models.states().all(|(_, cache)| cache.is_some()));
     let loaded = tokio::time::timeout(Duration::from_secs(60), loaded).await;
     drop(loaded.expect("run make setup").expect("the loader runs"));
     let pool = TokenPool::of_all_cores(64, Duration::from_secs(60), metrics.tokenizer());
@@ -298,6 +302,7 @@ async fn a_retried_request_is_audited_where_it_was_served() {
         status: Some(200),
         usage: Some(usage(Some(0))),
         served,
+        whole: true,
     });
     let text = world.metrics.handle().render();
     assert!(
@@ -324,6 +329,7 @@ async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
             status: Some(200),
             usage: Some(usage(said)),
             served: None,
+            whole: true,
         });
         let text = world.metrics.handle().render();
         let count = |verdict: &str, n: u32| {
@@ -355,6 +361,7 @@ async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
             status,
             usage: None,
             served: None,
+            whole: true,
         });
     }
     assert!(failed <= 3, "{failed} of 100 went to a pod that fails");
@@ -370,5 +377,99 @@ async fn what_several_engine_requests_will_report_is_not_promised() {
     ] {
         let placed = world.scheduler.place(ids("r", &[1, 2, 3], more)).await;
         assert_eq!(placed.expect("a placement").choice.basis, basis, "{more}");
+    }
+}
+
+/// A prompt that nobody has asked before, three blocks long.
+fn fresh(n: u32) -> Vec<TokenId> {
+    (0..13).map(|id| 1000 * (n + 1) + id).collect()
+}
+
+/// Judges every answered request at pod 0 by now.
+fn hear(world: &World) {
+    let far = parity::epoch_s(std::time::SystemTime::now()) + 60.0;
+    let heard = parity::Heard {
+        timestamp: Some(far),
+        now_s: far,
+        unbroken: true,
+    };
+    world.parity.heard(EndpointId(0), heard);
+}
+
+fn answered(completion_tokens: u64) -> Outcome {
+    let usage = Usage {
+        completion_tokens,
+        ..usage(None)
+    };
+    Outcome {
+        status: Some(200),
+        usage: Some(usage),
+        ..Outcome::default()
+    }
+}
+
+#[tokio::test]
+async fn a_model_whose_servers_store_other_tokens_is_placed_by_what_is_left() {
+    let world = world(1).await;
+    // The first store tells the block size.
+    hold(&world, 0, &PROMPT[..8], None);
+    for n in 0..5 {
+        let doubtful = n == 4;
+        let placed = world.scheduler.place(ids("r", &fresh(n), "")).await;
+        let placed = placed.expect("placed");
+        let basis = match doubtful {
+            true => Basis::Partial("token_parity"),
+            false => Basis::Overlap,
+        };
+        assert_eq!(placed.choice().basis, basis, "request {n}");
+        placed.finish(answered(3));
+        hear(&world);
+    }
+    let record = world.parity.records()[MODEL];
+    assert_eq!((record.differ, record.is_doubtful()), (5, true));
+    // An adapter's prompts are counted for themselves.
+    let body = format!("{{\"model\": \"sql\", \"prompt\": {PROMPT:?}}}");
+    let placed = world.scheduler.place(ask("r", "/v1/completions", body));
+    assert_eq!(placed.await.expect("placed").choice().basis, Basis::Overlap);
+}
+
+#[tokio::test]
+async fn only_answers_of_the_picked_pod_are_held_against_its_events() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    let elsewhere = Outcome {
+        served: Some("127.0.0.1:9999".parse().expect("an address")),
+        ..answered(3)
+    };
+    let failed = Outcome {
+        status: Some(400),
+        ..answered(3)
+    };
+    let hung_up = Outcome {
+        usage: None,
+        ..answered(3)
+    };
+    let outcomes = [elsewhere, failed, hung_up, answered(0)];
+    for (n, outcome) in (0..).zip(outcomes) {
+        let placed = world.scheduler.place(ids("r", &fresh(n), "")).await;
+        placed.expect("placed").finish(outcome);
+        hear(&world);
+    }
+    drop(world.scheduler.place(ids("r", &fresh(9), "")).await);
+    hear(&world);
+    let record = world.parity.records()[MODEL];
+    assert_eq!((record.agree, record.differ, record.unjudged), (0, 0, 5));
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_stored_as_it_was_read_agrees() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    for (n, more) in [(0, ""), (1, ", \"n\": 2")] {
+        let placed = world.scheduler.place(ids("r", &fresh(n), more)).await;
+        hold(&world, 0, &fresh(n)[..12], None);
+        hear(&world);
+        drop(placed);
+        assert_eq!(world.parity.records()[MODEL].agree, u64::from(n) + 1);
     }
 }

@@ -15,7 +15,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{CacheSizes, TokenId, TokenizeError, Tokenizer};
+use super::{CacheBudget, CacheSizes, TokenId, TokenizeError, Tokenizer};
 use cuts::{Cuts, Span};
 
 pub mod cuts;
@@ -43,8 +43,9 @@ struct Segment {
     ids: Box<[TokenId]>,
 }
 
+/// What caches of one model did.
 #[derive(Debug, Default)]
-struct Counts {
+pub struct Counts {
     hits: AtomicU64,
     hit_bytes: AtomicU64,
     misses: AtomicU64,
@@ -53,12 +54,12 @@ struct Counts {
 }
 
 impl<E: Tokenizer> Segmented<E> {
-    /// Puts a cache of at most so many bytes before an engine that tokenizes as `cuts` says.
-    pub fn new(engine: E, cuts: Cuts, bytes_max: u64) -> Result<Self, TokenizeError> {
-        let counts = Arc::new(Counts::default());
+    /// Puts a cache before an engine that tokenizes as `cuts` says.
+    pub fn new(engine: E, cuts: Cuts, budget: &CacheBudget) -> Result<Self, TokenizeError> {
+        let counts = Arc::clone(&budget.counts);
         let evicted = Arc::clone(&counts);
         let cache = Cache::builder()
-            .max_capacity(bytes_max)
+            .max_capacity(budget.bytes_max)
             .weigher(|_hash, segment: &Arc<Segment>| segment.bytes())
             .eviction_policy(EvictionPolicy::lru())
             .eviction_listener(move |_hash, _segment, cause| {

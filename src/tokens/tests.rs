@@ -69,7 +69,7 @@ fn truncation_keeps_the_last_tokens_or_the_first() {
 #[test]
 fn a_folder_without_a_tokenizer_says_which_file_is_missing() {
     let folder = tempfile::tempdir().unwrap();
-    let Err(error) = load(folder.path(), Engine::Fast, 0) else {
+    let Err(error) = load(folder.path(), Engine::Fast, &CacheBudget::none()) else {
         panic!("nothing to load")
     };
     assert!(

@@ -18,11 +18,13 @@ use crate::prompt::Request;
 
 mod bodies;
 mod line;
+mod parity;
 mod stream;
 
 use bodies::Tokens;
 use line::{Line, Moment, Prompts};
-use stream::{Message, Stream, is_part_of};
+use parity::{Counts, Parities};
+use stream::{Applying, Message, Stream, is_part_of};
 
 /// Adapters that may be known by their ids alone.
 const ADAPTERS_MAX: usize = 1024;
@@ -34,7 +36,8 @@ const ADAPTERS_MAX: usize = 1024;
 /// `kvscout record` and the project's golden recordings lay them out. One JSON object goes to
 /// stdout:
 ///
-///   {"requests", "sequential", "exact", "explained", "wrong", "events", "decode_errors"}
+///   {"requests", "sequential", "exact", "explained", "wrong", "events", "decode_errors",
+///    "token_parity": {"agree", "differ", "unjudged"}}
 ///
 /// `requests` counts lines, `sequential` those predicted (exact + explained + wrong), `events`
 /// messages. `explained` is a difference that a picker can know of from the request or event
@@ -42,13 +45,16 @@ const ADAPTERS_MAX: usize = 1024;
 /// vLLM's events do not show (before 0.17.1). Each wrong or explained request gets a line on
 /// stderr, and so does a sequential request that cannot be predicted: of several data-parallel
 /// ranks, neither the recording nor the blocks it stored tell which one served it, and they would
-/// not all find the same. Exit status: 0 if none is wrong, 1 if one is, 2 if the recording cannot be read.
+/// not all find the same. `token_parity` counts, of all answered requests for which the server had
+/// to store their last full block, those whose token ids are the ones that it stored; one that
+/// differs gets a line, with the first differing position where the events show it. Exit status: 0 if none is wrong, 1 if one is, 2 if the recording cannot be read.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The recording's folder.
     pub dir: PathBuf,
     /// Also render and tokenize each request body with this model folder (tokenizer.json,
-    /// tokenizer_config.json) and add "token_mismatches" against the recorded ids.
+    /// tokenizer_config.json) and add "token_mismatches" against the recorded ids; token parity
+    /// is then that of our own reading.
     #[arg(long, value_name = "MODEL_DIR")]
     pub tokenizer: Option<PathBuf>,
     /// Write the lines on stderr as JSON, too.
@@ -73,6 +79,8 @@ pub struct Summary {
     pub events: u64,
     /// Messages or events that could not be decoded.
     pub decode_errors: u64,
+    /// Requests whose token ids are those in the events that followed.
+    pub token_parity: Counts,
     /// Requests whose own token ids differ from the recorded ones; with `--tokenizer`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_mismatches: Option<u64>,
@@ -107,6 +115,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         Some(tokens) => Some(tokens.mismatches(&replay.lines, args.json, &mut complaints)?),
         None => None,
     };
+    replay.tokens = tokens;
     let summary = Summary {
         token_mismatches,
         ..replay.run(args.json, &mut complaints)?
@@ -119,6 +128,9 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
 
 struct Replay {
     index: Index,
+    parities: Parities,
+    /// Who reads request bodies; without, their tokens are the recorded ones.
+    tokens: Option<Tokens>,
     streams: BTreeMap<u32, Stream>,
     lines: Vec<Line>,
     adapters: HashSet<String>,
@@ -129,8 +141,11 @@ struct Replay {
 
 impl Replay {
     fn open(dir: &Path) -> anyhow::Result<Self> {
+        let parities = Parities::default();
         let mut replay = Self {
-            index: Index::default(),
+            index: parities.index(),
+            parities,
+            tokens: None,
             streams: BTreeMap::new(),
             lines: lines(&dir.join("requests.jsonl"))?,
             adapters: HashSet::new(),
@@ -247,10 +262,14 @@ impl Replay {
             } else if let Some(difference) = self.follow(at)? {
                 complain(&difference, json, complaints)?;
             }
+            self.parities.complain(json, complaints)?;
         }
-        for rank in self.streams.keys().copied().collect::<Vec<_>>() {
-            self.apply_until(rank, Moment::Seq(i64::MAX));
+        let ranks: Vec<u32> = self.streams.keys().copied().collect();
+        for rank in &ranks {
+            self.apply_until(*rank, Moment::Seq(i64::MAX));
         }
+        self.summary.token_parity = self.parities.end(ranks);
+        self.parities.complain(json, complaints)?;
         Ok(std::mem::take(&mut self.summary))
     }
 
@@ -274,13 +293,18 @@ impl Replay {
         let Self {
             streams,
             index,
+            parities,
             summary,
             ..
         } = self;
         if let Some(stream) = streams.get_mut(&rank) {
-            stream.apply_until(moment, index, |followed| {
-                summary.decode_errors +=
-                    u64::from(followed.undecodable) + u64::from(followed.malformed);
+            stream.apply_until(moment, index, |applying| match applying {
+                Applying::Next(message) => parities.end_before(rank, message),
+                Applying::Done(message, followed, trust) => {
+                    summary.decode_errors +=
+                        u64::from(followed.undecodable) + u64::from(followed.malformed);
+                    parities.hear(rank, message, &followed, trust);
+                }
             });
         }
     }
@@ -296,14 +320,15 @@ impl Replay {
             Some(rank) => vec![rank],
             None => self.streams.keys().copied().collect(),
         };
-        if self.lines[at].is_predicted() {
-            for rank in &ranks {
-                let before = self.lines[at].before(*rank, self.streams.len());
-                let Some(before) = before else {
-                    let number = self.lines[at].number();
+        for rank in &ranks {
+            let line = &self.lines[at];
+            match line.before(*rank, self.streams.len()) {
+                Some(before) => self.apply_until(*rank, before),
+                None if line.is_predicted() => {
+                    let number = line.number();
                     bail!("request {number}: neither seq_before nor t_send says when it was sent");
-                };
-                self.apply_until(*rank, before);
+                }
+                None => {}
             }
         }
         let line = &self.lines[at];
@@ -311,6 +336,7 @@ impl Replay {
         let readings: Vec<Reading> = ranks.iter().map(read).collect();
         let difference = line.is_predicted().then(|| self.compare(line, &readings));
         if let [reading] = &readings[..] {
+            self.watch(at, reading);
             self.announce_reports(reading);
             self.remember_hidden(reading);
         }
@@ -327,6 +353,23 @@ impl Replay {
         self.summary.sequential += sequential;
         *counted += 1;
         Ok(Some(difference))
+    }
+
+    /// Watches the line's first prompt, as the picker does.
+    fn watch(&mut self, at: usize, reading: &Reading) {
+        let line = &self.lines[at];
+        let read = self
+            .tokens
+            .as_ref()
+            .and_then(|tokens| tokens.read(line).ok());
+        let prompts = read.as_ref().unwrap_or(&reading.prompts);
+        if let (Some(stream), Some(tokens)) =
+            (self.streams.get(&reading.endpoint.0), prompts.first())
+        {
+            let stream = (stream, self.streams.len());
+            self.parities
+                .open(line, stream, &self.index, (reading, tokens));
+        }
     }
 
     /// What is to be said of a prediction; nothing if it is exact. Where nobody knows which rank
@@ -466,8 +509,7 @@ impl Reading {
 
     /// All full blocks of a prompt, the last one too.
     fn blocks_of(&self, tokens: &[TokenId], identity: &Identity) -> Vec<BlockKey> {
-        let and_one_more = [tokens, &[0]].concat();
-        Chain::of_prompt(&and_one_more, self.block_size, identity).keys
+        Chain::of_full_blocks(tokens, self.block_size, identity).keys
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::TOKEN_CACHE_BYTES_MAX;
 use crate::prompt::json::{Json, Object};
 use crate::prompt::template::{RenderSettings, Renderer};
 use crate::prompt::{Api, PromptText, Request};
-use crate::tokens::{self, Engine, Tokenizer};
+use crate::tokens::{self, CacheBudget, Engine, Tokenizer};
 
 /// Renders and tokenizes requests as vLLM does: one JSON object a line in, one a line out.
 ///
@@ -49,7 +49,9 @@ pub struct Args {
 /// # Errors
 /// A tokenizer that does not load, or a pipe that breaks. Bad lines are answered, not errors.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let tokenizer = tokens::load(&args.tokenizer, args.engine, TOKEN_CACHE_BYTES_MAX)?;
+    // As `kvscout serve` by default: what is shown here is what is decided by there.
+    let cache = CacheBudget::of_bytes(TOKEN_CACHE_BYTES_MAX);
+    let tokenizer = tokens::load(&args.tokenizer, args.engine, &cache)?;
     let mut lines = Lines {
         folder: args.tokenizer.clone(),
         tokenizer,

@@ -144,6 +144,7 @@ pub fn over(
     Scheduler::new(Parts {
         fleet,
         index: Arc::default(),
+        parity: Arc::default(),
         reader: Reader::new(models, pool),
         policy: Config::default().policy,
         decision_max: PATIENCE,

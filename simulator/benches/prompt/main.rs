@@ -18,9 +18,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use kvscout::blocks::{BlockKey, Chain, Identity};
+use kvscout::config::TOKEN_CACHE_BYTES_MAX;
 use kvscout::prompt::Request;
 use kvscout::prompt::template::{RenderSettings, Renderer};
-use kvscout::tokens::{self, Engine, Tokenizer};
+use kvscout::tokens::{self, CacheBudget, Engine, Tokenizer};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -69,10 +70,10 @@ struct Run {
 }
 
 impl Way {
-    fn load(folder: &Path, engine: Engine, cache_bytes_max: u64) -> anyhow::Result<Self> {
+    fn load(folder: &Path, engine: Engine, cache: &CacheBudget) -> anyhow::Result<Self> {
         Ok(Self {
             renderer: Renderer::load(folder, RenderSettings::default(), SystemTime::now)?,
-            tokenizer: tokens::load(folder, engine, cache_bytes_max)?,
+            tokenizer: tokens::load(folder, engine, cache)?,
         })
     }
 
@@ -251,8 +252,12 @@ fn main() -> anyhow::Result<()> {
         PathBuf::from,
     );
     let bench = Bench {
-        ours: Way::load(&folder, Engine::Fast, 256 << 20)?,
-        reference: Way::load(&folder, Engine::Reference, 0)?,
+        ours: Way::load(
+            &folder,
+            Engine::Fast,
+            &CacheBudget::of_bytes(TOKEN_CACHE_BYTES_MAX),
+        )?,
+        reference: Way::load(&folder, Engine::Reference, &CacheBudget::none())?,
         corpus: Corpus::of_this_repository(),
         only: std::env::args()
             .skip(1)

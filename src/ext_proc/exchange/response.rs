@@ -48,6 +48,7 @@ impl Response {
             status: self.status,
             usage: self.scanner.usage(),
             served: self.served,
+            whole: self.finished,
         }
     }
 

@@ -17,7 +17,7 @@ fn tokenizer_json() -> PathBuf {
 static QWEN3: std::sync::LazyLock<Segmented<Fast>> = std::sync::LazyLock::new(|| {
     let cuts = Cuts::of_file(&tokenizer_json()).expect("`make setup` fetched it");
     let engine = Fast::load(&tokenizer_json()).expect("a tokenizer");
-    Segmented::new(engine, cuts, 64 << 20).expect("it encodes")
+    Segmented::new(engine, cuts, &CacheBudget::of_bytes(64 << 20)).expect("it encodes")
 });
 
 fn whole(text: &str) -> Vec<TokenId> {
@@ -206,7 +206,7 @@ impl Tokenizer for Bytes {
 
 fn segmented(json: &str, bytes_max: u64) -> Segmented<Bytes> {
     let cuts = Cuts::of_json(json.as_bytes()).expect("a tokenizer's JSON");
-    Segmented::new(Bytes::default(), cuts, bytes_max).expect("it encodes")
+    Segmented::new(Bytes::default(), cuts, &CacheBudget::of_bytes(bytes_max)).expect("it encodes")
 }
 
 fn json(pre_tokenizer: &str, lstrip: bool) -> String {

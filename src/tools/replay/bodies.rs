@@ -10,7 +10,7 @@ use crate::blocks::TokenId;
 use crate::config::TOKEN_CACHE_BYTES_MAX;
 use crate::prompt::PromptError;
 use crate::prompt::template::{RenderSettings, Renderer};
-use crate::tokens::{self, Engine, Tokenizer};
+use crate::tokens::{self, CacheBudget, Engine, Tokenizer};
 
 /// Our own reading of request bodies, against the recorded ids.
 pub(super) struct Tokens {
@@ -21,9 +21,10 @@ pub(super) struct Tokens {
 impl Tokens {
     pub(super) fn load(folder: &Path) -> anyhow::Result<Self> {
         let renderer = Renderer::load(folder, RenderSettings::default(), SystemTime::now)?;
+        let cache = CacheBudget::of_bytes(TOKEN_CACHE_BYTES_MAX);
         Ok(Self {
             renderer,
-            tokenizer: tokens::load(folder, Engine::default(), TOKEN_CACHE_BYTES_MAX)?,
+            tokenizer: tokens::load(folder, Engine::default(), &cache)?,
         })
     }
 
@@ -73,7 +74,7 @@ impl Tokens {
     }
 
     /// A token list for each prompt.
-    fn read(&self, line: &Line) -> Result<Vec<Vec<TokenId>>, PromptError> {
+    pub(super) fn read(&self, line: &Line) -> Result<Vec<Vec<TokenId>>, PromptError> {
         let request = line.request().ok_or(PromptError::UnknownPath)?;
         let prompt = request.render(&self.renderer)?;
         Ok(tokens::tokens_of(&prompt, self.tokenizer.as_ref()).unwrap_or_default())

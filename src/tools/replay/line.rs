@@ -66,6 +66,16 @@ impl Line {
         sequential == Some(true) && status.is_none_or(|status| status == 200)
     }
 
+    /// It was answered, and not refused or given up.
+    pub(super) fn is_answered(&self) -> bool {
+        self.get("status").and_then(Value::as_i64) == Some(200)
+    }
+
+    /// When it was answered, seconds since the epoch.
+    pub(super) fn done_s(&self) -> Option<f64> {
+        self.get("t_done").and_then(Value::as_f64)
+    }
+
     /// A field of the request's body.
     pub(super) fn body(&self, field: &str) -> Option<&Value> {
         let value = self.get("request")?.get(field)?;

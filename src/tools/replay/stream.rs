@@ -6,7 +6,7 @@ use super::line::Moment;
 use crate::blocks::{BlockEvent, Stored, TokenId};
 use crate::events::follow::{Followed, Follower};
 use crate::events::wire;
-use crate::fleet::EndpointId;
+use crate::fleet::{EndpointId, Trust};
 use crate::index::Index;
 
 pub(super) struct Message {
@@ -18,7 +18,7 @@ pub(super) struct Message {
 
 impl Message {
     /// Whether it had come by then.
-    fn by(&self, moment: Moment) -> bool {
+    pub(super) fn by(&self, moment: Moment) -> bool {
         match moment {
             Moment::Seq(seq) => i64::try_from(self.seq).is_ok_and(|own| own <= seq),
             Moment::Time(time) => self.time <= time,
@@ -33,6 +33,14 @@ impl Message {
         };
         events.into_iter().filter_map(stored).collect()
     }
+}
+
+/// A message that is being applied.
+pub(super) enum Applying<'a> {
+    /// It comes next.
+    Next(&'a Message),
+    /// It did this, and so much is the picture worth now.
+    Done(&'a Message, Followed, Trust),
 }
 
 /// One rank's stream.
@@ -64,11 +72,11 @@ impl Stream {
         &mut self,
         moment: Moment,
         index: &Index,
-        mut each: impl FnMut(Followed),
+        mut each: impl FnMut(Applying<'_>),
     ) {
         if let Some(restart) = self.restart_before(moment) {
             while self.applied < restart {
-                each(self.apply_next(index));
+                self.apply_next(index, &mut each);
             }
             // What the new process holds is nothing, and it has not said so yet.
             index.apply(self.endpoint, &[BlockEvent::Cleared]);
@@ -77,16 +85,33 @@ impl Stream {
         while let Some(message) = self.messages.get(self.applied)
             && message.by(moment)
         {
-            each(self.apply_next(index));
+            self.apply_next(index, &mut each);
         }
     }
 
-    fn apply_next(&mut self, index: &Index) -> Followed {
-        let Message { seq, payload, .. } = &self.messages[self.applied];
+    fn apply_next(&mut self, index: &Index, each: &mut impl FnMut(Applying<'_>)) {
+        let message = &self.messages[self.applied];
+        let Message { seq, payload, .. } = message;
+        each(Applying::Next(message));
         self.applied += 1;
         self.last = Some(*seq);
         self.reset = false;
-        self.follower.on_batch(index, *seq, payload)
+        let followed = self.follower.on_batch(index, *seq, payload);
+        each(Applying::Done(
+            message,
+            followed,
+            self.follower.verdict().trust,
+        ));
+    }
+
+    pub(super) fn trust(&self) -> Trust {
+        self.follower.verdict().trust
+    }
+
+    /// Whether messages were applied that had not come by then.
+    pub(super) fn is_past(&self, moment: Moment) -> bool {
+        let last = self.applied.checked_sub(1).filter(|_| self.last.is_some());
+        last.is_some_and(|at| !self.messages[at].by(moment))
     }
 
     /// Where the next process's messages begin, if a sequence number tells that it runs already:
