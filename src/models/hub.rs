@@ -96,7 +96,7 @@ pub enum HubError {
         /// The difference.
         what: &'static str,
     },
-    /// Hours for a few megabytes.
+    /// Too long for a few megabytes.
     #[error("fetching took more than {FETCH_MAX:?}")]
     Slow,
     /// Nowhere to put them.
