@@ -13,6 +13,7 @@ pub use crate::config::{ContentFormat, RenderSettings};
 
 mod inspect;
 mod jinja;
+mod probe;
 mod python;
 mod resume;
 
@@ -61,6 +62,7 @@ pub struct Renderer {
     templates: Vec<Template>,
     /// The one that `--chat-template` gives.
     given: Option<Template>,
+    probed: probe::Probed,
 }
 
 /// A compiled template's name in the environment, and what its text tells.
@@ -192,6 +194,7 @@ impl Renderer {
             environment,
             templates,
             given,
+            probed: probe::Probed::default(),
         })
     }
 
