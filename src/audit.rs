@@ -15,6 +15,9 @@ pub struct Usage {
     /// `prompt_tokens_details.cached_tokens`; none where the server does not say
     /// (`--enable-prompt-tokens-details` is off).
     pub cached_tokens: Option<u64>,
+    /// The API tells cached tokens whatever the server's flags, as that of responses does: it
+    /// does not follow that other APIs tell them too.
+    pub unasked: bool,
 }
 
 /// How a prediction compares.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The rules are those of vLLM 0.32 and 0.33 (`renderers/{hf,params,online_renderer}.py`,
-//! `entrypoints/openai/*/protocol.py`), recorded in `tests/fixtures/prompt/public.jsonl`. Where
+//! `entrypoints/{openai,anthropic,pooling}/*/protocol.py`), recorded in `tests/fixtures/prompt`. Where
 //! vLLM answers 4xx there is nothing to score: that is a [`PromptError`] here, and the request
 //! goes its way for the engine to refuse. No error quotes a prompt.
 
@@ -15,10 +15,16 @@ use std::sync::Arc;
 
 pub mod json;
 pub mod template;
+mod api;
 mod chat;
 mod completion;
 mod fields;
+mod generate;
+mod messages;
+mod pooling;
+mod responses;
 
+pub use api::Api;
 use json::{Json, JsonError, Object};
 use template::Renderer;
 
@@ -30,11 +36,11 @@ pub type TokenId = u32;
 pub struct Prompt {
     /// The model or adapter that the request names.
     pub model: Option<String>,
-    /// What to read: one for a chat, one or more for a completion. Never empty.
+    /// What to read: one for a conversation, one or more for texts. Never empty.
     pub texts: Vec<PromptText>,
     /// `cache_salt`: separates tenants in the prefix cache.
     pub cache_salt: Option<String>,
-    /// False where the engine must compute every token (`prompt_logprobs`).
+    /// False where the engine must compute every token, as for `prompt_logprobs`.
     pub reads_cache: bool,
     /// How much of the tokens the engine keeps; all of them if none.
     pub truncation: Option<Truncation>,
@@ -67,6 +73,14 @@ pub enum PromptText {
     },
     /// Tokens that the client chose.
     Ids(Vec<TokenId>),
+}
+
+impl PromptText {
+    /// Whether only the beginning is here: the prompt goes on with an image or the like.
+    #[must_use]
+    pub fn ends_at_medium(&self) -> bool {
+        matches!(self, Self::Text { whole: false, .. })
+    }
 }
 
 /// `truncate_prompt_tokens` and `truncation_side`.
@@ -105,9 +119,19 @@ impl Truncation {
 /// Why a request has no prompt to score. Names fields and kinds, never contents.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PromptError {
-    /// Neither `/v1/chat/completions` nor `/v1/completions`.
-    #[error("no prompt is known at this path; only chat/completions and completions are scored")]
+    /// None of the APIs whose prompts are read ([`Api`]).
+    #[error("no prompt is known at this path")]
     UnknownPath,
+    /// The server answers by itself: there is nothing to read for the engine.
+    #[error("the engine reads no prompt for this path")]
+    NoPrefill,
+    /// Pairs to score or rank: how two texts become a prompt is decided by the model's code and
+    /// by flags of its server.
+    #[error("how pairs become prompts is known to the server alone")]
+    ScoreTemplate,
+    /// The prompt goes on from something that only one server keeps.
+    #[error("{0}: what it names is kept by the server that made it")]
+    ServerState(&'static str),
     /// The body is not what Python's `json.loads` takes.
     #[error("the body is not JSON: {0}")]
     MalformedJson(JsonError),
@@ -141,6 +165,9 @@ impl PromptError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::UnknownPath => "unknown_path",
+            Self::NoPrefill => "no_prefill",
+            Self::ScoreTemplate => "score_template",
+            Self::ServerState(_) => "server_state",
             Self::MalformedJson(_) => "malformed_json",
             Self::NoModel => "no_model",
             Self::BadField { .. } => "bad_field",
@@ -152,29 +179,6 @@ impl PromptError {
     fn bad(field: impl Into<String>, reason: &'static str) -> Self {
         let field = field.into();
         Self::BadField { field, reason }
-    }
-}
-
-/// Which endpoint of the OpenAI API a request goes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Api {
-    /// `/v1/chat/completions`.
-    Chat,
-    /// `/v1/completions`.
-    Completions,
-}
-
-impl Api {
-    /// The API behind a `:path`, which may carry a query.
-    ///
-    /// # Errors
-    /// [`PromptError::UnknownPath`] for every other path.
-    pub fn of_path(path: &str) -> Result<Self, PromptError> {
-        match path.split('?').next().unwrap_or_default() {
-            "/v1/chat/completions" => Ok(Self::Chat),
-            "/v1/completions" => Ok(Self::Completions),
-            _ => Err(PromptError::UnknownPath),
-        }
     }
 }
 
@@ -229,27 +233,51 @@ impl Request {
     /// (`vllm_xargs: {"kv_cache_report_mode": "full"}`, vLLM 0.26 and later).
     #[must_use]
     pub fn wants_cache_report(&self) -> bool {
-        let xargs = self.body.get_some("vllm_xargs");
-        let mode = match xargs {
-            Some(Json::Object(xargs)) => xargs.get_some("kv_cache_report_mode"),
-            _ => None,
+        let extra = match self.api {
+            Api::Generate => generate::sampling(&self.body).and_then(|p| p.get_some("extra_args")),
+            _ if self.api.pools() => None,
+            _ => self.body.get_some("vllm_xargs"),
         };
-        matches!(mode, Some(Json::Str(mode)) if mode.as_ref() == "full")
+        let mode = extra.and_then(|extra| extra.as_object()?.get_some("kv_cache_report_mode"));
+        mode.and_then(Json::as_str) == Some("full")
     }
 
-    /// Whether the engine may serve the prompt from its cache; not where it must score the
-    /// prompt itself (`prompt_logprobs`).
+    /// Whether the engine may serve the prompt from its cache.
     #[must_use]
     pub fn reads_cache(&self) -> bool {
-        !fields::wants_prompt_logprobs(&self.body, self.api).unwrap_or(false)
+        fields::reads_cache(&self.body, self.api).unwrap_or(true)
     }
 
     /// `n`: how many answers the engine computes. Each is a request of its own to it, and finds
     /// in the cache what those before it stored; the last to end reports its cached tokens.
     #[must_use]
     pub fn answers(&self) -> u32 {
-        let n = self.body.get_some("n").and_then(fields::lax_int);
+        let asks = match self.api {
+            Api::Chat | Api::Completions => Some(&self.body),
+            Api::Generate => generate::sampling(&self.body),
+            _ => None,
+        };
+        let n = asks
+            .and_then(|asks| asks.get_some("n"))
+            .and_then(fields::lax_int);
         n.and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
+    }
+
+    /// Why the server's word of cached tokens will not be about the prompt as it is read here, or
+    /// will not come at all; none where the two can be compared.
+    #[must_use]
+    pub fn caveat(&self) -> Option<&'static str> {
+        let is_set = |name| fields::flag(&self.body, name, false).unwrap_or(false);
+        match self.api {
+            // Vectors and classes come without a report.
+            Api::Embeddings | Api::Classify | Api::Pooling => Some("pooling"),
+            Api::ChatBatch => Some("batch"),
+            // The prompt is read once more for every token and beam, and nothing is reported.
+            Api::Chat | Api::Completions if is_set("use_beam_search") => Some("beam_search"),
+            Api::Generate if self.body.get_some("features").is_some() => Some("media"),
+            _ if self.answers() > 1 => Some("answers"),
+            _ => None,
+        }
     }
 
     /// What the model is to read.
@@ -257,18 +285,23 @@ impl Request {
     /// # Errors
     /// A [`PromptError`] where vLLM answers 4xx, or where a prompt is not text.
     pub fn render(&self, renderer: &Renderer) -> Result<Prompt, PromptError> {
-        let settings = renderer.settings();
         let body = &self.body;
         let (texts, truncatable) = match self.api {
             Api::Chat => chat::texts(body, renderer)?,
+            Api::ChatBatch => chat::batch(body, renderer)?,
             Api::Completions => (completion::texts(body)?, true),
+            Api::Responses => responses::texts(body, renderer)?,
+            Api::Messages => messages::texts(body, renderer)?,
+            Api::Embeddings | Api::Classify | Api::Pooling => pooling::texts(body, renderer)?,
+            Api::Generate => generate::texts(body)?,
         };
-        let truncation = fields::truncation(body, self.api, settings.max_model_len)?;
+        let max_model_len = renderer.settings().max_model_len;
+        let truncation = fields::truncation(body, self.api, max_model_len)?;
         Ok(Prompt {
             model: self.model.as_deref().map(str::to_owned),
             texts,
             cache_salt: fields::cache_salt(body)?,
-            reads_cache: !fields::wants_prompt_logprobs(body, self.api)?,
+            reads_cache: fields::reads_cache(body, self.api)?,
             truncation: truncation.filter(|_| truncatable),
             stream: fields::flag(body, "stream", false)?,
         })

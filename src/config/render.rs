@@ -18,6 +18,11 @@ pub struct RenderSettings {
     pub exclude_tools_when_tool_choice_none: bool,
     /// `--enable-auto-tool-choice` with a `--tool-call-parser`. Without them vLLM refuses tools.
     pub enable_auto_tool_choice: bool,
+    /// `--reasoning-effort-map`: an effort that clients ask for, and the template's word for it.
+    pub reasoning_effort_map: std::collections::BTreeMap<String, String>,
+    /// `--anthropic-disabled-thinking-effort`, vLLM's "auto" if none: the effort that
+    /// `thinking: {"type": "disabled"}` of `/v1/messages` stands for.
+    pub anthropic_disabled_thinking_effort: Option<String>,
     /// `--max-model-len`, tokens: what `truncate_prompt_tokens: -1` stands for.
     pub max_model_len: Option<usize>,
 }
@@ -31,6 +36,8 @@ impl Default for RenderSettings {
             trust_request_chat_template: false,
             exclude_tools_when_tool_choice_none: false,
             enable_auto_tool_choice: true,
+            reasoning_effort_map: std::collections::BTreeMap::new(),
+            anthropic_disabled_thinking_effort: None,
             max_model_len: None,
         }
     }

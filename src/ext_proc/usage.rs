@@ -154,15 +154,24 @@ fn is_json_or_events(content_type: &str) -> bool {
     essence == "text/event-stream" || essence == "application/json" || essence.ends_with("+json")
 }
 
-/// Usage as servers write it: the names of chat and text completions, and those of responses.
+/// Usage as servers write it: the names of chats and texts, of the Responses API, of Anthropic's
+/// messages.
 #[derive(Deserialize)]
 struct Written {
+    /// Of the whole prompt; in Anthropic's messages, of what is neither read from the cache nor
+    /// written to it (`_build_anthropic_usage`).
     #[serde(alias = "input_tokens")]
     prompt_tokens: u64,
     #[serde(default, alias = "output_tokens")]
     completion_tokens: Option<u64>,
-    #[serde(default, alias = "input_tokens_details")]
+    #[serde(default)]
     prompt_tokens_details: Option<Details>,
+    #[serde(default)]
+    input_tokens_details: Option<Details>,
+    #[serde(default)]
+    cache_read_input_tokens: Option<u64>,
+    #[serde(default)]
+    cache_creation_input_tokens: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -178,13 +187,25 @@ fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Option<u6
 
 fn parse(object: &[u8]) -> Option<Usage> {
     let written: Written = serde_json::from_slice(object).ok()?;
-    let details = written.prompt_tokens_details;
+    let details = |details: Option<Details>| {
+        let cached = details.and_then(|details| details.cached_tokens);
+        cached.map(Option::unwrap_or_default)
+    };
+    let of_responses = details(written.input_tokens_details);
+    let read = written.cache_read_input_tokens;
+    let apart = [read, written.cache_creation_input_tokens];
     Some(Usage {
-        prompt_tokens: written.prompt_tokens,
+        prompt_tokens: apart
+            .iter()
+            .flatten()
+            .fold(written.prompt_tokens, |sum, tokens| {
+                sum.saturating_add(*tokens)
+            }),
         completion_tokens: written.completion_tokens.unwrap_or(0),
-        cached_tokens: details
-            .and_then(|details| details.cached_tokens)
-            .map(Option::unwrap_or_default),
+        cached_tokens: details(written.prompt_tokens_details)
+            .or(of_responses)
+            .or(read),
+        unasked: of_responses.is_some(),
     })
 }
 
@@ -221,6 +242,7 @@ mod tests {
             prompt_tokens: 70,
             completion_tokens: 5,
             cached_tokens: Some(64),
+            unasked: false,
         };
         for cut in 0..=bytes.len() {
             let (head, tail) = bytes.split_at(cut);
@@ -269,8 +291,39 @@ mod tests {
             prompt_tokens: 8,
             completion_tokens: 2,
             cached_tokens: Some(4),
+            unasked: true,
         };
         assert_eq!(usage, Some(expected));
+    }
+
+    #[test]
+    fn anthropics_parts_of_a_prompt_add_up() {
+        let usage = |fields: &str| cached(&format!("{{\"usage\":{{{fields}}}}}")).unwrap();
+        let plain = usage("\"input_tokens\":9,\"output_tokens\":3");
+        assert_eq!((plain.prompt_tokens, plain.cached_tokens), (9, None));
+        let read = usage(
+            "\"input_tokens\":9,\"output_tokens\":3,\"cache_read_input_tokens\":64,\
+             \"cache_creation_input_tokens\":32",
+        );
+        let expected = Usage {
+            prompt_tokens: 105,
+            completion_tokens: 3,
+            cached_tokens: Some(64),
+            unasked: false,
+        };
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_stream_of_messages_ends_with_its_usage() {
+        let stream = concat!(
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"content\":[],\"usage\":{\"input_tokens\":70,\"output_tokens\":0}}}\n\n",
+            "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"x\"}}\n\n",
+            "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":5,\"cache_read_input_tokens\":64,\"input_tokens\":6}}\n\n",
+        );
+        let single: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
+        let usage = scan(&single).unwrap();
+        assert_eq!((usage.prompt_tokens, usage.cached_tokens), (70, Some(64)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`: messages, tools and arguments as vLLM gives them to the template
+//! `/v1/chat/completions`, and what every way that ends in a chat shares: messages, tools and arguments as vLLM gives them to the template
 //! (`renderers/online_renderer.py`, `renderers/hf.py`, `ChatCompletionRequest`; vLLM 0.33).
 
 use std::sync::Arc;
@@ -9,8 +9,17 @@ use super::template::{Chat, Chosen, Renderer};
 use super::{PromptError, PromptText, TokenId};
 
 mod content;
+mod media;
 mod messages;
 mod tools;
+
+pub use tools::rebuild as rebuild_tool;
+
+/// What `reasoning_effort` may be.
+pub const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+
+/// The field that [`forwarded_ids`] reads.
+const FORWARDED: &str = "kv_transfer_params.prompt_token_ids";
 
 /// Arguments of transformers' `apply_chat_template` that no template sees.
 const NOT_IN_TEMPLATES: [&str; 10] = [
@@ -26,24 +35,79 @@ const NOT_IN_TEMPLATES: [&str; 10] = [
     "continue_final_message",
 ];
 
-/// The one prompt of a chat, and whether the engine would truncate it.
-pub fn texts(body: &Object, renderer: &Renderer) -> Result<(Vec<PromptText>, bool), PromptError> {
-    if body
-        .get_some("mm_processor_kwargs")
-        .is_some_and(Json::is_truthy)
-    {
-        return Err(PromptError::bad(
-            "mm_processor_kwargs",
-            "needs --trust-request-mm-kwargs",
-        ));
+/// A conversation on its way to the template, from whichever API it came.
+pub struct Conversation<'a> {
+    /// The fields, named as in `ChatCompletionRequest`.
+    pub body: &'a Object,
+    /// The tools as the template gets them.
+    pub tools: Option<Json>,
+    /// Whether the messages must be of OpenAI's types, as in a chat, or are made by the server.
+    pub checked: bool,
+    /// Whether `--default-chat-template-kwargs` counts.
+    pub server_kwargs: bool,
+    /// `add_generation_prompt` where the body does not say.
+    pub add_generation_prompt: bool,
+    /// `add_special_tokens` where the body does not say.
+    pub add_special_tokens: bool,
+}
+
+impl<'a> Conversation<'a> {
+    /// With the defaults of `/v1/chat/completions`.
+    pub fn new(body: &'a Object, tools: Option<Json>) -> Self {
+        Self {
+            body,
+            tools,
+            checked: true,
+            server_kwargs: true,
+            add_generation_prompt: true,
+            add_special_tokens: false,
+        }
     }
-    let settings = renderer.settings();
-    let tools = tools::of_request(body, settings)?;
-    let mut kwargs = kwargs(body, renderer, tools)?;
-    let own = own_template(body, &kwargs, settings.trust_request_chat_template)?;
+}
+
+/// The prompts of a request, and whether the engine would truncate them.
+pub type Texts = Result<(Vec<PromptText>, bool), PromptError>;
+
+/// The one prompt of a chat.
+pub fn texts(body: &Object, renderer: &Renderer) -> Texts {
+    let tools = tools::of_request(body, renderer.settings())?;
+    render(Conversation::new(body, tools), renderer)
+}
+
+/// `/v1/chat/completions/batch`: a conversation each, none with tools (`batch_serving.py`).
+pub fn batch(body: &Object, renderer: &Renderer) -> Texts {
+    let conversations = body.get("messages").and_then(Json::as_list);
+    let conversations = conversations
+        .filter(|all| !all.is_empty())
+        .ok_or_else(|| PromptError::bad("messages", "is not a list of conversations"))?;
+    if forwarded(body).is_some() {
+        let reason = "cannot serve several conversations";
+        return Err(PromptError::bad(FORWARDED, reason));
+    }
+    let mut texts = Vec::with_capacity(conversations.len());
+    for messages in conversations {
+        let mut body = body.clone();
+        body.set("messages", messages.clone());
+        tools::of_request(&body, renderer.settings())?;
+        texts.extend(render(Conversation::new(&body, None), renderer)?.0);
+    }
+    Ok((texts, true))
+}
+
+/// The one prompt of a conversation (`OnlineRenderer.preprocess_chat`).
+pub fn render(conversation: Conversation<'_>, renderer: &Renderer) -> Texts {
+    let body = conversation.body;
+    trusted_media_only(body)?;
+    let add_special_tokens = flag(body, "add_special_tokens", conversation.add_special_tokens)?;
+    let checked = conversation.checked;
+    let mut kwargs = kwargs(conversation, renderer)?;
+    let trusted = renderer.settings().trust_request_chat_template;
+    let own = own_template(body, &kwargs, trusted)?;
     let chosen = renderer.choose(own, kwargs.get_some("tools").is_some())?;
-    let messages = messages::normalize(body, chosen.format)?;
-    if let Some(ids) = forwarded_ids(body)? {
+    let (messages, media) = messages::normalize(body, chosen.format, checked)?;
+    if !media.any()
+        && let Some(ids) = forwarded_ids(body)?
+    {
         return Ok((vec![PromptText::Ids(ids)], false));
     }
     let continue_final_message = kwargs.get("continue_final_message") == Some(&Json::Bool(true));
@@ -63,22 +127,37 @@ pub fn texts(body: &Object, renderer: &Renderer) -> Result<(Vec<PromptText>, boo
             kwargs.set(name, Json::Null);
         }
     }
-    let messages = with_known_developers(messages, &chosen);
-    let chat = Chat {
-        messages,
-        context: kwargs,
-        continue_final_message,
+    let run = |messages, context| {
+        let chat = Chat {
+            messages: with_known_developers(messages, &chosen),
+            context,
+            continue_final_message,
+        };
+        renderer.run(&chosen, chat)
     };
-    let text = renderer.run(&chosen, chat)?;
-    let add_special_tokens = flag(body, "add_special_tokens", false)?;
+    let whole = !media.any();
+    let text = match whole {
+        true => run(messages, kwargs)?,
+        false => media.before(messages, |messages| run(messages, kwargs.clone()))?,
+    };
     Ok((
         vec![PromptText::Text {
             text,
             add_special_tokens,
-            whole: true,
+            whole,
         }],
-        true,
+        whole,
     ))
+}
+
+/// Refuses what only `--trust-request-mm-kwargs` allows (`validate_request_mm_kwargs`).
+fn trusted_media_only(body: &Object) -> Result<(), PromptError> {
+    for name in ["mm_processor_kwargs", "media_io_kwargs"] {
+        if body.get_some(name).is_some_and(Json::is_truthy) {
+            return Err(PromptError::bad(name, "needs --trust-request-mm-kwargs"));
+        }
+    }
+    Ok(())
 }
 
 fn with_known_developers(messages: Vec<Object>, chosen: &Chosen) -> Vec<Object> {
@@ -90,7 +169,8 @@ fn with_known_developers(messages: Vec<Object>, chosen: &Chosen) -> Vec<Object> 
 
 /// The template's arguments: the server's, then the tools, then the request's, then its top-level
 /// fields; `null` and "auto" override nothing (`merge_kwargs`).
-fn kwargs(body: &Object, renderer: &Renderer, tools: Option<Json>) -> Result<Object, PromptError> {
+fn kwargs(conversation: Conversation<'_>, renderer: &Renderer) -> Result<Object, PromptError> {
+    let body = conversation.body;
     let own = match body.get_some("chat_template_kwargs") {
         None => &Object::default(),
         Some(Json::Object(own)) => own,
@@ -102,35 +182,43 @@ fn kwargs(body: &Object, renderer: &Renderer, tools: Option<Json>) -> Result<Obj
             "holds the messages",
         ));
     }
+    let adds_prompt = flag(
+        body,
+        "add_generation_prompt",
+        conversation.add_generation_prompt,
+    )?;
+    let continues = flag(body, "continue_final_message", false)?;
     let mut top = Object::from([
-        (
-            "add_generation_prompt",
-            Json::Bool(flag(body, "add_generation_prompt", true)?),
-        ),
-        (
-            "continue_final_message",
-            Json::Bool(flag(body, "continue_final_message", false)?),
-        ),
+        ("add_generation_prompt", Json::Bool(adds_prompt)),
+        ("continue_final_message", Json::Bool(continues)),
         ("documents", documents(body)?),
     ]);
     if let Some(effort) = optional_str(body, "reasoning_effort")? {
-        let known = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
-        if !known.contains(&effort) {
+        if !EFFORTS.contains(&effort) {
             return Err(PromptError::bad(
                 "reasoning_effort",
                 "is not an effort that vLLM knows",
             ));
         }
+        let mapped = renderer.settings().reasoning_effort_map.get(effort);
+        let effort = mapped.map_or(effort, String::as_str);
         top.set("reasoning_effort", effort.into());
         if own.get("enable_thinking").is_none() {
             top.set("enable_thinking", Json::Bool(effort != "none"));
         }
     }
-    let tools = tools.map(|tools| (Arc::from("tools"), tools));
-    let overrides = tools.into_iter().chain(own.clone()).chain(top);
+    let tools = conversation
+        .tools
+        .map(|tools| (Arc::from("tools"), tools))
+        .into_iter();
+    let overrides = tools.chain(own.clone()).chain(top);
     let overrides =
         overrides.filter(|(_, value)| *value != Json::Null && value.as_str() != Some("auto"));
-    Ok(renderer.default_kwargs().clone().merged(overrides))
+    let defaults = match conversation.server_kwargs {
+        true => renderer.default_kwargs().clone(),
+        false => Object::default(),
+    };
+    Ok(defaults.merged(overrides))
 }
 
 fn documents(body: &Object) -> Result<Json, PromptError> {
@@ -173,13 +261,18 @@ fn own_template<'a>(
     }
 }
 
-/// Tokens that the prefill stage of a disaggregated pair hands on; they replace the rendering
-/// (`_reused_prompt_token_ids`).
+/// `kv_transfer_params.prompt_token_ids`.
+fn forwarded(body: &Object) -> Option<&Json> {
+    let params = body.get_some("kv_transfer_params")?;
+    params.as_object()?.get_some("prompt_token_ids")
+}
+
+/// Tokens that the prefill stage of a disaggregated pair hands on; they replace the rendering of
+/// a chat that is only text (`_reused_prompt_token_ids`).
 fn forwarded_ids(body: &Object) -> Result<Option<Vec<TokenId>>, PromptError> {
-    let ids = body
-        .get_some("kv_transfer_params")
-        .and_then(|params| params.as_object()?.get_some("prompt_token_ids"));
-    let Some(ids) = ids else { return Ok(None) };
+    let Some(ids) = forwarded(body) else {
+        return Ok(None);
+    };
     if flag(body, "echo", false)? {
         return Ok(None);
     }
@@ -191,12 +284,7 @@ fn forwarded_ids(body: &Object) -> Result<Option<Vec<TokenId>>, PromptError> {
         .filter(|items| !items.is_empty())
         .and_then(|items| items.iter().map(id).collect())
         .map(Some)
-        .ok_or_else(|| {
-            PromptError::bad(
-                "kv_transfer_params.prompt_token_ids",
-                "is not a list of token ids",
-            )
-        })
+        .ok_or_else(|| PromptError::bad(FORWARDED, "is not a list of token ids"))
 }
 
 /// A field that pydantic takes as a boolean or nothing.

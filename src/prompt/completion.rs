@@ -1,8 +1,8 @@
 //! `/v1/completions`: the prompt as it came.
 
-use super::fields::{flag, lax_int};
+use super::fields::{flag, token_ids};
 use super::json::{Json, Object};
-use super::{PromptError, PromptText, TokenId};
+use super::{PromptError, PromptText};
 
 /// The prompts of a request, one engine request each (`CompletionRequest`, vLLM 0.33).
 pub fn texts(body: &Object) -> Result<Vec<PromptText>, PromptError> {
@@ -20,49 +20,45 @@ pub fn texts(body: &Object) -> Result<Vec<PromptText>, PromptError> {
         ));
     }
     let add_special_tokens = flag(body, "add_special_tokens", true)?;
+    prompts("prompt", body.get_some("prompt"), add_special_tokens)
+}
+
+/// Texts or tokens, one or several (`prompt_to_seq`).
+pub fn prompts(
+    field: &'static str,
+    given: Option<&Json>,
+    add_special_tokens: bool,
+) -> Result<Vec<PromptText>, PromptError> {
+    let bad = |reason| PromptError::bad(field, reason);
     let text = |text: &str| PromptText::Text {
         text: text.to_owned(),
         add_special_tokens,
         whole: true,
     };
-    match body.get_some("prompt") {
-        None => Err(PromptError::bad("prompt", "is missing")),
-        Some(Json::Str(prompt)) if prompt.is_empty() => Err(PromptError::bad("prompt", "is empty")),
-        Some(Json::Str(prompt)) => Ok(vec![text(prompt)]),
-        Some(Json::List(items)) => batch(items, text),
-        Some(_) => Err(PromptError::bad("prompt", "is neither text nor tokens")),
-    }
-}
-
-fn batch(
-    items: &[Json],
-    text: impl Fn(&str) -> PromptText,
-) -> Result<Vec<PromptText>, PromptError> {
+    let ids = |items: &[Json]| {
+        let ids = token_ids(items).ok_or_else(|| bad("has an item that is no token id"));
+        ids.map(PromptText::Ids)
+    };
+    let items = match given {
+        None => return Err(bad("is missing")),
+        Some(Json::Str(prompt)) if prompt.is_empty() => return Err(bad("is empty")),
+        Some(Json::Str(prompt)) => return Ok(vec![text(prompt)]),
+        Some(Json::List(items)) => items,
+        Some(_) => return Err(bad("is neither text nor tokens")),
+    };
     let each = |item: &Json| match item {
         Json::Str(prompt) => Ok(text(prompt)),
-        Json::List(tokens) => Ok(PromptText::Ids(ids(tokens)?)),
-        _ => Err(PromptError::bad("prompt", "mixes kinds of prompts")),
+        Json::List(tokens) => ids(tokens),
+        _ => Err(bad("mixes kinds of prompts")),
     };
-    match items {
-        [] => Err(PromptError::bad("prompt", "is an empty list")),
+    match items.as_slice() {
+        [] => Err(bad("is an empty list")),
         [first @ (Json::Str(_) | Json::List(_)), ..] => {
             if items.iter().any(|item| item.kind() != first.kind()) {
-                return Err(PromptError::bad("prompt", "mixes kinds of prompts"));
+                return Err(bad("mixes kinds of prompts"));
             }
             items.iter().map(each).collect()
         }
-        tokens => Ok(vec![PromptText::Ids(ids(tokens)?)]),
+        tokens => Ok(vec![ids(tokens)?]),
     }
-}
-
-/// Token ids: pydantic takes `true` for 1 and `1.0` for 1, but no negative number.
-fn ids(items: &[Json]) -> Result<Vec<TokenId>, PromptError> {
-    items
-        .iter()
-        .map(|item| match item {
-            Json::Str(_) => None,
-            number => TokenId::try_from(lax_int(number)?).ok(),
-        })
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| PromptError::bad("prompt", "has an item that is no token id"))
 }

@@ -1,8 +1,8 @@
-//! Fields that both APIs share, read as pydantic reads them: a number for a flag, a string for a
+//! Fields that several APIs share, read as pydantic reads them: a number for a flag, a string for a
 //! number, where that is not ambiguous.
 
 use super::json::{Json, Object};
-use super::{Api, PromptError, Side, Truncation};
+use super::{Api, PromptError, Side, TokenId, Truncation, generate, pooling};
 
 /// Characters of a `cache_salt` (`entrypoints/generate/base/protocol.py`, vLLM 0.32).
 const SALT_CHARS_MAX: usize = 128;
@@ -46,6 +46,15 @@ pub fn lax_int(value: &Json) -> Option<i64> {
     }
 }
 
+/// Token ids: pydantic takes `true` for 1 and `1.0` for 1, but no negative number.
+pub fn token_ids(items: &[Json]) -> Option<Vec<TokenId>> {
+    let id = |item: &Json| match item {
+        Json::Str(_) => None,
+        number => TokenId::try_from(lax_int(number)?).ok(),
+    };
+    items.iter().map(id).collect()
+}
+
 /// A field that is a string or nothing.
 pub fn optional_str<'a>(body: &'a Object, name: &str) -> Result<Option<&'a str>, PromptError> {
     match body.get_some(name) {
@@ -70,26 +79,73 @@ pub fn cache_salt(body: &Object) -> Result<Option<String>, PromptError> {
     Ok(Some(salt.to_owned()))
 }
 
-/// Whether the engine must score the prompt itself, and so skips its cache: `prompt_logprobs`,
-/// or `echo` with the log probabilities it defaults to (`to_sampling_params`; a chat's
-/// `top_logprobs` is 0 where it is absent).
-pub fn wants_prompt_logprobs(body: &Object, api: Api) -> Result<bool, PromptError> {
+/// Whether the engine may serve the prompt from its cache; not where it must score the prompt
+/// itself: `prompt_logprobs`, or `echo` with the log probabilities it defaults to
+/// (`to_sampling_params`; a chat's `top_logprobs` is 0 where it is absent). A beam search passes
+/// neither on.
+pub fn reads_cache(body: &Object, api: Api) -> Result<bool, PromptError> {
     let of_echo = match api {
-        Api::Chat => body.get("top_logprobs") != Some(&Json::Null),
+        Api::Chat | Api::ChatBatch => body.get("top_logprobs") != Some(&Json::Null),
         Api::Completions => body.get_some("logprobs").is_some(),
+        Api::Responses | Api::Messages => return Ok(true),
+        Api::Embeddings | Api::Classify | Api::Pooling => {
+            return Ok(pooling::reads_cache(body, api));
+        }
+        Api::Generate => return Ok(generate::reads_cache(body)),
     };
     let asked = body.get_some("prompt_logprobs").is_some();
-    Ok(asked || (of_echo && flag(body, "echo", false)?))
+    let scores = asked || (of_echo && flag(body, "echo", false)?);
+    Ok(!scores || flag(body, "use_beam_search", false)?)
 }
 
-/// `truncate_prompt_tokens` and `truncation_side` (`renderers/params.py`). -1 means all that the
-/// model's context takes, less one where the request bounds its output.
+/// How much of a prompt the engine keeps: `truncate_prompt_tokens` and `truncation_side`
+/// (`renderers/params.py`), or `truncation` of the Responses API.
 pub fn truncation(
     body: &Object,
     api: Api,
     max_model_len: Option<usize>,
 ) -> Result<Option<Truncation>, PromptError> {
+    match api {
+        Api::Messages | Api::Generate => Ok(None),
+        Api::Responses => automatic_truncation(body, max_model_len),
+        _ => asked_truncation(body, api, max_model_len),
+    }
+}
+
+/// "auto" keeps what the model's context takes, less one token for the answer.
+fn automatic_truncation(
+    body: &Object,
+    max_model_len: Option<usize>,
+) -> Result<Option<Truncation>, PromptError> {
+    let truncates = match body.get("truncation") {
+        None => false,
+        Some(Json::Null) => true,
+        Some(word) => match word.as_str() {
+            Some("auto") => true,
+            Some("disabled") => false,
+            _ => {
+                return Err(PromptError::bad(
+                    "truncation",
+                    "is neither auto nor disabled",
+                ));
+            }
+        },
+    };
+    let reserved = usize::from(reserves_output(body, Api::Responses));
+    Ok(max_model_len.filter(|_| truncates).map(|len| Truncation {
+        keep_tokens: len.saturating_sub(reserved),
+        side: Side::Left,
+    }))
+}
+
+/// -1 means all that the model's context takes, less one for the answer.
+fn asked_truncation(
+    body: &Object,
+    api: Api,
+    max_model_len: Option<usize>,
+) -> Result<Option<Truncation>, PromptError> {
     let side = match optional_str(body, "truncation_side")? {
+        None if api.pools() => Side::Right,
         None | Some("left") => Side::Left,
         Some("right") => Side::Right,
         Some(_) => {
@@ -104,7 +160,7 @@ pub fn truncation(
     };
     let bad = || PromptError::bad("truncate_prompt_tokens", "is not an integer from -1 on");
     let keep = match lax_int(value).ok_or_else(bad)? {
-        -1 => max_model_len.map(|len| len.saturating_sub(usize::from(bounds_output(body, api)))),
+        -1 => max_model_len.map(|len| len.saturating_sub(usize::from(reserves_output(body, api)))),
         number => Some(usize::try_from(number).map_err(|_| bad())?),
     };
     if let (Some(keep), Some(len)) = (keep, max_model_len)
@@ -118,15 +174,17 @@ pub fn truncation(
     Ok(keep.map(|keep_tokens| Truncation { keep_tokens, side }))
 }
 
-fn bounds_output(body: &Object, api: Api) -> bool {
+/// Whether a token of the context is kept for the answer: not where none is wanted. In 0.32 a
+/// chat without a limit kept none either.
+fn reserves_output(body: &Object, api: Api) -> bool {
     let bound = |name| body.get_some(name).and_then(lax_int);
-    match api {
-        Api::Chat => {
-            bound("max_completion_tokens")
-                .or_else(|| bound("max_tokens"))
-                .unwrap_or(0)
-                != 0
+    let bound = match api {
+        Api::Chat | Api::ChatBatch => {
+            bound("max_completion_tokens").or_else(|| bound("max_tokens"))
         }
-        Api::Completions => bound("max_tokens").unwrap_or(16) != 0,
-    }
+        Api::Completions => bound("max_tokens"),
+        Api::Responses => bound("max_output_tokens"),
+        _ => Some(0),
+    };
+    bound != Some(0)
 }

@@ -27,6 +27,7 @@ mod methods;
 mod numbers;
 mod objects;
 mod operators;
+mod probe;
 mod python;
 mod resume;
 mod source;
@@ -79,6 +80,7 @@ pub struct Renderer {
     given: Option<Template>,
     /// The one of `chat_template.json`.
     of_processor: Option<Template>,
+    probed: probe::Probed,
 }
 
 /// A compiled template's name in the environment, and what its text tells.
@@ -210,6 +212,7 @@ impl Renderer {
             templates,
             given,
             of_processor: None,
+            probed: probe::Probed::default(),
         })
     }
 

@@ -4,6 +4,8 @@ use template::{ContentFormat, RenderSettings};
 
 use super::*;
 
+mod ways;
+
 /// Prints every message as `role:content;`, contents as JSON.
 const PLAIN: &str = "{% for m in messages %}{{ m.role }}:{{ m.content | tojson }};{% endfor %}";
 
@@ -49,7 +51,7 @@ fn a_path_may_carry_a_query() {
     assert_eq!(Api::of_path("/v1/completions?a=b"), Ok(Api::Completions));
     assert_eq!(Api::of_path("/v1/chat/completions"), Ok(Api::Chat));
     for path in [
-        "/v1/embeddings",
+        "/v1/audio/transcriptions",
         "/x/v1/completions",
         "/v1/completions/",
         "",
@@ -133,19 +135,19 @@ fn the_billing_header_of_a_system_message_is_dropped() {
 }
 
 #[test]
-fn images_are_unsupported_and_oddities_are_bad() {
+fn files_are_unsupported_and_oddities_are_bad() {
     let content = |content: &str| {
         refusal(&format!(
             r#""messages": [{{"role": "user", "content": {content}}}]"#
         ))
     };
-    let image = content(
-        r#"[{"type": "text", "text": "secret"}, {"type": "image_url", "image_url": {"url": "u"}}]"#,
+    let file = content(
+        r#"[{"type": "text", "text": "secret"}, {"type": "file", "file": {"file_id": "f"}}]"#,
     );
-    assert_eq!(image.label(), "unsupported");
+    assert_eq!(file.label(), "unsupported");
     assert_eq!(
-        image.to_string(),
-        "messages[0].content[1]: images, audio, video and embeddings are not scored"
+        file.to_string(),
+        "messages[0].content[1]: files are not scored"
     );
     let bad = [
         "null",

@@ -147,9 +147,11 @@ impl Placement {
                 tracing::debug!(request, endpoint, ours, theirs, "other prompt tokens");
             }
         }
-        let Some(reported) = served.cached_tokens(usage.cached_tokens) else {
-            return;
+        let reported = match usage.unasked {
+            true => usage.cached_tokens,
+            false => served.cached_tokens(usage.cached_tokens),
         };
+        let Some(reported) = reported else { return };
         let counted = if served.id == self.choice.endpoint {
             self.counted.clone()
         } else {

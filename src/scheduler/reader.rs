@@ -49,7 +49,11 @@ impl Reader {
 
 /// The label of what stands in the way, otherwise.
 fn read(models: &Models, path: &str, body: &[u8]) -> Result<Reading, &'static str> {
-    let request = Request::parse(path, body).map_err(|error| explain(&error))?;
+    let request = match Request::parse(path, body) {
+        // The engine will have nothing to do, however long the body is.
+        Err(PromptError::NoPrefill) => return Ok(Reading::load_only("no_prefill", 0)),
+        parsed => parsed.map_err(|error| explain(&error))?,
+    };
     let name = request.model().map_err(|error| explain(&error))?;
     let named = models.get(name).map_err(Missing::label)?;
     let prompt = request
@@ -60,10 +64,11 @@ fn read(models: &Models, path: &str, body: &[u8]) -> Result<Reading, &'static st
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
     // Of several engine requests only the last to end reports cached tokens, and it may have
     // found those before it.
-    let basis = match (texts.len(), request.answers()) {
-        (0 | 1, 0 | 1) => Basis::Overlap,
-        (0 | 1, _) => Basis::Partial("answers"),
-        _ => Basis::Partial("batch"),
+    let several = (texts.len() > 1).then_some("batch");
+    let partial = prompt.first().ends_at_medium().then_some("media");
+    let basis = match partial.or(several).or(request.caveat()) {
+        None => Basis::Overlap,
+        Some(reason) => Basis::Partial(reason),
     };
     Ok(Reading {
         model: Some(named.counted_as.clone()),

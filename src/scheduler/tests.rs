@@ -285,6 +285,7 @@ fn usage(cached_tokens: Option<u64>) -> Usage {
         prompt_tokens: 9,
         completion_tokens: 1,
         cached_tokens,
+        unasked: false,
     }
 }
 
@@ -344,6 +345,75 @@ async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
     }
 }
 
+/// Responses tell cached tokens whatever the server's flags; chats of the same server may not.
+#[tokio::test]
+async fn what_a_response_tells_does_not_make_a_chats_silence_a_miss() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    let unasked = Usage {
+        unasked: true,
+        ..usage(Some(8))
+    };
+    for told in [unasked, usage(None)] {
+        let placed = world.scheduler.place(ids("r", &PROMPT, "")).await;
+        placed.expect("placed").finish(Outcome {
+            status: Some(200),
+            usage: Some(told),
+            served: None,
+        });
+    }
+    let text = world.metrics.handle().render();
+    for (verdict, n) in [("exact", 1), ("over", 0)] {
+        let line = format!("{{endpoint=\"pod-0\",verdict=\"{verdict}\"}} {n}");
+        assert!(text.contains(&line), "{line} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn every_way_in_says_what_its_choice_rests_on() {
+    let world = world(1).await;
+    let hi = r#""messages": [{"role": "user", "content": "hi"}]"#;
+    let image = r#""messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]"#;
+    let ways = [
+        ("/v1/responses", r#""input": "hi""#, Basis::Overlap),
+        ("/v1/messages", hi, Basis::Overlap),
+        (
+            "/inference/v1/generate",
+            r#""token_ids": [1]"#,
+            Basis::Overlap,
+        ),
+        ("/v1/chat/completions", image, Basis::Partial("media")),
+        (
+            "/v1/embeddings",
+            r#""input": "hi""#,
+            Basis::Partial("pooling"),
+        ),
+        (
+            "/v1/score",
+            r#""text_1": "a""#,
+            Basis::LoadOnly("score_template"),
+        ),
+        (
+            "/tokenize",
+            r#""prompt": "hi""#,
+            Basis::LoadOnly("no_prefill"),
+        ),
+        (
+            "/v1/responses",
+            r#""input": "hi", "previous_response_id": "r""#,
+            Basis::LoadOnly("server_state"),
+        ),
+    ];
+    for (path, fields, basis) in ways {
+        let body = format!("{{\"model\": \"{MODEL}\", {fields}}}");
+        let placed = world.scheduler.place(ask("r", path, body)).await;
+        let choice = placed.expect("placed").choice;
+        assert_eq!(choice.basis, basis, "{path}");
+        let works = basis != Basis::LoadOnly("no_prefill");
+        assert_eq!(choice.prompt_tokens > 0, works, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
     let world = world(2).await;
@@ -374,6 +444,7 @@ async fn what_several_engine_requests_will_report_is_not_promised() {
         ("", Basis::Overlap),
         (", \"n\": 1", Basis::Overlap),
         (", \"n\": 2", Basis::Partial("answers")),
+        (", \"use_beam_search\": true", Basis::Partial("beam_search")),
     ] {
         let placed = world.scheduler.place(ids("r", &[1, 2, 3], more)).await;
         assert_eq!(placed.expect("a placement").choice.basis, basis, "{more}");

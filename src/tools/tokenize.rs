@@ -26,7 +26,11 @@ use crate::tokens::{self, CacheBudget, Engine, Tokenizer};
 ///
 ///   {"id": "a", "rendered": "<|im_start|>user...", "token_ids": [151644, 872]}
 ///
-/// For /v1/completions "rendered" is null and "token_ids" a list of lists, one a prompt.
+/// Other endpoints are /v1/completions, /v1/responses, /v1/messages, /v1/chat/completions/batch,
+/// /v1/embeddings, /classify, /pooling and /inference/v1/generate. Where a request may hold
+/// several prompts "rendered" is null and "token_ids" a list of lists, one a prompt. Where a
+/// conversation holds an image or the like, the answer ends before it and says
+/// "ends_at": "media".
 ///
 /// A text: {"id": "b", "text": "hello"} is answered by {"id": "b", "ids": [14990]}.
 ///
@@ -125,15 +129,20 @@ impl Lines {
         let renderer = self.renderer(line.get_some("server"))?;
         let prompt = request.render(&renderer)?;
         let mut ids = tokens::tokens_of(&prompt, &*self.tokenizer)?;
-        Ok(match (request.api(), prompt.first()) {
-            (Api::Chat, PromptText::Text { text, .. }) => {
-                json!({"rendered": text, "token_ids": ids.swap_remove(0)})
-            }
-            (Api::Chat, PromptText::Ids(_)) => {
-                json!({"rendered": null, "token_ids": ids.swap_remove(0)})
-            }
-            (Api::Completions, _) => json!({"rendered": null, "token_ids": ids}),
-        })
+        let one = request.api().is_conversation() || request.api() == Api::Generate;
+        let token_ids = match one {
+            true => json!(ids.swap_remove(0)),
+            false => json!(ids),
+        };
+        let rendered = match prompt.first() {
+            PromptText::Text { text, .. } if request.api().is_conversation() => json!(text),
+            _ => Value::Null,
+        };
+        let mut answer = json!({"rendered": rendered, "token_ids": token_ids});
+        if prompt.first().ends_at_medium() {
+            answer["ends_at"] = json!("media");
+        }
+        Ok(answer)
     }
 
     fn renderer(&mut self, server: Option<&Json>) -> anyhow::Result<Arc<Renderer>> {

@@ -6,24 +6,10 @@ use std::sync::Arc;
 use super::super::PromptError;
 use super::super::json::{Json, Object};
 use super::super::template::ContentFormat;
+use super::media::{self, Media, Medium};
 
 /// The line that Claude Code puts first, different each time; vLLM drops it.
 const BILLING_HEADER: &str = "x-anthropic-billing-header";
-
-/// Types and keys of parts that are not text.
-const MEDIA: [&str; 11] = [
-    "image_url",
-    "input_image",
-    "image_pil",
-    "image_embeds",
-    "input_audio",
-    "audio_url",
-    "audio_embeds",
-    "video_url",
-    "video_embeds",
-    "prompt_embeds",
-    "file",
-];
 
 /// Fields of parts that vLLM knows; only others reach a template with the text.
 const PART_FIELDS: [&str; 17] = [
@@ -46,68 +32,111 @@ const PART_FIELDS: [&str; 17] = [
     "file",
 ];
 
-type Part = Result<Option<Json>, PromptError>;
+type Part = Result<Option<Read>, PromptError>;
 
-/// A message's content in the template's format.
+/// What a part becomes.
+enum Read {
+    Text(Json),
+    /// Something that is not text, as a list of parts shows it.
+    Medium(Json),
+    /// The same, as text that ends what is known.
+    Mark(Json),
+}
+
+/// A message's content in the template's format. `checked` contents must be of OpenAI's types;
+/// those that the server made itself were checked before.
 pub fn normalize(
     at: usize,
     role: &str,
     message: &Object,
-    format: ContentFormat,
+    (format, checked): (ContentFormat, bool),
+    media: &mut Media,
 ) -> Result<Json, PromptError> {
-    let bad = |reason| PromptError::bad(format!("messages[{at}].content"), reason);
-    let nullable = role == "assistant" || (role == "function" && message.get("name").is_some());
-    let text_part = |text: &Arc<str>| {
-        Json::Object(Object::from([
-            ("type", "text".into()),
-            ("text", Json::Str(Arc::clone(text))),
-        ]))
-    };
     let lone;
-    let parts: &[Json] = match message.get("content") {
-        None => &[],
-        Some(Json::Null) if nullable => &[],
-        Some(Json::Null) => return Err(bad("is null")),
-        Some(Json::Str(text)) => {
-            lone = [text_part(text)];
+    let parts: &[Json] = match (message.get("content"), checked) {
+        (Some(Json::Str(text)), _) => {
+            lone = [Json::Object(Object::from([
+                ("type", "text".into()),
+                ("text", Json::Str(Arc::clone(text))),
+            ]))];
             &lone
         }
-        Some(Json::LoneSurrogate) => return Err(bad("has a lone surrogate")),
-        Some(Json::List(parts)) => {
+        (Some(Json::List(parts)), true) => {
             check_parts(at, role, message, parts)?;
             parts
         }
-        Some(_) => return Err(bad("is neither a string nor a list")),
+        (Some(Json::List(parts)), false) => parts,
+        (other, _) => nothing(at, role, message, other)?,
     };
-    let as_dicts = format == ContentFormat::Openai && role != "tool";
+    let as_dicts = format == ContentFormat::Openai;
     let mut kept = Vec::with_capacity(parts.len());
+    let mut in_front = false;
     for (position, part) in parts.iter().enumerate() {
         let field = || format!("messages[{at}].content[{position}]");
         let part = match role {
             "system" => without_billing_header(part),
             _ => Some(part.clone()),
         };
-        kept.extend(
-            part.map(|part| read_part(&field, &part, as_dicts))
-                .transpose()?
-                .flatten(),
-        );
-    }
-    if as_dicts {
-        return Ok(Json::List(kept));
-    }
-    // Templates that want lists still get a tool's answer as text, empty parts and all.
-    let keeps_empty = format == ContentFormat::Openai;
-    let texts: Vec<&str> = kept.iter().filter_map(Json::as_str).collect();
-    match texts.as_slice() {
-        [_] => Ok(kept.remove(0)),
-        _ => {
-            let texts = texts
-                .into_iter()
-                .filter(|text| keeps_empty || !text.is_empty());
-            Ok(Json::from(texts.collect::<Vec<_>>().join("\n").as_str()))
+        let read = part.map(|part| read_part(&field, &part, as_dicts));
+        match read.transpose()?.flatten() {
+            None => {}
+            Some(Read::Text(text)) => kept.push(text),
+            Some(Read::Mark(text)) => {
+                media.marked();
+                kept.push(text);
+            }
+            Some(Read::Medium(dict)) if as_dicts => {
+                media.found(at, Some(kept.len()));
+                kept.push(dict);
+            }
+            Some(Read::Medium(_)) => in_front = true,
         }
     }
+    if in_front {
+        media.found(at, None);
+    }
+    // Templates that want lists still get a tool's texts as one.
+    match (as_dicts, role) {
+        (true, "tool") if kept.iter().all(is_text_part) => {
+            Ok(joined(kept.iter().filter_map(|part| {
+                part.as_object()?.get("text")?.as_str()
+            })))
+        }
+        (true, _) => Ok(Json::List(kept)),
+        (false, _) if kept.len() == 1 => Ok(kept.remove(0)),
+        (false, _) => Ok(joined(
+            kept.iter()
+                .filter_map(Json::as_str)
+                .filter(|text| !text.is_empty()),
+        )),
+    }
+}
+
+/// A content that is neither text nor a list.
+fn nothing<'a>(
+    at: usize,
+    role: &str,
+    message: &Object,
+    content: Option<&Json>,
+) -> Result<&'a [Json], PromptError> {
+    let nullable = role == "assistant" || (role == "function" && message.get("name").is_some());
+    let reason = match content {
+        None => return Ok(&[]),
+        Some(Json::Null) if nullable => return Ok(&[]),
+        Some(Json::Null) => "is null",
+        Some(Json::LoneSurrogate) => "has a lone surrogate",
+        Some(_) => "is neither a string nor a list",
+    };
+    Err(PromptError::bad(format!("messages[{at}].content"), reason))
+}
+
+fn is_text_part(part: &Json) -> bool {
+    let kind = part.as_object().and_then(|part| part.get("type")?.as_str());
+    kind == Some("text")
+}
+
+fn joined<'a>(texts: impl Iterator<Item = &'a str>) -> Json {
+    Json::from(texts.collect::<Vec<_>>().join("\n").as_str())
 }
 
 /// A system text without its first line, if that is the billing header; none if nothing is left.
@@ -153,16 +182,9 @@ fn check_parts(at: usize, role: &str, message: &Object, parts: &[Json]) -> Resul
                 }
             }
         };
-        let kind = object.get("type").and_then(Json::as_str);
-        if MEDIA
-            .iter()
-            .any(|media| kind == Some(media) || object.get_some(media).is_some())
-        {
-            let field = field(position);
-            return Err(PromptError::Unsupported {
-                field,
-                what: "images, audio, video and embeddings",
-            });
+        // What pydantic says of media is left to it: they end what is known.
+        if media::is_medium(object) {
+            return Ok(());
         }
     }
     let has = |part: &Json, key: &str| {
@@ -207,39 +229,51 @@ fn check_parts(at: usize, role: &str, message: &Object, parts: &[Json]) -> Resul
     }
 }
 
-/// The text of a part, as a string or as a dict; none where it is skipped.
+/// A part, as a string or as a dict; none where it is skipped.
 fn read_part(field: &dyn Fn() -> String, part: &Json, as_dict: bool) -> Part {
     let bad = |reason| Err(PromptError::bad(field(), reason));
-    let dict = |text: Json| Object::from([("type", "text".into()), ("text", text)]);
+    let text = |text: Json| match as_dict {
+        true => Json::Object(text_dict(text)),
+        false => text,
+    };
     let object = match part {
-        Json::Str(_) if as_dict => return Ok(Some(Json::Object(dict(part.clone())))),
-        Json::Str(_) => return Ok(Some(part.clone())),
+        Json::Str(_) => return Ok(Some(Read::Text(text(part.clone())))),
         Json::Object(object) => object,
         _ => return bad("is neither text nor an object"),
     };
-    let key = match object.get("type").and_then(Json::as_str) {
+    let medium = media::read(object, &PART_FIELDS).map_err(|what| PromptError::Unsupported {
+        field: field(),
+        what,
+    })?;
+    match medium {
+        Some(Medium::Part(dict)) => return Ok(Some(Read::Medium(Json::Object(dict)))),
+        Some(Medium::Mark(mark)) => return Ok(Some(Read::Mark(text(mark.into())))),
+        None => {}
+    }
+    let kind = object.get("type").and_then(Json::as_str);
+    let key = match kind {
         Some("text" | "input_text" | "output_text") => "text",
         Some("thinking") => "thinking",
         Some("refusal") => "refusal",
         Some("tool_reference") => "name",
         _ => return bad("is of a type that vLLM does not know"),
     };
-    let skips_null = matches!(
-        object.get("type").and_then(Json::as_str),
-        Some("text" | "refusal")
-    );
-    let text = match object.get_some(key) {
-        Some(text @ Json::Str(_)) => text.clone(),
-        None if skips_null => return Ok(None),
+    let said = match object.get_some(key) {
+        Some(said @ Json::Str(_)) => said.clone(),
+        None if matches!(kind, Some("text" | "refusal")) => return Ok(None),
         _ => return bad("has no text"),
     };
-    if !as_dict {
-        return Ok(Some(text));
-    }
-    if key == "name" {
-        let reference = Object::from([("type", "tool_reference".into()), ("name", text)]);
-        return Ok(Some(Json::Object(reference)));
-    }
-    let out = dict(text).merged(object.without(&PART_FIELDS));
-    Ok(Some(Json::Object(out)))
+    let read = match (as_dict, key) {
+        (false, _) => said,
+        (true, "name") => {
+            let reference = Object::from([("type", "tool_reference".into()), ("name", said)]);
+            Json::Object(reference)
+        }
+        (true, _) => Json::Object(text_dict(said).merged(object.without(&PART_FIELDS))),
+    };
+    Ok(Some(Read::Text(read)))
+}
+
+fn text_dict(text: Json) -> Object {
+    Object::from([("type", "text".into()), ("text", text)])
 }

@@ -5,23 +5,35 @@ use std::sync::Arc;
 use super::super::PromptError;
 use super::super::json::{Fault, Json, Object};
 use super::super::template::ContentFormat;
+use super::media::Media;
 use super::{content, shared};
 
-/// Every message of a request, with contents in one format.
-pub fn normalize(body: &Object, format: ContentFormat) -> Result<Vec<Object>, PromptError> {
+/// Every message of a request, with contents in one format, and where media are.
+pub fn normalize(
+    body: &Object,
+    format: ContentFormat,
+    checked: bool,
+) -> Result<(Vec<Object>, Media), PromptError> {
     let messages = match body.get("messages") {
         Some(Json::List(messages)) => messages,
         Some(_) => return Err(PromptError::bad("messages", "is not a list")),
         None => return Err(PromptError::bad("messages", "is missing")),
     };
-    messages
+    let mut media = Media::default();
+    let messages = messages
         .iter()
         .enumerate()
-        .map(|(at, message)| one(at, message, format))
-        .collect()
+        .map(|(at, message)| one(at, message, (format, checked), &mut media))
+        .collect::<Result<_, _>>()?;
+    Ok((messages, media))
 }
 
-fn one(at: usize, message: &Json, format: ContentFormat) -> Result<Object, PromptError> {
+fn one(
+    at: usize,
+    message: &Json,
+    how: (ContentFormat, bool),
+    media: &mut Media,
+) -> Result<Object, PromptError> {
     let bad = |field: &str, reason| PromptError::bad(format!("messages[{at}]{field}"), reason);
     let message = message
         .as_object()
@@ -34,7 +46,7 @@ fn one(at: usize, message: &Json, format: ContentFormat) -> Result<Object, Promp
     if name.is_some_and(|name| name.as_str().is_none()) && &*role != "tool" {
         return Err(bad(".name", "is not a string"));
     }
-    let content = content::normalize(at, &role, message, format)?;
+    let content = content::normalize(at, &role, message, how, media)?;
     let mut out = Object::from([("role", Json::Str(Arc::clone(&role))), ("content", content)]);
     match &*role {
         "assistant" => assistant(at, message, &mut out)?,

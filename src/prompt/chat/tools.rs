@@ -77,7 +77,8 @@ fn choice(body: &Object, tools: Option<&Json>) -> Result<Choice, PromptError> {
     }
 }
 
-fn rebuild(tool: &Json) -> Option<Json> {
+/// A tool in the order of `ChatCompletionToolsParam`; none where pydantic refuses it.
+pub fn rebuild(tool: &Json) -> Option<Json> {
     let tool = tool.as_object()?;
     if tool
         .get("type")
