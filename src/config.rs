@@ -11,7 +11,7 @@ mod print;
 mod render;
 pub mod yaml;
 
-pub use render::{ContentFormat, RenderSettings};
+pub use render::{ContentFormat, Dialect, RenderSettings};
 use yaml::{Complaints, Section};
 
 /// Everything that `kvscout serve` can be told.
@@ -340,13 +340,18 @@ fn read_models(root: &mut Section<'_>, folder: &Path) -> Vec<Model> {
 
 /// The keys are vLLM's flags; the types say what each takes.
 fn read_render(model: &mut Section<'_>) -> RenderSettings {
-    let Some(flags) = model.json("server") else {
-        return RenderSettings::default();
-    };
-    serde_json::from_value(flags).unwrap_or_else(|error| {
+    let flags = model
+        .json("server")
+        .unwrap_or_else(|| serde_json::json!({}));
+    let mut settings: RenderSettings = serde_json::from_value(flags).unwrap_or_else(|error| {
         model.complain("server", error.to_string());
         RenderSettings::default()
-    })
+    });
+    if settings.dialect != Dialect::default() {
+        model.complain("server", "dialect stands beside server: it is no flag");
+    }
+    settings.dialect = model.word("dialect", print::DIALECTS, Dialect::default());
+    settings
 }
 
 fn read_events(events: &mut Section<'_>) -> Events {

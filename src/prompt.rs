@@ -1,13 +1,14 @@
-//! Body bytes → [`Prompt`]: what vLLM's Python frontend makes of a request, before tokens.
+//! Body bytes → [`Prompt`]: what vLLM's frontend makes of a request, before tokens.
 //!
 //! Two steps, so that the caller can look up the model in between and the body is parsed once:
 //!
 //! ```text
-//! Request::parse(path, bytes) → .model() → .render(&Renderer) → Prompt
+//! Request::parse(path, bytes) → .model() → .reread(&Renderer, bytes) → .render(&Renderer) → Prompt
 //! ```
 //!
 //! The rules are those of vLLM 0.32 and 0.33 (`renderers/{hf,params,online_renderer}.py`,
-//! `entrypoints/openai/*/protocol.py`), recorded in `tests/fixtures/prompt/public.jsonl`. Where
+//! `entrypoints/openai/*/protocol.py`), recorded in `tests/fixtures/prompt/public.jsonl`; where a
+//! renderer's [`Dialect`] is Rust, those of `vllm-rs` 0.33, recorded in `rust.jsonl` beside it. Where
 //! vLLM answers 4xx there is nothing to score: that is a [`PromptError`] here, and the request
 //! goes its way for the engine to refuse. No error quotes a prompt.
 
@@ -18,9 +19,10 @@ pub mod template;
 mod chat;
 mod completion;
 mod fields;
+mod typed;
 
 use json::{Json, JsonError, Object};
-use template::Renderer;
+use template::{Dialect, Renderer};
 
 /// A token's id in the model's vocabulary.
 pub type TokenId = u32;
@@ -205,6 +207,21 @@ impl Request {
         Ok(Self { api, body, model })
     }
 
+    /// This request as the renderer's frontend reads JSON: the Rust one reads some numbers
+    /// otherwise. `body` is the bytes that were parsed. What only Python reads stays as Python
+    /// reads it: the Rust frontend refuses most such bodies, but not where the oddity stands in a
+    /// field that it does not know.
+    #[must_use]
+    pub fn reread(self, renderer: &Renderer, body: &[u8]) -> Self {
+        match renderer.settings().dialect {
+            Dialect::Python => self,
+            Dialect::Rust => match Json::loads_strict(body) {
+                Ok(Json::Object(body)) => Self { body, ..self },
+                _ => self,
+            },
+        }
+    }
+
     /// The model or adapter that the request names.
     ///
     /// # Errors
@@ -259,17 +276,26 @@ impl Request {
     pub fn render(&self, renderer: &Renderer) -> Result<Prompt, PromptError> {
         let settings = renderer.settings();
         let body = &self.body;
-        let (texts, truncatable) = match self.api {
-            Api::Chat => chat::texts(body, renderer)?,
-            Api::Completions => (completion::texts(body)?, true),
+        let (texts, truncation) = match (settings.dialect, self.api) {
+            (Dialect::Rust, api) => {
+                let text = typed::text(body, api, renderer)?;
+                (vec![text], typed::truncation(body, settings)?)
+            }
+            (Dialect::Python, api) => {
+                let (texts, truncatable) = match api {
+                    Api::Chat => chat::texts(body, renderer)?,
+                    Api::Completions => (completion::texts(body)?, true),
+                };
+                let truncation = fields::truncation(body, api, settings.max_model_len)?;
+                (texts, truncation.filter(|_| truncatable))
+            }
         };
-        let truncation = fields::truncation(body, self.api, settings.max_model_len)?;
         Ok(Prompt {
             model: self.model.as_deref().map(str::to_owned),
             texts,
             cache_salt: fields::cache_salt(body)?,
             reads_cache: !fields::wants_prompt_logprobs(body, self.api)?,
-            truncation: truncation.filter(|_| truncatable),
+            truncation,
             stream: fields::flag(body, "stream", false)?,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Config, Engine, EventSourceKind, LogFormat, Model, Strategy, Tls};
+use super::{Config, Dialect, Engine, EventSourceKind, LogFormat, Model, Strategy, Tls};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TlsMode {
@@ -19,6 +19,8 @@ pub(super) const TLS_MODES: &[(&str, TlsMode)] = &[
 ];
 pub(super) const ENGINES: &[(&str, Engine)] =
     &[("fast", Engine::Fast), ("reference", Engine::Reference)];
+pub(super) const DIALECTS: &[(&str, Dialect)] =
+    &[("python", Dialect::Python), ("rust", Dialect::Rust)];
 pub(super) const EVENT_SOURCES: &[(&str, EventSourceKind)] =
     &[("zmq", EventSourceKind::Zmq), ("off", EventSourceKind::Off)];
 pub(super) const STRATEGIES: &[(&str, Strategy)] = &[
@@ -94,5 +96,7 @@ fn write_model(to: &mut String, model: &Model) -> std::fmt::Result {
     writeln!(to, "    adapters: {}", serde_json::json!(model.adapters))?;
     writeln!(to, "    folder: {}", quote(model.folder.display()))?;
     writeln!(to, "    engine: {}", word(ENGINES, &model.engine))?;
+    let dialect = word(DIALECTS, &model.render.dialect);
+    writeln!(to, "    dialect: {dialect}")?;
     writeln!(to, "    server: {}", serde_json::json!(model.render))
 }

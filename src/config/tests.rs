@@ -31,6 +31,7 @@ fn what_is_printed_reads_back() {
                 default_chat_template_kwargs: kwargs,
                 exclude_tools_when_tool_choice_none: true,
                 max_model_len: Some(32768),
+                dialect: Dialect::Rust,
                 ..RenderSettings::default()
             },
         }],
@@ -66,6 +67,7 @@ models:
   - folder: /nonexistent
     names: [b, b]
     server: {temperature: 1}
+    dialect: go
 limits: 7
 tls:
   mode: files
@@ -80,8 +82,9 @@ tls:
         "line 9: models[1].folder: /nonexistent holds no tokenizer.json",
         "line 10: models[1].names: \"b\" is given twice",
         "line 11: models[1].server: unknown field `temperature`",
-        "line 12: limits: must be a mapping",
-        "line 14: tls.mode: files needs both cert and key",
+        "line 12: models[1].dialect: \"go\" is not one of python, rust",
+        "line 13: limits: must be a mapping",
+        "line 15: tls.mode: files needs both cert and key",
     ];
     for start in starts {
         assert!(
@@ -101,5 +104,24 @@ fn text_that_is_not_yaml_is_one_complaint() {
             .expect_err("a key given twice")
             .len(),
         1
+    );
+}
+
+#[test]
+fn a_dialect_is_no_flag_of_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
+    let model = |keys: &str| {
+        let folder = folder.path().display();
+        parse(&format!(
+            "models: [{{names: [m], folder: '{folder}', {keys}}}]"
+        ))
+    };
+    let config = model("dialect: rust").expect("a word that is known");
+    assert_eq!(config.models[0].render.dialect, Dialect::Rust);
+    let complaints = model("server: {dialect: rust}").expect_err("said in the wrong place");
+    assert!(
+        complaints[0].contains("stands beside server"),
+        "{complaints:?}"
     );
 }

@@ -9,10 +9,11 @@ use minijinja::Environment;
 
 use super::PromptError;
 use super::json::{Json, Object};
-pub use crate::config::{ContentFormat, RenderSettings};
+pub use crate::config::{ContentFormat, Dialect, RenderSettings};
 
 mod inspect;
 mod jinja;
+mod plain;
 mod python;
 mod resume;
 
@@ -135,7 +136,7 @@ impl Renderer {
             .ok_or_else(|| format("is not an object".to_owned()))?;
         let beside = folder.join("chat_template.jinja");
         let sources = match fs::read_to_string(&beside) {
-            Ok(source) => vec![("default".to_owned(), source)],
+            Ok(source) => vec![("default".to_owned(), of_file(source, settings.dialect))],
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 templates(config).map_err(|reason| format(reason.to_owned()))?
             }
@@ -146,7 +147,8 @@ impl Renderer {
                 });
             }
         };
-        Self::new(sources, special_tokens(config), settings, clock)
+        let tokens = special_tokens(config, settings.dialect);
+        Self::new(sources, tokens, settings, clock)
     }
 
     /// From templates by name, and the special tokens that templates may print by name.
@@ -159,7 +161,11 @@ impl Renderer {
         settings: RenderSettings,
         clock: Clock,
     ) -> Result<Self, RendererError> {
-        let mut environment = jinja::environment(clock, FUEL_MAX);
+        let dialect = settings.dialect;
+        let mut environment = match dialect {
+            Dialect::Python => jinja::environment(clock, FUEL_MAX),
+            Dialect::Rust => plain::environment(clock, FUEL_MAX),
+        };
         let mut compile = |name: &str, source: &str| {
             environment
                 .add_template_owned(name.to_owned(), jinja::prepare(source))
@@ -178,7 +184,10 @@ impl Renderer {
         let given = match &settings.chat_template {
             None => None,
             Some(given) if named(given) => templates.iter().find(|t| t.name == *given).cloned(),
-            Some(given) => Some(compile("--chat-template", given)?),
+            Some(given) => {
+                let source = of_file(given.clone(), dialect);
+                Some(compile("--chat-template", &source)?)
+            }
         };
         let kwargs = serde_json::Value::Object(settings.default_chat_template_kwargs.clone());
         let default_kwargs = match Json::loads(&kwargs.to_string()) {
@@ -250,7 +259,10 @@ impl Renderer {
         let bytes = chat.messages.iter().map(|m| 64 + text_bytes(m)).sum();
         let messages = chat.messages.into_iter().map(Json::Object).collect();
         let mut context = self.special_tokens.clone().merged(chat.context);
-        context.set("messages", Json::List(messages));
+        // The Rust frontend lets a request's own arguments win even here.
+        if context.get("messages").is_none() {
+            context.set("messages", Json::List(messages));
+        }
         let text = match chosen.from_request {
             true => {
                 let source = jinja::prepare(&chosen.template.source);
@@ -296,14 +308,24 @@ fn templates(config: &Object) -> Result<Vec<(String, String)>, &'static str> {
     }
 }
 
+/// A template that stands in a file of its own: the Rust frontend trims it, and takes a backslash
+/// before an n for a new line (`load_chat_template`).
+fn of_file(source: String, dialect: Dialect) -> String {
+    match dialect {
+        Dialect::Python => source,
+        Dialect::Rust => source.trim().replace("\\n", "\n"),
+    }
+}
+
 /// transformers' `special_tokens_map`: the ones that are set, each a string or an `AddedToken`.
-fn special_tokens(config: &Object) -> Object {
+/// The Rust frontend knows four of them.
+fn special_tokens(config: &Object, dialect: Dialect) -> Object {
     let names = [
         "bos_token",
         "eos_token",
         "unk_token",
-        "sep_token",
         "pad_token",
+        "sep_token",
         "cls_token",
         "mask_token",
     ];
@@ -312,9 +334,13 @@ fn special_tokens(config: &Object) -> Object {
         Json::Object(token) => token.get("content")?.as_str().map(Arc::from),
         _ => None,
     };
-    names
-        .into_iter()
-        .filter_map(|name| Some((Arc::from(name), Json::Str(text(config.get(name)?)?))))
+    let known = match dialect {
+        Dialect::Python => &names[..],
+        Dialect::Rust => &names[..4],
+    };
+    known
+        .iter()
+        .filter_map(|name| Some((Arc::from(*name), Json::Str(text(config.get(name)?)?))))
         .collect()
 }
 

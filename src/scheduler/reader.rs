@@ -101,9 +101,9 @@ fn read(models: &HashMap<String, Named>, path: &str, body: &[u8]) -> Result<Read
     let request = Request::parse(path, body).map_err(|error| explain(&error))?;
     let name = request.model().map_err(|error| explain(&error))?;
     let named = models.get(name).ok_or("unknown_model")?;
-    let prompt = request
-        .render(&named.model.renderer)
-        .map_err(|error| explain(&error))?;
+    let renderer = &named.model.renderer;
+    let request = request.reread(renderer, body);
+    let prompt = request.render(renderer).map_err(|error| explain(&error))?;
     let texts =
         tokens::tokens_of(&prompt, named.model.tokenizer.as_ref()).map_err(|_| "tokenizer")?;
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();

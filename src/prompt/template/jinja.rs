@@ -51,7 +51,7 @@ pub fn environment(clock: Clock, fuel: u64) -> Environment<'static> {
 }
 
 /// The detail of an exception that a template raised on purpose; its message may quote a prompt.
-const RAISED: &str = "the template raised an exception";
+pub const RAISED: &str = "the template raised an exception";
 
 /// Jinja's options of transformers.
 pub fn syntax() -> SyntaxConfig {
@@ -146,7 +146,7 @@ impl Write for Bounded {
 
 /// An integer beyond 64 bits: templates only print it.
 #[derive(Debug)]
-struct BigInt(Box<str>);
+pub struct BigInt(pub Box<str>);
 
 impl JinjaObject for BigInt {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
