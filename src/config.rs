@@ -13,7 +13,7 @@ mod render;
 pub mod yaml;
 
 pub use model::{Engine, Model, Repo, Source};
-pub use render::{ContentFormat, RenderSettings};
+pub use render::{ContentFormat, Dialect, RenderSettings};
 use yaml::{Complaints, Section};
 
 /// Everything that `kvscout serve` can be told.

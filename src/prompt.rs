@@ -1,13 +1,14 @@
-//! Body bytes → [`Prompt`]: what vLLM's Python frontend makes of a request, before tokens.
+//! Body bytes → [`Prompt`]: what vLLM's frontend makes of a request, before tokens.
 //!
 //! Two steps, so that the caller can look up the model in between and the body is parsed once:
 //!
 //! ```text
-//! Request::parse(path, bytes) → .model() → .render(&Renderer) → Prompt
+//! Request::parse(path, bytes) → .model() → .reread(&Renderer, bytes) → .render(&Renderer) → Prompt
 //! ```
 //!
 //! The rules are those of vLLM 0.32 and 0.33 (`renderers/{hf,params,online_renderer}.py`,
-//! `entrypoints/{openai,anthropic,pooling}/*/protocol.py`), recorded in `tests/fixtures/prompt`. Where
+//! `entrypoints/{openai,anthropic,pooling}/*/protocol.py`), recorded in `tests/fixtures/prompt`; where
+//! a renderer's [`Dialect`] is Rust, those of `vllm-rs` 0.33, recorded in `rust.jsonl` there. Where
 //! vLLM answers 4xx there is nothing to score: that is a [`PromptError`] here, and the request
 //! goes its way for the engine to refuse. No error quotes a prompt.
 
@@ -23,10 +24,11 @@ mod generate;
 mod messages;
 mod pooling;
 mod responses;
+mod typed;
 
 pub use api::Api;
 use json::{Json, JsonError, Object};
-use template::Renderer;
+use template::{Dialect, Renderer};
 
 /// A token's id in the model's vocabulary.
 pub type TokenId = u32;
@@ -209,6 +211,21 @@ impl Request {
         Ok(Self { api, body, model })
     }
 
+    /// This request as the renderer's frontend reads JSON: the Rust one reads some numbers
+    /// otherwise. `body` is the bytes that were parsed. What only Python reads stays as Python
+    /// reads it: the Rust frontend refuses most such bodies, but not where the oddity stands in a
+    /// field that it does not know.
+    #[must_use]
+    pub fn reread(self, renderer: &Renderer, body: &[u8]) -> Self {
+        match renderer.settings().dialect {
+            Dialect::Python => self,
+            Dialect::Rust => match Json::loads_strict(body) {
+                Ok(Json::Object(body)) => Self { body, ..self },
+                _ => self,
+            },
+        }
+    }
+
     /// The model or adapter that the request names.
     ///
     /// # Errors
@@ -280,29 +297,44 @@ impl Request {
         }
     }
 
+    /// What Python's frontend makes of it, and whether the engine would truncate that.
+    fn texts(&self, renderer: &Renderer) -> Result<(Vec<PromptText>, bool), PromptError> {
+        let body = &self.body;
+        match self.api {
+            Api::Chat => chat::texts(body, renderer),
+            Api::ChatBatch => chat::batch(body, renderer),
+            Api::Completions => Ok((completion::texts(body)?, true)),
+            Api::Responses => responses::texts(body, renderer),
+            Api::Messages => messages::texts(body, renderer),
+            Api::Embeddings | Api::Classify | Api::Pooling => pooling::texts(body, renderer),
+            Api::Generate => generate::texts(body),
+        }
+    }
+
     /// What the model is to read.
     ///
     /// # Errors
     /// A [`PromptError`] where vLLM answers 4xx, or where a prompt is not text.
     pub fn render(&self, renderer: &Renderer) -> Result<Prompt, PromptError> {
         let body = &self.body;
-        let (texts, truncatable) = match self.api {
-            Api::Chat => chat::texts(body, renderer)?,
-            Api::ChatBatch => chat::batch(body, renderer)?,
-            Api::Completions => (completion::texts(body)?, true),
-            Api::Responses => responses::texts(body, renderer)?,
-            Api::Messages => messages::texts(body, renderer)?,
-            Api::Embeddings | Api::Classify | Api::Pooling => pooling::texts(body, renderer)?,
-            Api::Generate => generate::texts(body)?,
+        let settings = renderer.settings();
+        let (texts, truncation) = match settings.dialect {
+            Dialect::Rust => {
+                let text = typed::text(body, self.api, renderer)?;
+                (vec![text], typed::truncation(body, settings)?)
+            }
+            Dialect::Python => {
+                let (texts, truncatable) = self.texts(renderer)?;
+                let truncation = fields::truncation(body, self.api, settings.max_model_len)?;
+                (texts, truncation.filter(|_| truncatable))
+            }
         };
-        let max_model_len = renderer.settings().max_model_len;
-        let truncation = fields::truncation(body, self.api, max_model_len)?;
         Ok(Prompt {
             model: self.model.as_deref().map(str::to_owned),
             texts,
             cache_salt: fields::cache_salt(body)?,
             reads_cache: fields::reads_cache(body, self.api)?,
-            truncation: truncation.filter(|_| truncatable),
+            truncation,
             stream: fields::flag(body, "stream", false)?,
         })
     }

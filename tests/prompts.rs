@@ -17,19 +17,6 @@ use kvscout::prompt::{Api, PromptText, Request};
 use kvscout::tokens::{self, CacheBudget, Engine, Tokenizer};
 use serde_json::{Value, json};
 
-/// Lines that vLLM refuses and that we score, by id. A score too many costs nothing: the engine
-/// refuses the request wherever it goes. One shows an image to a model that sees none, one part has
-/// a uuid and no image, one choice of a tool has no parser, the others leave no token for an answer.
-const HARMLESS: &[&str] = &[
-    "p180-parts",
-    "responses-1-parts-extra",
-    "responses-2-tool-choice-required",
-    "responses-2-truncation-auto-long-no-output",
-    "responses-2-truncation-disabled-long",
-    "chat-2-truncate-all-no-output",
-    "chat-2-truncate-all-no-completion",
-];
-
 fn fixture(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures/prompt")
@@ -77,6 +64,7 @@ fn ours(
 ) -> Result<(Value, Value), String> {
     let path = line["endpoint"].as_str().unwrap();
     let request = Request::parse(path, body.as_bytes()).map_err(|error| error.to_string())?;
+    let request = request.reread(renderer, body.as_bytes());
     let prompt = request
         .render(renderer)
         .map_err(|error| error.to_string())?;
@@ -90,24 +78,27 @@ fn ours(
     })
 }
 
-/// How many lines of a file are the same, and how many are refused. All others are wrong.
-fn compared(name: &str) -> (usize, usize) {
+/// What is excused, by id.
+type Excused = &'static [(&'static str, &'static [&'static str])];
+
+/// Every line of a recording read here: how many prompts are the same, how many refused.
+fn compare(name: &str, harmless: Excused, gaps: Excused) -> (usize, usize) {
+    let is_in = |excused: Excused, id: &str| excused.iter().any(|(_, ids)| ids.contains(&id));
     let cache = CacheBudget::of_bytes(TOKEN_CACHE_BYTES_MAX);
     let tokenizer = tokens::load(&tokenizer(), Engine::Fast, &cache).unwrap();
     let mut renderers = Renderers::default();
     let (mut same, mut refused, mut wrong) = (0, 0, Vec::new());
     for text in fixture(name).lines() {
         let line: Value = serde_json::from_str(text).unwrap();
-        let id = line["id"].as_str().unwrap().to_owned();
-        let ours = ours(
-            &line,
-            &body(text),
-            renderers.of(&line["server"]),
-            &*tokenizer,
-        );
-        match (line["ok"].as_bool().unwrap(), ours) {
+        let id = line["id"].as_str().unwrap();
+        let renderer = renderers.of(&line["server"]);
+        let (harmless, gap) = (is_in(harmless, id), is_in(gaps, id));
+        match (
+            line["ok"].as_bool().unwrap(),
+            ours(&line, &body(text), renderer, &*tokenizer),
+        ) {
             // Where a request had the template's text tokenized early, that is what "rendered" is;
-            // where it had it truncated, nothing is.
+            // where it had it truncated, nothing is, and vllm-rs never tells the text.
             (true, Ok((rendered, ids)))
                 if ids == line["token_ids"]
                     && (rendered == line["rendered"]
@@ -115,14 +106,19 @@ fn compared(name: &str) -> (usize, usize) {
                         || line["rendered"].is_null()) =>
             {
                 same += 1;
+                if gap {
+                    wrong.push(format!("{id}: is excused for nothing"));
+                }
             }
+            (true, _) if gap => {}
             (true, Ok((rendered, _))) => wrong.push(format!(
                 "{id}: another prompt\n  ours   {rendered}\n  theirs {}",
                 line["rendered"]
             )),
             (true, Err(error)) => wrong.push(format!("{id}: {error}")),
+            (false, Err(_)) if harmless => wrong.push(format!("{id}: is excused for nothing")),
             (false, Err(_)) => refused += 1,
-            (false, Ok(_)) if HARMLESS.contains(&id.as_str()) => refused += 1,
+            (false, Ok(_)) if harmless => {}
             (false, Ok(_)) => wrong.push(format!("{id}: vLLM refuses it: {}", line["error"])),
         }
     }
@@ -136,13 +132,139 @@ fn compared(name: &str) -> (usize, usize) {
 
 #[test]
 fn prompts_are_those_of_vllm() {
-    assert_eq!(compared("public.jsonl"), (377, 40));
+    assert_eq!(compare("public.jsonl", HARMLESS, &[]), (377, 39));
 }
 
 #[test]
 fn prompts_of_other_ways_in_are_those_of_vllm() {
-    assert_eq!(compared("ways.jsonl"), (222, 82));
+    assert_eq!(compare("ways.jsonl", HARMLESS_WAYS, &[]), (222, 76));
 }
+
+#[test]
+fn prompts_in_rusts_dialect_are_those_of_vllm_rs() {
+    assert_eq!(compare("rust.jsonl", ACCEPTED, GAPS), (603, 228));
+}
+
+/// Requests that vLLM refuses and that we score. A score too many costs nothing: the engine refuses
+/// the request wherever it goes.
+const HARMLESS: Excused = &[("an image to a model that sees none", &["p180-parts"])];
+
+/// The same of the other ways in.
+const HARMLESS_WAYS: Excused = &[
+    (
+        "a part with a uuid and no image",
+        &["responses-1-parts-extra"],
+    ),
+    (
+        "a choice of a tool without a parser",
+        &["responses-2-tool-choice-required"],
+    ),
+    (
+        "no token is left for an answer",
+        &[
+            "responses-2-truncation-auto-long-no-output",
+            "responses-2-truncation-disabled-long",
+            "chat-2-truncate-all-no-output",
+            "chat-2-truncate-all-no-completion",
+        ],
+    ),
+];
+
+/// Requests that vllm-rs refuses and that we score. A score too many costs nothing: the server
+/// refuses the request wherever it goes.
+const ACCEPTED: Excused = &[
+    (
+        "longer than the model's context; the fleet's limits are the servers' business",
+        &["r336-truncate", "r347-truncate"],
+    ),
+    (
+        "ids beyond the vocabulary",
+        &["r370-cmpl", "p389-cmpl", "p390-cmpl"],
+    ),
+    (
+        "fields that do not change the prompt, in values or company that vllm-rs does not take",
+        &[
+            "r385-cmpl",
+            "r394-cmpl",
+            "r401-cmpl",
+            "r403-cmpl",
+            "r404-cmpl",
+            "r412-field",
+            "r414-field",
+            "r415-field",
+            "r417-field",
+            "r420-field",
+            "r424-field",
+            "r430-field",
+        ],
+    ),
+    (
+        "a field given twice; Python takes the last",
+        &[
+            "r445-spelling",
+            "r462-spelling",
+            "r469-spelling",
+            "p330-raw",
+        ],
+    ),
+    (
+        "JSON that only Python reads: a byte order mark, NaN, 1e400, half a surrogate pair",
+        &[
+            "r449-spelling",
+            "r455-spelling",
+            "r458-spelling",
+            "r471-spelling",
+            "p331-raw",
+            "p332-raw",
+            "p333-raw",
+        ],
+    ),
+];
+
+/// Prompts that fastokens 0.2.1, which vllm-rs 0.33 uses, splits otherwise than fastokens 0.3.5 and
+/// Hugging Face do. No dialect of ours brings back an older engine.
+const GAPS: Excused = &[
+    (
+        "U+180E, the Mongolian vowel separator, is white space to it",
+        &[
+            "p028-single",
+            "p040-single",
+            "p052-single",
+            "p061-multiturn",
+            "p062-multiturn",
+            "p063-multiturn",
+            "p064-multiturn",
+            "p065-multiturn",
+            "p086-multiturn",
+            "p087-multiturn",
+            "p088-multiturn",
+            "p089-multiturn",
+            "p098-tools",
+            "p126-tools",
+            "p128-tools",
+            "p353-cmpl",
+        ],
+    ),
+    (
+        "it composes the pairs of Unicode 16, such as U+105D2 U+0307",
+        &[
+            "p066-multiturn",
+            "p067-multiturn",
+            "p068-multiturn",
+            "p069-multiturn",
+            "p070-multiturn",
+            "p071-multiturn",
+            "p080-multiturn",
+            "p081-multiturn",
+            "p082-multiturn",
+            "p083-multiturn",
+            "p085-multiturn",
+            "p135-tools",
+            "p137-tools",
+            "p344-cmpl",
+        ],
+    ),
+];
 
 fn texts_are_those_of_vllm(engine: Engine) {
     let tokenizer = tokens::load(&tokenizer(), engine, &CacheBudget::none()).unwrap();

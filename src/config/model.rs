@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::yaml::Section;
-use super::{RenderSettings, print};
+use super::{Dialect, RenderSettings, print};
 
 /// A model that endpoints serve, and how its prompts are made.
 #[derive(Debug, Clone, PartialEq)]
@@ -150,11 +150,16 @@ fn is_path(text: &str, bytes_max: usize) -> bool {
 
 /// The keys are vLLM's flags; the types say what each takes.
 fn read_render(model: &mut Section<'_>) -> RenderSettings {
-    let Some(flags) = model.json("server") else {
-        return RenderSettings::default();
-    };
-    serde_json::from_value(flags).unwrap_or_else(|error| {
+    let flags = model
+        .json("server")
+        .unwrap_or_else(|| serde_json::json!({}));
+    let mut settings: RenderSettings = serde_json::from_value(flags).unwrap_or_else(|error| {
         model.complain("server", error.to_string());
         RenderSettings::default()
-    })
+    });
+    if settings.dialect != Dialect::default() {
+        model.complain("server", "dialect stands beside server: it is no flag");
+    }
+    settings.dialect = model.word("dialect", print::DIALECTS, Dialect::default());
+    settings
 }

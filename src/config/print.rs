@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Config, Engine, EventSourceKind, LogFormat, Model, Source, Strategy, Tls};
+use super::{Config, Dialect, Engine, EventSourceKind, LogFormat, Model, Source, Strategy, Tls};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TlsMode {
@@ -19,6 +19,8 @@ pub(super) const TLS_MODES: &[(&str, TlsMode)] = &[
 ];
 pub(super) const ENGINES: &[(&str, Engine)] =
     &[("fast", Engine::Fast), ("reference", Engine::Reference)];
+pub(super) const DIALECTS: &[(&str, Dialect)] =
+    &[("python", Dialect::Python), ("rust", Dialect::Rust)];
 pub(super) const EVENT_SOURCES: &[(&str, EventSourceKind)] =
     &[("zmq", EventSourceKind::Zmq), ("off", EventSourceKind::Off)];
 pub(super) const STRATEGIES: &[(&str, Strategy)] = &[
@@ -102,5 +104,7 @@ fn write_model(to: &mut String, model: &Model) -> std::fmt::Result {
         }
     }
     writeln!(to, "    engine: {}", word(ENGINES, &model.engine))?;
+    let dialect = word(DIALECTS, &model.render.dialect);
+    writeln!(to, "    dialect: {dialect}")?;
     writeln!(to, "    server: {}", serde_json::json!(model.render))
 }

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RenderSettings {
+    /// Which of vLLM's frontends reads requests. No flag of a server: an environment variable.
+    #[serde(skip_serializing)]
+    pub dialect: Dialect,
     /// `--chat-template`: the text of a template, or the name of one of the model's.
     pub chat_template: Option<String>,
     /// `--chat-template-content-format`.
@@ -30,6 +33,7 @@ pub struct RenderSettings {
 impl Default for RenderSettings {
     fn default() -> Self {
         Self {
+            dialect: Dialect::Python,
             chat_template: None,
             chat_template_content_format: ContentFormat::Auto,
             default_chat_template_kwargs: serde_json::Map::new(),
@@ -41,6 +45,18 @@ impl Default for RenderSettings {
             max_model_len: None,
         }
     }
+}
+
+/// vLLM's frontends, which make different prompts of some requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    /// The default one.
+    #[default]
+    Python,
+    /// The one of `VLLM_USE_RUST_FRONTEND=1`. Its tokenizer, fastokens 0.2.1 in vLLM 0.33, splits
+    /// two rarities otherwise than ours: U+180E, and letters that Unicode 16 began to compose.
+    Rust,
 }
 
 /// How a message's content reaches the template.

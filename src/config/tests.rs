@@ -30,6 +30,7 @@ fn what_is_printed_reads_back() {
                     default_chat_template_kwargs: kwargs,
                     exclude_tools_when_tool_choice_none: true,
                     max_model_len: Some(32768),
+                    dialect: Dialect::Rust,
                     ..RenderSettings::default()
                 },
             },
@@ -77,6 +78,7 @@ models:
   - folder: /nonexistent
     names: [b, b]
     server: {temperature: 1}
+    dialect: go
   - names: [c]
     hub: {repo: 'https://hub/a/b', revision: ../x}
   - names: [d]
@@ -95,11 +97,12 @@ tls:
         "line 8: models[0].folder: is missing",
         "line 10: models[1].names: \"b\" is given twice",
         "line 11: models[1].server: unknown field `temperature`",
-        "line 13: models[2].hub.repo: \"https://hub/a/b\" is not owner/name",
-        "line 13: models[2].hub.revision: \"../x\" is not a branch",
-        "line 15: models[3].hub: is given beside folder",
-        "line 17: limits: must be a mapping",
-        "line 19: tls.mode: files needs both cert and key",
+        "line 12: models[1].dialect: \"go\" is not one of python, rust",
+        "line 14: models[2].hub.repo: \"https://hub/a/b\" is not owner/name",
+        "line 14: models[2].hub.revision: \"../x\" is not a branch",
+        "line 16: models[3].hub: is given beside folder",
+        "line 18: limits: must be a mapping",
+        "line 20: tls.mode: files needs both cert and key",
     ];
     for start in starts {
         assert!(
@@ -136,4 +139,23 @@ fn a_model_comes_from_a_folder_or_from_the_hub() {
         revision: "main".into(),
     };
     assert_eq!(sources, [Source::Folder("x".into()), Source::Hub(repo)]);
+}
+
+#[test]
+fn a_dialect_is_no_flag_of_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
+    let model = |keys: &str| {
+        let folder = folder.path().display();
+        parse(&format!(
+            "models: [{{names: [m], folder: '{folder}', {keys}}}]"
+        ))
+    };
+    let config = model("dialect: rust").expect("a word that is known");
+    assert_eq!(config.models[0].render.dialect, Dialect::Rust);
+    let complaints = model("server: {dialect: rust}").expect_err("said in the wrong place");
+    assert!(
+        complaints[0].contains("stands beside server"),
+        "{complaints:?}"
+    );
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 mod read;
+mod strict;
 mod write;
 pub use write::{Style, float_repr};
 

@@ -9,7 +9,7 @@ use minijinja::Environment;
 
 use super::PromptError;
 use super::json::{Json, Object};
-pub use crate::config::{ContentFormat, RenderSettings};
+pub use crate::config::{ContentFormat, Dialect, RenderSettings};
 
 mod args;
 mod budget;
@@ -27,6 +27,7 @@ mod methods;
 mod numbers;
 mod objects;
 mod operators;
+mod plain;
 mod probe;
 mod python;
 mod resume;
@@ -157,7 +158,7 @@ impl Renderer {
             .ok_or_else(|| format("is not an object".to_owned()))?;
         let beside = folder.join("chat_template.jinja");
         let sources = match fs::read_to_string(&beside) {
-            Ok(source) => vec![("default".to_owned(), source)],
+            Ok(source) => vec![("default".to_owned(), of_file(source, settings.dialect))],
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 templates(config).map_err(|reason| format(reason.to_owned()))?
             }
@@ -168,9 +169,11 @@ impl Renderer {
                 });
             }
         };
-        let mut renderer = Self::new(sources, special_tokens(config), settings, clock)?;
+        let dialect = settings.dialect;
+        let tokens = special_tokens(config, dialect);
+        let mut renderer = Self::new(sources, tokens, settings, clock)?;
         if let Some(source) = processor_template(folder)? {
-            let compiled = compile(&mut renderer.environment, PROCESSOR_FILE, &source)?;
+            let compiled = compile(&mut renderer.environment, dialect, PROCESSOR_FILE, &source)?;
             renderer.of_processor = Some(compiled);
         }
         Ok(renderer)
@@ -186,8 +189,13 @@ impl Renderer {
         settings: RenderSettings,
         clock: Clock,
     ) -> Result<Self, RendererError> {
-        let mut environment = jinja::environment(clock, FUEL_MAX);
-        let mut compile = |name: &str, source: &str| compile(&mut environment, name, source);
+        let dialect = settings.dialect;
+        let mut environment = match dialect {
+            Dialect::Python => jinja::environment(clock, FUEL_MAX),
+            Dialect::Rust => plain::environment(clock, FUEL_MAX),
+        };
+        let mut compile =
+            |name: &str, source: &str| compile(&mut environment, dialect, name, source);
         let templates: Vec<Template> = sources
             .iter()
             .map(|(name, source)| compile(name, source))
@@ -197,7 +205,10 @@ impl Renderer {
         let given = match &settings.chat_template {
             None => None,
             Some(given) if named(given) => templates.iter().find(|t| t.name == *given).cloned(),
-            Some(given) => Some(compile("--chat-template", given)?),
+            Some(given) => {
+                let source = of_file(given.clone(), dialect);
+                Some(compile("--chat-template", &source)?)
+            }
         };
         let kwargs = serde_json::Value::Object(settings.default_chat_template_kwargs.clone());
         let default_kwargs = match Json::loads(&kwargs.to_string()) {
@@ -274,10 +285,13 @@ impl Renderer {
         let bytes = chat.messages.iter().map(|m| 64 + text_bytes(m)).sum();
         let messages = chat.messages.into_iter().map(Json::Object).collect();
         let mut context = self.special_tokens.clone().merged(chat.context);
-        context.set("messages", Json::List(messages));
+        // The Rust frontend lets a request's own arguments win even here.
+        if context.get("messages").is_none() {
+            context.set("messages", Json::List(messages));
+        }
         let text = match chosen.from_request {
             true => {
-                let source = jinja::prepare(&chosen.template.source);
+                let source = prepare(self.settings.dialect, &chosen.template.source);
                 let template = self.environment.template_from_str(&source);
                 jinja::render(
                     &template.map_err(jinja::explain)?,
@@ -303,8 +317,17 @@ impl Renderer {
     }
 }
 
+/// A template's text as an environment is to compile it.
+fn prepare(dialect: Dialect, source: &str) -> String {
+    match dialect {
+        Dialect::Python => jinja::prepare(source),
+        Dialect::Rust => source::normalize(source),
+    }
+}
+
 fn compile(
     environment: &mut Environment<'static>,
+    dialect: Dialect,
     name: &str,
     source: &str,
 ) -> Result<Template, RendererError> {
@@ -315,7 +338,7 @@ fn compile(
         });
     }
     environment
-        .add_template_owned(name.to_owned(), jinja::prepare(source))
+        .add_template_owned(name.to_owned(), prepare(dialect, source))
         .map_err(|error| RendererError::Compile {
             name: name.to_owned(),
             reason: error.to_string(),
@@ -362,14 +385,24 @@ fn templates(config: &Object) -> Result<Vec<(String, String)>, &'static str> {
     }
 }
 
+/// A template that stands in a file of its own: the Rust frontend trims it, and takes a backslash
+/// before an n for a new line (`load_chat_template`).
+fn of_file(source: String, dialect: Dialect) -> String {
+    match dialect {
+        Dialect::Python => source,
+        Dialect::Rust => source.trim().replace("\\n", "\n"),
+    }
+}
+
 /// transformers' `special_tokens_map`: the ones that are set, each a string or an `AddedToken`.
-fn special_tokens(config: &Object) -> Object {
+/// The Rust frontend knows four of them.
+fn special_tokens(config: &Object, dialect: Dialect) -> Object {
     let names = [
         "bos_token",
         "eos_token",
         "unk_token",
-        "sep_token",
         "pad_token",
+        "sep_token",
         "cls_token",
         "mask_token",
     ];
@@ -378,9 +411,13 @@ fn special_tokens(config: &Object) -> Object {
         Json::Object(token) => token.get("content")?.as_str().map(Arc::from),
         _ => None,
     };
-    names
-        .into_iter()
-        .filter_map(|name| Some((Arc::from(name), Json::Str(text(config.get(name)?)?))))
+    let known = match dialect {
+        Dialect::Python => &names[..],
+        Dialect::Rust => &names[..4],
+    };
+    known
+        .iter()
+        .filter_map(|name| Some((Arc::from(*name), Json::Str(text(config.get(name)?)?))))
         .collect()
 }
 

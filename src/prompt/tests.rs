@@ -467,3 +467,50 @@ fn truncation_is_from_the_left_unless_told_otherwise() {
     assert!(of(r#""truncate_prompt_tokens": -2"#, None).is_err());
     assert!(of(r#""truncation_side": "up""#, None).is_err());
 }
+
+#[test]
+fn frontends_make_different_prompts_of_one_request() {
+    let tail = "{{ tools is defined }} {{ add_generation_prompt }} {{ x | tojson }}";
+    let fields = r#""messages": [{"role": "developer", "content": [{"type": "text", "text": "a"},
+        {"type": "text", "text": "b"}]}, {"role": "user", "content": "hi", "name": "n"}],
+        "chat_template_kwargs": {"add_generation_prompt": false, "x": 0.00001}"#;
+    let chat = |dialect| {
+        let settings = RenderSettings {
+            dialect,
+            ..RenderSettings::default()
+        };
+        chat_with(fields, settings, &format!("{PLAIN}{tail}")).unwrap()
+    };
+    assert_eq!(
+        chat(Dialect::Python),
+        r#"system:"a\nb";user:"hi";True True 1e-05"#
+    );
+    assert_eq!(
+        chat(Dialect::Rust),
+        r#"developer:"ab";user:"hi";False False 0.00001"#
+    );
+}
+
+#[test]
+fn a_request_is_read_again_only_for_the_rust_frontend() {
+    let body = r#"{"model": "m", "messages": [{"role": "user", "content": "hi"}],
+        "chat_template_kwargs": {"x": 12345678901234567890123}}"#;
+    let read = |dialect, body: &str| {
+        let settings = RenderSettings {
+            dialect,
+            ..RenderSettings::default()
+        };
+        let renderer = renderer("{{ x }}", settings);
+        let request = Request::parse("/v1/chat/completions", body.as_bytes()).unwrap();
+        let prompt = request.reread(&renderer, body.as_bytes()).render(&renderer);
+        match prompt.unwrap().first() {
+            PromptText::Text { text, .. } => text.clone(),
+            PromptText::Ids(_) => panic!("a text"),
+        }
+    };
+    assert_eq!(read(Dialect::Python, body), "12345678901234567890123");
+    assert_eq!(read(Dialect::Rust, body), "12345678901234568000000.0");
+    // What the field does not matter for, is no reason not to read the rest.
+    let odd = body.replace("}}", r#"}, "junk": "\ud800"}"#);
+    assert_eq!(read(Dialect::Rust, &odd), "12345678901234567890123");
+}

@@ -56,9 +56,9 @@ fn read(models: &Models, path: &str, body: &[u8]) -> Result<Reading, &'static st
     };
     let name = request.model().map_err(|error| explain(&error))?;
     let named = models.get(name).map_err(Missing::label)?;
-    let prompt = request
-        .render(&named.model.renderer)
-        .map_err(|error| explain(&error))?;
+    let renderer = &named.model.renderer;
+    let request = request.reread(renderer, body);
+    let prompt = request.render(renderer).map_err(|error| explain(&error))?;
     let texts =
         tokens::tokens_of(&prompt, named.model.tokenizer.as_ref()).map_err(|_| "tokenizer")?;
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();

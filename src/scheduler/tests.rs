@@ -360,6 +360,7 @@ async fn what_a_response_tells_does_not_make_a_chats_silence_a_miss() {
             status: Some(200),
             usage: Some(told),
             served: None,
+            whole: true,
         });
     }
     let text = world.metrics.handle().render();

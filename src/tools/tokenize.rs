@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::config::TOKEN_CACHE_BYTES_MAX;
 use crate::prompt::json::{Json, Object};
-use crate::prompt::template::{RenderSettings, Renderer};
+use crate::prompt::template::{Dialect, RenderSettings, Renderer};
 use crate::prompt::{Api, PromptText, Request};
 use crate::tokens::{self, CacheBudget, Engine, Tokenizer};
 
@@ -22,7 +22,8 @@ use crate::tokens::{self, CacheBudget, Engine, Tokenizer};
 ///
 /// "raw_body" in place of "request" gives the body as a string, where its spelling matters.
 /// "server" holds the server's flags by their names in vLLM, such as
-/// {"default_chat_template_kwargs": {"enable_thinking": false}}. The answer:
+/// {"default_chat_template_kwargs": {"enable_thinking": false}}, and {"dialect": "rust"} for one
+/// that runs with VLLM_USE_RUST_FRONTEND=1. The answer:
 ///
 ///   {"id": "a", "rendered": "<|im_start|>user...", "token_ids": [151644, 872]}
 ///
@@ -46,6 +47,9 @@ pub struct Args {
     /// What encodes: fast, or the reference that vLLM itself uses.
     #[arg(long, value_enum, default_value_t = Engine::Fast)]
     pub engine: Engine,
+    /// Which of vLLM's frontends to read as, where a line's "server" gives no "dialect".
+    #[arg(long, value_enum, default_value_t)]
+    pub dialect: Dialect,
 }
 
 /// Answers standard input on standard output.
@@ -58,6 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = tokens::load(&args.tokenizer, args.engine, &cache)?;
     let mut lines = Lines {
         folder: args.tokenizer.clone(),
+        dialect: args.dialect,
         tokenizer,
         renderers: HashMap::new(),
     };
@@ -69,6 +74,7 @@ const RENDERERS_MAX: usize = 64;
 
 struct Lines {
     folder: PathBuf,
+    dialect: Dialect,
     tokenizer: Arc<dyn Tokenizer>,
     renderers: HashMap<String, Arc<Renderer>>,
 }
@@ -127,6 +133,7 @@ impl Lines {
         let body = body.ok_or_else(|| anyhow::anyhow!("request: has a lone surrogate"))?;
         let request = Request::parse(path, body.as_bytes())?;
         let renderer = self.renderer(line.get_some("server"))?;
+        let request = request.reread(&renderer, body.as_bytes());
         let prompt = request.render(&renderer)?;
         let mut ids = tokens::tokens_of(&prompt, &*self.tokenizer)?;
         let one = request.api().is_conversation() || request.api() == Api::Generate;
@@ -152,8 +159,11 @@ impl Lines {
         if let Some(renderer) = self.renderers.get(&flags) {
             return Ok(Arc::clone(renderer));
         }
-        let settings: RenderSettings =
+        let mut settings: RenderSettings =
             serde_json::from_str(&flags).map_err(|error| anyhow::anyhow!("server: {error}"))?;
+        if server.is_none_or(|flags| flags.as_object().is_none_or(|f| f.get("dialect").is_none())) {
+            settings.dialect = self.dialect;
+        }
         let renderer = Arc::new(Renderer::load(&self.folder, settings, SystemTime::now)?);
         if self.renderers.len() >= RENDERERS_MAX {
             self.renderers.clear();
@@ -183,11 +193,16 @@ mod tests {
     }
 
     fn answers(input: &[u8]) -> Vec<Value> {
+        answers_as(Dialect::Python, input)
+    }
+
+    fn answers_as(dialect: Dialect, input: &[u8]) -> Vec<Value> {
         let folder = tempfile::tempdir().unwrap();
         let config = r#"{"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}"#;
         std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
         let mut lines = Lines {
             folder: folder.path().to_owned(),
+            dialect,
             tokenizer: Arc::new(Bytes),
             renderers: HashMap::new(),
         };
@@ -241,6 +256,25 @@ mod tests {
             out[7],
             json!({"id": "g", "error": "endpoint: is not a string"})
         );
+    }
+
+    #[test]
+    fn a_line_may_name_its_servers_frontend() {
+        let line = |server| {
+            let request = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}"#;
+            format!(
+                r#"{{"endpoint": "/v1/chat/completions", "request": {request}, "server": {server}}}"#
+            )
+        };
+        for (dialect, server, rendered) in [
+            (Dialect::Python, "{}", "a\nb"),
+            (Dialect::Python, r#"{"dialect": "rust"}"#, "ab"),
+            (Dialect::Rust, "{}", "ab"),
+            (Dialect::Rust, r#"{"dialect": "python"}"#, "a\nb"),
+        ] {
+            let out = answers_as(dialect, line(server).as_bytes());
+            assert_eq!(out[0]["rendered"], rendered, "{dialect:?} {server}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{Fault, Json, JsonError, Object};
 /// Nesting that is still read: our recursion, a few hundred bytes of stack a level.
 const DEPTH_MAX: usize = 256;
 /// Values in one document, 32 bytes each: 64 MB. A million token ids fit twice.
-const VALUES_MAX: usize = 2_000_000;
+pub(super) const VALUES_MAX: usize = 2_000_000;
 /// Digits of an integer that Python still converts (`sys.int_info.default_max_str_digits`).
 const INT_DIGITS_MAX: usize = 4300;
 

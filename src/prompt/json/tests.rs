@@ -247,3 +247,58 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn strict_numbers_are_those_of_serde_json() {
+    let style = Style {
+        dialect: crate::config::Dialect::Rust,
+        ..Style::default()
+    };
+    let pairs = [
+        ("1E5", "100000.0"),
+        ("0.00001", "0.00001"),
+        ("1e-7", "1e-7"),
+        ("1e22", "1e+22"),
+        ("-0", "-0.0"),
+        ("18446744073709551615", "18446744073709551615"),
+        ("18446744073709551616", "1.8446744073709552e+19"),
+        ("-9223372036854775809", "-9.223372036854776e+18"),
+        // Python reads it as it is written.
+        ("8.766181456747535e-11", "8.766181456747534e-11"),
+    ];
+    for (text, printed) in pairs {
+        let value = Json::loads_strict(text.as_bytes()).unwrap();
+        assert_eq!(value.dumps_in(&style).as_deref(), Some(printed), "{text}");
+    }
+}
+
+#[test]
+fn strict_reading_refuses_what_only_python_reads() {
+    let deep = format!("{}{}", "[".repeat(128), "]".repeat(128));
+    let refused = [
+        "NaN",
+        "-Infinity",
+        "1e400",
+        r#""\ud800""#,
+        "\u{feff}1",
+        "",
+        "1 2",
+        &deep,
+    ];
+    for text in refused {
+        let error = Json::loads_strict(text.as_bytes()).unwrap_err();
+        assert_eq!(error.fault, Fault::Syntax, "{text}");
+    }
+    let error = Json::loads_strict(b"{\n\"a\": nope}").unwrap_err();
+    assert_eq!(error.at, 9);
+    let many = format!("[{}0]", "0,".repeat(2_000_000));
+    let error = Json::loads_strict(many.as_bytes()).unwrap_err();
+    assert_eq!(error.fault, Fault::TooManyValues);
+}
+
+#[test]
+fn strict_reading_keeps_order_and_last_values() {
+    let value = Json::loads_strict(br#"{"b": 1, "a": [null, "x"], "b": {"c": true}}"#).unwrap();
+    let printed = r#"{"b": {"c": true}, "a": [null, "x"]}"#;
+    assert_eq!(value.dumps().as_deref(), Some(printed));
+}

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Json, Object};
+use crate::config::Dialect;
 
 /// The arguments of `json.dumps` that chat templates use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Style {
     pub key_separator: String,
     /// Members in the order of their keys.
     pub sort_keys: bool,
+    /// Whose numbers, and whose notion of ASCII.
+    pub dialect: Dialect,
 }
 
 impl Default for Style {
@@ -27,6 +30,7 @@ impl Default for Style {
             item_separator: ", ".to_owned(),
             key_separator: ": ".to_owned(),
             sort_keys: false,
+            dialect: Dialect::Python,
         }
     }
 }
@@ -65,7 +69,10 @@ impl Writer<'_> {
                 write!(self.out, "{number}").expect("a String takes everything");
             }
             Json::BigInt(digits) => self.out.push_str(digits),
-            Json::Float(number) => self.out.push_str(&float_json(*number)),
+            Json::Float(number) => self.out.push_str(&match self.style.dialect {
+                Dialect::Python => float_json(*number),
+                Dialect::Rust => serde_json::Value::from(*number).to_string(),
+            }),
             Json::Str(text) => self.string(text),
             Json::LoneSurrogate => return None,
             Json::List(items) => {
@@ -127,10 +134,8 @@ impl Writer<'_> {
         self.out.push('"');
         let mut plain = 0;
         for (at, c) in text.char_indices() {
-            let escaped = c < ' '
-                || c == '"'
-                || c == '\\'
-                || (self.style.ensure_ascii && !(' '..='~').contains(&c));
+            let escaped =
+                c < ' ' || c == '"' || c == '\\' || (self.style.ensure_ascii && !self.is_plain(c));
             if escaped {
                 self.out.push_str(&text[plain..at]);
                 plain = at + c.len_utf8();
@@ -139,6 +144,11 @@ impl Writer<'_> {
         }
         self.out.push_str(&text[plain..]);
         self.out.push('"');
+    }
+
+    /// Python escapes DEL as well.
+    fn is_plain(&self, c: char) -> bool {
+        (' '..='~').contains(&c) || (c == '\u{7f}' && self.style.dialect == Dialect::Rust)
     }
 
     fn escape(&mut self, c: char) {

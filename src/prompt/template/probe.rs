@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Json, OUTPUT_BYTES_MAX, Object, Renderer, Template, jinja};
+use super::{Json, OUTPUT_BYTES_MAX, Object, Renderer, Template, jinja, prepare};
 
 /// Answers, as far as they were asked for.
 #[derive(Default)]
@@ -27,10 +27,10 @@ impl Renderer {
     /// The try knows no functions of transformers, so a template that calls them fails it.
     fn refuses_late_system(&self, template: &Template) -> bool {
         let source = template.source.replace("strftime_now", "unknown_function");
-        let prepared = jinja::prepare(&source);
-        if prepared != source {
+        if source.contains("endgeneration") {
             return true;
         }
+        let prepared = prepare(self.settings.dialect, &source);
         let message = |role: &str| {
             Json::Object(Object::from([
                 ("role", role.into()),
@@ -43,7 +43,7 @@ impl Renderer {
             ("add_generation_prompt", Json::Bool(false)),
         ]);
         match self.environment.template_from_str(&prepared) {
-            Ok(template) => jinja::render(&template, &context, OUTPUT_BYTES_MAX).is_err(),
+            Ok(template) => jinja::render(&template, &context, 0, OUTPUT_BYTES_MAX).is_err(),
             Err(_) => true,
         }
     }

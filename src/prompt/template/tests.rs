@@ -13,7 +13,10 @@ fn renderer(source: &str) -> Renderer {
 }
 
 fn render_with(source: &str, context: &str) -> Result<String, PromptError> {
-    let renderer = renderer(source);
+    render_by(&renderer(source), context)
+}
+
+fn render_by(renderer: &Renderer, context: &str) -> Result<String, PromptError> {
     let chosen = renderer.choose(None, false)?;
     let Ok(Json::Object(context)) = Json::loads(context) else {
         panic!("an object")
@@ -334,4 +337,52 @@ fn a_model_without_a_template_has_no_chats() {
             .map(|error| error.label()),
         Some("template")
     );
+}
+
+#[test]
+fn the_rust_frontend_prints_as_minijinja_2_prints() {
+    let settings = RenderSettings {
+        dialect: Dialect::Rust,
+        ..RenderSettings::default()
+    };
+    let render = |source: &str| {
+        let sources = vec![("default".to_owned(), source.to_owned())];
+        let renderer = Renderer::new(sources, Object::default(), settings.clone(), clock).unwrap();
+        render_by(
+            &renderer,
+            r#"{"x": {"b": [1, 1e-7, null, "'\"\u001c"]}, "f": 1e-7}"#,
+        )
+        .unwrap()
+    };
+    assert_eq!(render("{{ x }}"), r#"{"b": [1, 1e-7, None, "'\"\u{1c}"]}"#);
+    assert_eq!(
+        render("{{ f }} {{ x.b | tojson }}"),
+        r#"0.0000001 [1, 1e-7, null, "'\"\u001c"]"#
+    );
+    assert_eq!(render("{{ nope | tojson }}{{ nope }}"), "null");
+    assert_eq!(
+        render("{{ '\u{1c}a ' | trim }}{{ ' \u{1c}a '.strip() }}"),
+        "\u{1c}a\u{1c}a"
+    );
+    assert_eq!(
+        render("{{ '\u{7f}é' | tojson(ensure_ascii=true) }}"),
+        "\"\u{7f}\\u00e9\""
+    );
+}
+
+#[test]
+fn the_rust_frontend_trims_a_template_file_and_unescapes_its_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"sep_token": "S", "pad_token": "P"}"#;
+    std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+    let source = " {{ 'a\\\\nb' }}{{ sep_token }}{{ pad_token }} \n\n";
+    std::fs::write(folder.path().join("chat_template.jinja"), source).unwrap();
+    for (dialect, text) in [(Dialect::Python, " a\\nbSP \n"), (Dialect::Rust, "a\\\nbP")] {
+        let settings = RenderSettings {
+            dialect,
+            ..RenderSettings::default()
+        };
+        let renderer = Renderer::load(folder.path(), settings, clock).unwrap();
+        assert_eq!(render_by(&renderer, "{}").unwrap(), text, "{dialect:?}");
+    }
 }
