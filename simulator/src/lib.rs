@@ -20,6 +20,7 @@ pub mod runner;
 mod http;
 pub mod server;
 mod table;
+pub mod outgoing;
 pub mod load;
 pub mod stack;
 pub mod demo;

@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 use crate::engine::EngineConfig;
 use crate::load::{Client, Message};
+use crate::outgoing;
 use crate::server::Bound;
 use crate::timing::Timing;
 use child::Child;
@@ -125,10 +126,7 @@ impl Stack {
         plan.parts.check()?;
         plan.ports.check()?;
         let folder = tempfile::Builder::new().prefix("kvscout-").tempdir()?;
-        let http = reqwest::Client::builder()
-            .timeout(LOOK_MAX)
-            .no_proxy()
-            .build()?;
+        let http = outgoing::client().timeout(LOOK_MAX).build()?;
         let pods = start::pods(&plan).await?;
         let (kvscout, ext_proc, admin) = start::kvscout(&plan, &pods, folder.path(), &http).await?;
         let (envoy, plain, routed) =

@@ -22,7 +22,7 @@ struct Sim {
 impl Sim {
     async fn start(config: Config) -> Self {
         let bound = Server::start(config).await.expect("free ports");
-        let client = Client::builder()
+        let client = kvscout_sim::outgoing::client()
             .timeout(PATIENCE)
             .build()
             .expect("a client");

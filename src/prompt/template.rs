@@ -321,7 +321,7 @@ impl Renderer {
 fn prepare(dialect: Dialect, source: &str) -> String {
     match dialect {
         Dialect::Python => jinja::prepare(source),
-        Dialect::Rust => source::normalize(source),
+        Dialect::Rust => source::with_known_blocks(source),
     }
 }
 

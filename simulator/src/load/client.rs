@@ -6,6 +6,8 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::outgoing;
+
 use super::decision::{self, Decision};
 use super::sse::Events;
 
@@ -105,10 +107,7 @@ impl Client {
     /// # Errors
     /// The system gives no randomness or the like.
     pub fn new(url: impl Into<String>, model: impl Into<String>) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .timeout(REQUEST_MAX)
-            .no_proxy()
-            .build()?;
+        let http = outgoing::client().timeout(REQUEST_MAX).build()?;
         let url = url.into().trim_end_matches('/').to_owned();
         Ok(Self {
             http,

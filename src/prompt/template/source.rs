@@ -3,6 +3,8 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
+use super::Dialect;
+
 /// Tokens that one tag may hold, 2000. Both parsers recurse over expressions, a few hundred
 /// bytes of stack a token: below 1 MB. Real templates hold 200.
 const TAG_TOKENS_MAX: usize = 2000;
@@ -38,8 +40,17 @@ fn is_boundary(c: char) -> bool {
 /// inside.
 pub fn normalize(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    rewrite(&source, Dialect::Python)
+}
+
+/// The text with `{% generation %}` blocks made known, and minijinja's own ways otherwise.
+pub fn with_known_blocks(source: &str) -> String {
+    rewrite(source, Dialect::Rust)
+}
+
+fn rewrite(source: &str, dialect: Dialect) -> String {
     let mut out = String::with_capacity(source.len());
-    let mut rest = source.as_str();
+    let mut rest = source;
     while let Some((before, tag)) = next_tag(rest) {
         out.push_str(before);
         let end = tag_end(tag);
@@ -47,7 +58,6 @@ pub fn normalize(source: &str) -> String {
         rest = after;
         let (at, word) = keyword(inner);
         match word {
-            _ if inner.starts_with("{#") => out.push_str(inner),
             "generation" | "endgeneration" if is_bare(&inner[at + word.len()..]) => {
                 out.push_str(&inner[..at]);
                 out.push_str(if word == "generation" {
@@ -57,6 +67,7 @@ pub fn normalize(source: &str) -> String {
                 });
                 out.push_str(&inner[at + word.len()..]);
             }
+            _ if inner.starts_with("{#") || dialect == Dialect::Rust => out.push_str(inner),
             "raw" if is_bare(&inner[at + word.len()..]) => {
                 let raw = raw_end(rest);
                 // Jinja trims no line end here; minijinja does.

@@ -168,7 +168,7 @@ fn every_text_of_vllm_is_the_sum_of_its_segments() {
             }
         }
     }
-    assert!(cuts > 10_000, "{cuts} cuts were tried");
+    assert!(cuts > 5_000, "{cuts} cuts were tried");
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn tokenizers_of_other_makes_are_not_cut() {
         "an unknown pattern is not cut inside"
     );
     assert_eq!(unknown.settled_bytes("x<a>y"), 4);
-    assert_eq!(unknown.settled_bytes("x<a>"), 1, "<a><b> may follow");
+    assert_eq!(unknown.settled_bytes("x<a>"), 0, "<a><b> may come of it");
 }
 
 #[test]
