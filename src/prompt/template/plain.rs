@@ -11,6 +11,8 @@ use super::jinja::{self, BigInt};
 use super::{Clock, Dialect, dates};
 use crate::prompt::json::{Json, Style};
 
+/// Spaces a level that are printed; templates ask for 4.
+const INDENT_MAX: usize = 100;
 /// Nesting of lists and objects that is printed.
 const DEPTH_MAX: usize = 300;
 
@@ -75,7 +77,7 @@ fn debug(value: &Value, out: &mut String, depth: usize) {
 fn tojson(value: &Value, args: Kwargs) -> Result<Value, Error> {
     let mut style = Style {
         ensure_ascii: args.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        indent: args.get("indent")?,
+        indent: indent(args.get("indent")?)?,
         sort_keys: args.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
         dialect: Dialect::Rust,
         ..Style::default()
@@ -90,6 +92,14 @@ fn tojson(value: &Value, args: Kwargs) -> Result<Value, Error> {
     args.assert_all_used()?;
     let text = json_of(value, 0)?.dumps_in(&style).ok_or_else(refusal)?;
     Ok(Value::from(text))
+}
+
+/// Spaces a level, as a template gives them.
+fn indent(spaces: Option<usize>) -> Result<Option<String>, Error> {
+    match spaces {
+        Some(too_many) if too_many > INDENT_MAX => Err(refusal()),
+        spaces => Ok(spaces.map(|spaces| " ".repeat(spaces))),
+    }
 }
 
 /// A template's value as JSON; what is undefined is null.
