@@ -55,10 +55,8 @@ pub fn normalize(
     let lone;
     let parts: &[Json] = match (message.get("content"), checked) {
         (Some(Json::Str(text)), _) => {
-            lone = [Json::Object(Object::from([
-                ("type", "text".into()),
-                ("text", Json::Str(Arc::clone(text))),
-            ]))];
+            // As a part of its own: a bare string reads as a text part does.
+            lone = [Json::Str(Arc::clone(text))];
             &lone
         }
         (Some(Json::List(parts)), true) => {
