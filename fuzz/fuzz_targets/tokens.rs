@@ -19,8 +19,9 @@ static CACHED: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| load(&CacheBudget
 
 fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
-    // Short inputs repeated reach the cuts inside a segment.
-    for text in [text.to_string(), text.repeat(4_000 / (text.len() + 1) + 1)] {
+    // Short inputs repeated reach the cuts inside a segment, and pages where they have lines.
+    let bytes = if text.contains('\n') { 70_000 } else { 4_000 };
+    for text in [text.to_string(), text.repeat(bytes / (text.len() + 1) + 1)] {
         let whole = WHOLE.encode(&text, false).expect("it encodes");
         assert_eq!(CACHED.encode(&text, false).expect("it encodes"), whole);
         let settled = &text[..CACHED.settled_bytes(&text)];

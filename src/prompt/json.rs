@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 mod read;
 mod strict;
+mod strings;
 mod write;
 pub use write::{Style, float_repr};
 
@@ -86,6 +87,12 @@ impl Object {
     pub fn without<'a>(&'a self, keys: &'a [&str]) -> impl Iterator<Item = (Arc<str>, Json)> + 'a {
         let others = self.iter().filter(|(key, _)| !keys.contains(&&***key));
         others.map(|(key, value)| (Arc::clone(key), value.clone()))
+    }
+
+    /// Whether these are its keys, in this order.
+    #[must_use]
+    pub fn names_are<const N: usize>(&self, names: [&str; N]) -> bool {
+        self.0.iter().map(|(key, _)| &**key).eq(names)
     }
 
     /// How many members.

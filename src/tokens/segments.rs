@@ -2,12 +2,16 @@
 //! are looked up by its content. Of a conversation whose last turn alone is new, that turn alone
 //! is tokenized; of a growing text, what has been added.
 //!
+//! Long texts are looked up by the page first: whole lines of [`PAGE_BYTES`], made of segments when
+//! they are first seen.
+//!
 //! Exact by construction: [`cuts`] cuts only where the tokenizer itself would begin anew, and a
 //! segment found by its hash is compared byte for byte with the one that was tokenized. A cache
 //! belongs to one loaded tokenizer and dies with it.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,13 +20,16 @@ use moka::sync::Cache;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{CacheBudget, CacheSizes, TokenId, TokenizeError, Tokenizer};
-use cuts::{Cuts, Span};
+use cuts::{Cuts, PAGE_BYTES, Span};
 
 pub mod cuts;
 
 /// What an entry takes beside its text and ids: two boxes, the shared pointer's counts, moka's
 /// node, its place in the queue and in the table.
 const ENTRY_BYTES: usize = 256;
+
+/// Segments of up to so many bytes are not looked up again where one follows the same.
+const SHORT_BYTES_MAX: usize = 32;
 
 /// An engine behind a segment cache.
 pub struct Segmented<E> {
@@ -78,26 +85,57 @@ impl<E: Tokenizer> Segmented<E> {
         })
     }
 
-    /// Appends a segment's ids.
-    fn append(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TokenizeError> {
+    /// Appends a text's ids: those that are known, or what `tokenize` appends, and keeps them.
+    fn append(
+        &self,
+        text: &str,
+        ids: &mut Vec<TokenId>,
+        tokenize: impl FnOnce(&mut Vec<TokenId>) -> Result<(), TokenizeError>,
+    ) -> Result<(), TokenizeError> {
         let hash = xxh3_64_with_seed(text.as_bytes(), self.seed);
-        let bytes = text.len() as u64;
         // A collision finds another text: it is tokenized, and takes the place.
         if let Some(known) = self.cache.get(&hash).filter(|known| *known.text == *text) {
+            let bytes = text.len() as u64;
             self.counts.hits.fetch_add(1, Ordering::Relaxed);
             self.counts.hit_bytes.fetch_add(bytes, Ordering::Relaxed);
             ids.extend_from_slice(&known.ids);
             return Ok(());
         }
-        self.counts.misses.fetch_add(1, Ordering::Relaxed);
-        self.counts.missed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fresh = self.engine.encode(text, false)?;
-        ids.extend_from_slice(&fresh);
+        let start = ids.len();
+        tokenize(ids)?;
         let segment = Segment {
             text: text.into(),
-            ids: fresh.into(),
+            ids: ids[start..].into(),
         };
         self.cache.insert(hash, Arc::new(segment));
+        Ok(())
+    }
+
+    /// Appends the ids of a text, segment by segment.
+    fn append_segments(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TokenizeError> {
+        // What a template prints between messages is the same between all of them.
+        let mut short: Option<(&str, Range<usize>)> = None;
+        for span in self.cuts.spans(text) {
+            match (span, &short) {
+                (Span::Added(id), _) => ids.push(id),
+                (Span::Text(text), Some((known, at))) if *known == text => {
+                    ids.extend_from_within(at.clone());
+                }
+                (Span::Text(text), _) => {
+                    let start = ids.len();
+                    self.append(text, ids, |ids| {
+                        let bytes = text.len() as u64;
+                        self.counts.misses.fetch_add(1, Ordering::Relaxed);
+                        self.counts.missed_bytes.fetch_add(bytes, Ordering::Relaxed);
+                        ids.extend(self.engine.encode(text, false)?);
+                        Ok(())
+                    })?;
+                    if text.len() <= SHORT_BYTES_MAX {
+                        short = Some((text, start..ids.len()));
+                    }
+                }
+            }
+        }
         Ok(())
     }
 }
@@ -117,12 +155,12 @@ impl<E: Tokenizer> Tokenizer for Segmented<E> {
         if add_special_tokens {
             ids.extend_from_slice(front);
         }
-        for span in self.cuts.spans(text) {
-            match span {
-                Span::Added(id) => ids.push(id),
-                Span::Text(text) => self.append(text, &mut ids)?,
-            }
+        let mut rest = text;
+        while let Some(page) = self.cuts.page(rest, PAGE_BYTES) {
+            self.append(page, &mut ids, |ids| self.append_segments(page, ids))?;
+            rest = &rest[page.len()..];
         }
+        self.append_segments(rest, &mut ids)?;
         if add_special_tokens {
             ids.extend_from_slice(back);
         }

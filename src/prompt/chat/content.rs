@@ -52,6 +52,13 @@ pub fn normalize(
     (format, checked): (ContentFormat, bool),
     media: &mut Media,
 ) -> Result<Json, PromptError> {
+    // What most messages are, without the way through a list of parts.
+    if let Some(text @ Json::Str(_)) = message.get("content")
+        && format != ContentFormat::Openai
+        && role != "system"
+    {
+        return Ok(text.clone());
+    }
     let lone;
     let parts: &[Json] = match (message.get("content"), checked) {
         (Some(Json::Str(text)), _) => {

@@ -47,6 +47,12 @@ fn one(
         return Err(bad(".name", "is not a string"));
     }
     let content = content::normalize(at, &role, message, how, media)?;
+    if message.names_are(["role", "content"]) && &*role != "developer" {
+        // Most messages are as they come; their names need not be made again.
+        let mut out = message.clone();
+        out.set("content", content);
+        return Ok(out);
+    }
     let mut out = Object::from([("role", Json::Str(Arc::clone(&role))), ("content", content)]);
     match &*role {
         "assistant" => assistant(at, message, &mut out)?,

@@ -1,9 +1,6 @@
 //! Python's `json.loads`, in one pass.
 
-use std::sync::Arc;
-
-use memchr::memchr2;
-
+use super::strings::Known;
 use super::{Fault, Json, JsonError, Object};
 
 /// Nesting that is still read: our recursion, a few hundred bytes of stack a level.
@@ -35,7 +32,8 @@ impl Json {
             text,
             at: 0,
             values: 0,
-            unescaped: String::new(),
+            unescaped: Vec::new(),
+            known: Known::default(),
         };
         parser.skip_space();
         let value = parser.value(0)?;
@@ -47,16 +45,17 @@ impl Json {
     }
 }
 
-struct Parser<'a> {
-    text: &'a str,
-    at: usize,
+pub(super) struct Parser<'a> {
+    pub(super) text: &'a str,
+    pub(super) at: usize,
     values: usize,
     /// Where a string with escapes is put together.
-    unescaped: String,
+    pub(super) unescaped: Vec<u8>,
+    pub(super) known: Known,
 }
 
 impl Parser<'_> {
-    fn peek(&self) -> Option<u8> {
+    pub(super) fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
 
@@ -67,7 +66,7 @@ impl Parser<'_> {
     }
 
     /// Takes `word` if it stands here.
-    fn take(&mut self, word: &str) -> bool {
+    pub(super) fn take(&mut self, word: &str) -> bool {
         let here = self.text.as_bytes()[self.at..].starts_with(word.as_bytes());
         self.at += if here { word.len() } else { 0 };
         here
@@ -156,95 +155,6 @@ impl Parser<'_> {
                 return Err(Fault::Syntax.at(self.at));
             }
         }
-    }
-
-    /// A string, or none where half of a surrogate pair is in it.
-    fn string(&mut self) -> Result<Option<Arc<str>>, JsonError> {
-        self.at += 1;
-        let start = self.at;
-        self.skip_plain();
-        if self.peek() == Some(b'"') {
-            self.at += 1;
-            return Ok(Some(self.text[start..self.at - 1].into()));
-        }
-        self.unescaped.clear();
-        self.unescaped.push_str(&self.text[start..self.at]);
-        let mut whole = true;
-        loop {
-            match self.peek() {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(whole.then(|| self.unescaped.as_str().into()));
-                }
-                Some(b'\\') => match self.escape()? {
-                    Some(c) => self.unescaped.push(c),
-                    None => whole = false,
-                },
-                _ => return Err(Fault::Syntax.at(self.at)),
-            }
-            let start = self.at;
-            self.skip_plain();
-            self.unescaped.push_str(&self.text[start..self.at]);
-        }
-    }
-
-    /// To the next quote, backslash or control character, or the end.
-    fn skip_plain(&mut self) {
-        let rest = &self.text.as_bytes()[self.at..];
-        let plain = memchr2(b'"', b'\\', rest).map_or(rest, |end| &rest[..end]);
-        // The smallest byte first: a few vector instructions where nothing is wrong.
-        let has_control = plain.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < 0x20;
-        let control = || plain.iter().position(|byte| *byte < 0x20);
-        self.at += match has_control {
-            true => control().unwrap_or(plain.len()),
-            false => plain.len(),
-        };
-    }
-
-    /// The character of an escape; none for half of a surrogate pair.
-    fn escape(&mut self) -> Result<Option<char>, JsonError> {
-        let start = self.at;
-        self.at += 2;
-        let c = match self.text.as_bytes().get(start + 1) {
-            Some(b'"') => '"',
-            Some(b'\\') => '\\',
-            Some(b'/') => '/',
-            Some(b'b') => '\u{8}',
-            Some(b'f') => '\u{c}',
-            Some(b'n') => '\n',
-            Some(b'r') => '\r',
-            Some(b't') => '\t',
-            Some(b'u') => return self.unicode_escape(start),
-            _ => return Err(Fault::Syntax.at(start)),
-        };
-        Ok(Some(c))
-    }
-
-    fn unicode_escape(&mut self, start: usize) -> Result<Option<char>, JsonError> {
-        let unit = self.hex4().ok_or(Fault::Syntax.at(start))?;
-        if !(0xd800..0xdc00).contains(&unit) {
-            return Ok(char::from_u32(unit));
-        }
-        let after_high = self.at;
-        if self.take("\\u") {
-            let low = self.hex4().ok_or(Fault::Syntax.at(after_high))?;
-            if (0xdc00..0xe000).contains(&low) {
-                let code = 0x1_0000 + ((unit - 0xd800) << 10) + (low - 0xdc00);
-                return Ok(char::from_u32(code));
-            }
-            self.at = after_high;
-        }
-        Ok(None)
-    }
-
-    fn hex4(&mut self) -> Option<u32> {
-        let digits = self.text.as_bytes().get(self.at..self.at + 4)?;
-        let mut unit = 0;
-        for digit in digits {
-            unit = unit * 16 + char::from(*digit).to_digit(16)?;
-        }
-        self.at += 4;
-        Some(unit)
     }
 
     fn number(&mut self) -> Result<Json, JsonError> {

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use memchr::memmem;
 use minijinja::{Error, State, Value};
 
 use super::budget::{ITEM_BYTES, spend};
@@ -61,7 +62,10 @@ pub fn equal(state: &mut State, a: &Value, b: &Value) -> Result<bool, Error> {
             }
             Ok(a == b)
         }
-        (Kind::Int, Kind::Int) => Ok(a.to_string() == b.to_string()),
+        (Kind::Int, Kind::Int) => match (a.as_i64(), b.as_i64()) {
+            (Some(a), Some(b)) => Ok(a == b),
+            _ => Ok(a.to_string() == b.to_string()),
+        },
         (Kind::Bool | Kind::Int | Kind::Float, Kind::Bool | Kind::Int | Kind::Float) => Ok(a == b),
         (Kind::List, Kind::List) | (Kind::Tuple, Kind::Tuple) => {
             if a.len() != b.len() {
@@ -137,7 +141,8 @@ pub fn contains(state: &mut State, container: &Value, wanted: &Value) -> Result<
         (Kind::Str, Kind::Str) => {
             let text = container.as_str().unwrap_or_default();
             spend(state, text.len())?;
-            Ok(text.contains(wanted.as_str().unwrap_or_default()))
+            let wanted = wanted.as_str().unwrap_or_default();
+            Ok(memmem::find(text.as_bytes(), wanted.as_bytes()).is_some())
         }
         (Kind::Dict, Kind::List | Kind::Dict) => refuse("a key that cannot be one"),
         (Kind::Dict, _) => Ok(container

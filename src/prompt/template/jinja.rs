@@ -10,7 +10,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Template, Value};
 
 use super::args::{Args, int, text};
 use super::budget::{ITEM_BYTES, spend};
-use super::objects::{Kind, items, kind, refuse};
+use super::objects::{Kind, Sum, items, kind, refuse};
 use super::python::{self, str_of};
 use super::source::normalize;
 use super::{Clock, checks, filters, functions, lower, methods, operators};
@@ -29,14 +29,18 @@ pub fn environment(clock: Clock, fuel: u64) -> Environment<'static> {
     env.set_fuel(Some(fuel));
     env.set_unknown_method_callback(methods::method);
     env.set_formatter(|out, state, value| {
-        match value.as_str() {
-            Some(text) => {
-                spend(state, text.len())?;
-                out.write_str(text)
+        let mut print = |state: &mut State, text: &str| {
+            spend(state, text.len())?;
+            out.write_str(text).map_err(Error::from)
+        };
+        match (value.as_str(), value.downcast_object_ref::<Sum>()) {
+            (Some(text), _) => print(state, text),
+            (_, Some(sum)) => sum.texts().try_for_each(|text| print(state, text)),
+            _ => {
+                let text = str_of(state, value)?;
+                out.write_str(&text).map_err(Error::from)
             }
-            None => out.write_str(&str_of(state, value)?),
         }
-        .map_err(Error::from)
     });
     operators::add_to(&mut env);
     filters::add_to(&mut env);
@@ -70,15 +74,13 @@ pub fn render(
     bytes_max: usize,
 ) -> Result<String, PromptError> {
     let mut out = Bounded {
-        bytes: Vec::with_capacity(bytes.min(bytes_max)),
+        text: String::with_capacity(bytes.min(bytes_max)),
         bytes_max,
     };
     template
         .render_captured_to(object_value(context), &mut out)
         .map_err(explain)?;
-    // Checked and copied in a fifth of the time that the standard library takes to check.
-    let text = simdutf8::basic::from_utf8(&out.bytes).expect("minijinja writes strings");
-    Ok(text.to_owned())
+    Ok(out.text)
 }
 
 /// Jinja's error without what it quotes: details and values may be a prompt's.
@@ -95,17 +97,19 @@ pub fn explain(error: Error) -> PromptError {
     })
 }
 
+/// minijinja writes strings, each as a whole.
 struct Bounded {
-    bytes: Vec<u8>,
+    text: String,
     bytes_max: usize,
 }
 
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + bytes.len() > self.bytes_max {
+        if self.text.len() + bytes.len() > self.bytes_max {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.bytes.extend_from_slice(bytes);
+        let text = simdutf8::basic::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
+        self.text.push_str(text);
         Ok(bytes.len())
     }
 

@@ -110,7 +110,12 @@ impl Printer {
             Stmt::EmitRaw(raw) => self.text(raw.raw),
             Stmt::EmitExpr(emit) => {
                 self.open("{{", emit.span().start_line);
-                self.expr(&emit.expr);
+                match &emit.expr {
+                    Expr::BinOp(op) if matches!(op.op, BinOpKind::Add) => {
+                        self.sum("__print_sum", op.op, &op.left, &op.right);
+                    }
+                    other => self.expr(other),
+                }
                 self.write(" }}");
             }
             Stmt::ForLoop(each) => {
@@ -497,7 +502,11 @@ impl Printer {
             self.write(word);
             return self.operand(right);
         }
-        // a + b + c is one call: what is copied, is copied once.
+        self.sum(operator(op), op, left, right);
+    }
+
+    /// a + b + c is one call: what is copied, is copied once, and what is printed, not at all.
+    fn sum(&mut self, name: &str, op: BinOpKind, left: &Expr, right: &Expr) {
         let mut operands = vec![right];
         let mut first = left;
         if matches!(op, BinOpKind::Add | BinOpKind::Concat) {
@@ -510,7 +519,7 @@ impl Printer {
         }
         self.operand(first);
         self.write("|");
-        self.write(operator(op));
+        self.write(name);
         self.write("(");
         for operand in operands.into_iter().rev() {
             self.expr(operand);

@@ -90,6 +90,23 @@ pub fn items(state: &mut State, value: &Value) -> Result<Vec<Value>, Error> {
         .collect()
 }
 
+/// A sum of strings that is only printed: nobody needs it as one string.
+#[derive(Debug)]
+pub struct Sum(pub Vec<Value>);
+
+impl Sum {
+    /// The strings.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(Value::as_str)
+    }
+}
+
+impl Object for Sum {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+}
+
 /// A generator: its items are there once, whatever takes them.
 #[derive(Debug)]
 pub struct Generator(Arc<Mutex<IntoIter<Value>>>);

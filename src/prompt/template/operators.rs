@@ -9,7 +9,7 @@ use super::compare::{chain, compare, equal};
 use super::format::printf;
 use super::jinja::BigInt;
 use super::methods::{self, has_method};
-use super::objects::{Generator, Kind, Method, View, items, kind, list, refuse, tuple};
+use super::objects::{Generator, Kind, Method, Sum, View, items, kind, list, refuse, tuple};
 use super::python::{DEPTH_MAX, str_of};
 
 /// Integers that every double tells apart: 2^53.
@@ -19,6 +19,13 @@ const EXACT_INT_MAX: u128 = 1 << 53;
 pub fn add_to(env: &mut Environment) {
     env.add_filter("__add", |state: &mut State, all: &[Value]| {
         add_all(state, all)
+    });
+    env.add_filter("__print_sum", |state: &mut State, all: &[Value]| match all
+        .iter()
+        .all(|value| plain(value).is_some())
+    {
+        true => Ok(Value::from_object(Sum(all.to_vec()))),
+        false => add_all(state, all),
     });
     env.add_filter("__concat", |state: &mut State, all: &[Value]| {
         concat(state, all)
@@ -294,10 +301,13 @@ impl Number {
     pub fn of(value: &Value) -> Result<Self, Error> {
         match kind(value) {
             Kind::Bool => Ok(Self::Int(i128::from(value.is_true()))),
-            Kind::Int if value.downcast_object_ref::<BigInt>().is_some() => {
-                refuse("an integer of more than 64 bits")
-            }
-            Kind::Int => i128::try_from(value.clone()).map(Self::Int),
+            Kind::Int => match value.as_i64() {
+                Some(number) => Ok(Self::Int(i128::from(number))),
+                None if value.downcast_object_ref::<BigInt>().is_some() => {
+                    refuse("an integer of more than 64 bits")
+                }
+                None => i128::try_from(value.clone()).map(Self::Int),
+            },
             Kind::Float => f64::try_from(value.clone()).map(Self::Float),
             _ => refuse("an operator's operands do not fit"),
         }

@@ -11,6 +11,7 @@
 use std::path::Path;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use memchr::memchr_iter;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -19,6 +20,10 @@ use crate::tokens::TokenId;
 /// Bytes after which a text is cut at the next place that allows it. Shorter segments cost more
 /// look-ups, longer ones more tokens when a text grows: 2 KiB of new text take about 20 µs.
 pub const SEGMENT_BYTES: usize = 2 << 10;
+
+/// Bytes of a page: a part of a text that is looked up before its segments. A long conversation is
+/// some pages then, which lie together in memory, and not hundreds of segments, which do not.
+pub const PAGE_BYTES: usize = 32 << 10;
 
 /// Patterns of pre-tokenizers whose words end where [`is_safe`] says. The second differs in how
 /// it groups digits, between which nothing is cut.
@@ -36,6 +41,9 @@ pub struct Cuts {
     tokens: Vec<(String, TokenId)>,
     /// Whether texts are cut inside.
     inside: bool,
+    /// Whether no added token goes on in the next line, so that lines can be cut before it is
+    /// known where added tokens are.
+    by_lines: bool,
 }
 
 /// A part of a text.
@@ -55,6 +63,7 @@ impl Cuts {
             added: None,
             tokens: Vec::new(),
             inside: false,
+            by_lines: false,
         }
     }
 
@@ -86,13 +95,31 @@ impl Cuts {
             .match_kind(MatchKind::LeftmostLongest)
             .build(tokens.iter().map(|(text, _)| text))
             .ok();
+        let inside = added.is_some()
+            && file.pre_tokenizer.as_ref().is_some_and(Step::is_known)
+            && file.normalizer.as_ref().is_none_or(Step::is_nfc);
         Ok(Self {
-            inside: added.is_some()
-                && file.pre_tokenizer.as_ref().is_some_and(Step::is_known)
-                && file.normalizer.as_ref().is_none_or(Step::is_nfc),
+            inside,
+            by_lines: inside && !tokens.iter().any(|(text, _)| text.contains(['\r', '\n'])),
             added,
             tokens,
         })
+    }
+
+    /// The whole lines that a text begins with, of `bytes` or up to twice that; none where it is
+    /// shorter, or cannot be cut there. What follows does not change them.
+    pub fn page<'t>(&self, text: &'t str, bytes: usize) -> Option<&'t str> {
+        if !self.by_lines || text.len() < bytes {
+            return None;
+        }
+        let within = text.len().min(2 * bytes);
+        let lines = memchr_iter(b'\n', &text.as_bytes()[bytes..within]);
+        let mut ends = lines.map(|at| bytes + at + 1);
+        let end = ends.find(|end| {
+            let after = text[*end..].chars().next();
+            after.is_some_and(|after| is_safe('\n', after))
+        })?;
+        Some(&text[..end])
     }
 
     /// The parts of a text in order.

@@ -122,6 +122,15 @@ proptest! {
         }
     }
 
+    /// Wherever a page ends, its ids and those of the rest are those of the whole.
+    #[test]
+    fn pages_are_the_whole(text in text(), bytes in 1usize..60) {
+        let Some(page) = QWEN3.cuts.page(&text, bytes) else { return Ok(()) };
+        prop_assert!((bytes..=2 * bytes).contains(&page.len()));
+        let halves = [whole(page), whole(&text[page.len()..])].concat();
+        prop_assert_eq!(halves, whole(&text), "cut at {} of {:?}", page.len(), text);
+    }
+
     /// Through the cache, first and again, a text's ids are those that the engine gives.
     #[test]
     fn the_cache_changes_no_token(text in text(), times in 1usize..60) {
@@ -169,6 +178,29 @@ fn every_text_of_vllm_is_the_sum_of_its_segments() {
         }
     }
     assert!(cuts > 5_000, "{cuts} cuts were tried");
+}
+
+#[test]
+fn a_long_text_is_found_by_the_page() {
+    let mut text = String::new();
+    while text.len() < 10 * PAGE_BYTES {
+        text += &format!("<|im_start|>user\nLine {} is new.<|im_end|>\n", text.len());
+    }
+    let first = QWEN3.encode(&text, false).unwrap();
+    assert_eq!(first, whole(&text));
+    // Others use the same cache at the same time, so the least of several is taken.
+    let looked_up = |text: &str| {
+        let before = QWEN3.cache_sizes().hits;
+        assert_eq!(QWEN3.encode(text, false).unwrap(), whole(text));
+        QWEN3.cache_sizes().hits - before
+    };
+    let pages_only = &text[..9 * PAGE_BYTES];
+    let least = (0..20).map(|_| looked_up(pages_only)).min().expect("tries");
+    let segments = pages_only.matches("user").count() as u64;
+    assert!(
+        least < segments / 4,
+        "{least} look-ups, {segments} messages"
+    );
 }
 
 #[test]
