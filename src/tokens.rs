@@ -17,8 +17,8 @@ mod reference;
 mod segments;
 
 pub use pool::{NotDone, TokenPool};
-use segments::Segmented;
 use segments::cuts::Cuts;
+use segments::{Segmented, Whole};
 
 /// Turns text into the ids that the model's servers compute.
 pub trait Tokenizer: Send + Sync {
@@ -66,12 +66,32 @@ impl CacheBudget {
     }
 }
 
-/// A text that an engine cannot encode.
+/// A text that is not encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the tokenizer refused a text of {text_bytes} bytes")]
-pub struct TokenizeError {
-    /// How long the text is.
-    pub text_bytes: usize,
+pub enum TokenizeError {
+    /// An engine cannot.
+    #[error("the tokenizer refused a text of {text_bytes} bytes")]
+    Refused {
+        /// How long the text is.
+        text_bytes: usize,
+    },
+    /// An engine would take seconds, which only harm asks for.
+    #[error("{text_bytes} bytes of a text have no place to cut them in, which is too many")]
+    Unbroken {
+        /// How long that part of the text is.
+        text_bytes: usize,
+    },
+}
+
+impl TokenizeError {
+    /// A short, stable word for metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Refused { .. } => "tokenizer",
+            Self::Unbroken { .. } => "unbroken_text",
+        }
+    }
 }
 
 /// A folder whose tokenizer no engine takes.
@@ -124,7 +144,7 @@ fn cached(
     cache: &CacheBudget,
 ) -> Result<Arc<dyn Tokenizer>, String> {
     if cache.bytes_max == 0 {
-        return Ok(Arc::new(engine));
+        return Ok(Arc::new(Whole { engine, cuts }));
     }
     let segmented = Segmented::new(engine, cuts, cache);
     Ok(Arc::new(segmented.map_err(|error| error.to_string())?))

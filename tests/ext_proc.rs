@@ -5,98 +5,19 @@ mod harness;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use harness::exchange::{Exchange, body, channel, headers, streamed};
 use harness::{Kvscout, PATIENCE, soon, until};
 use kvscout::config::Tls;
 use kvscout::ext_proc::{ExtProcSettings, Health};
-use kvscout::proto::core::{HeaderMap, HeaderValue};
-use kvscout::proto::ext_proc::body_mutation::Mutation;
-use kvscout::proto::ext_proc::external_processor_client::ExternalProcessorClient;
-use kvscout::proto::ext_proc::processing_request::Request as Message;
 use kvscout::proto::ext_proc::processing_response::Response as Reply;
-use kvscout::proto::ext_proc::{
-    HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, StreamedBodyResponse,
-};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 const POD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8000);
-
-async fn channel(to: SocketAddr) -> Channel {
-    let endpoint = Endpoint::from_shared(format!("http://{to}")).expect("an address");
-    soon("a connection", endpoint.connect())
-        .await
-        .expect("connected")
-}
-
-/// One exchange, from Envoy's end.
-struct Exchange {
-    say: mpsc::Sender<ProcessingRequest>,
-    hear: Streaming<ProcessingResponse>,
-}
-
-impl Exchange {
-    async fn open(channel: Channel) -> Self {
-        let (say, said) = mpsc::channel(8);
-        let mut client = ExternalProcessorClient::new(channel);
-        let opened = soon("a stream", client.process(ReceiverStream::new(said))).await;
-        let hear = opened.expect("a stream").into_inner();
-        Self { say, hear }
-    }
-
-    async fn say(&self, message: Message) {
-        let request = ProcessingRequest {
-            request: Some(message),
-            ..Default::default()
-        };
-        self.say.send(request).await.expect("it listens");
-    }
-
-    async fn hear(&mut self) -> Reply {
-        let message = soon("a reply", self.hear.message()).await;
-        let message = message.expect("no error").expect("not the end");
-        message.response.expect("a response")
-    }
-}
-
-fn headers(end_of_stream: bool) -> Message {
-    let path = HeaderValue {
-        key: ":path".into(),
-        raw_value: "/v1/completions".into(),
-        ..Default::default()
-    };
-    Message::RequestHeaders(HttpHeaders {
-        headers: Some(HeaderMap {
-            headers: vec![path],
-        }),
-        end_of_stream,
-        ..Default::default()
-    })
-}
-
-fn body(text: &'static str, end_of_stream: bool) -> Message {
-    Message::RequestBody(HttpBody {
-        body: text.into(),
-        end_of_stream,
-        ..Default::default()
-    })
-}
-
-fn streamed(reply: Reply) -> StreamedBodyResponse {
-    let Reply::RequestBody(body) = reply else {
-        panic!("not a body: {reply:?}");
-    };
-    let mutation = body.response.and_then(|common| common.body_mutation);
-    match mutation.and_then(|mutation| mutation.mutation) {
-        Some(Mutation::StreamedResponse(chunk)) => chunk,
-        other => panic!("not streamed: {other:?}"),
-    }
-}
 
 async fn kvscout(settings: ExtProcSettings) -> Kvscout {
     Kvscout::start(&[POD], Tls::Off, settings).await
@@ -109,7 +30,7 @@ async fn a_lost_connection_frees_every_place_on_it() {
     let mut exchanges = Vec::new();
     for _ in 0..20 {
         let mut exchange = Exchange::open(channel.clone()).await;
-        exchange.say(headers(true)).await;
+        exchange.say(headers("/v1/completions", true)).await;
         assert!(matches!(exchange.hear().await, Reply::RequestHeaders(_)));
         exchanges.push(exchange);
     }
@@ -132,7 +53,7 @@ async fn a_message_out_of_order_ends_its_stream_alone() {
         .await
         .expect_err("out of order");
     assert_eq!(error.code(), Code::InvalidArgument);
-    right.say(headers(true)).await;
+    right.say(headers("/v1/completions", true)).await;
     assert!(matches!(right.hear().await, Reply::RequestHeaders(_)));
 }
 
@@ -146,8 +67,8 @@ async fn beyond_the_reading_limit_requests_are_placed_unread() {
     let channel = channel(kvscout.address).await;
     let mut first = Exchange::open(channel.clone()).await;
     let mut second = Exchange::open(channel).await;
-    first.say(headers(false)).await;
-    second.say(headers(false)).await;
+    first.say(headers("/v1/completions", false)).await;
+    second.say(headers("/v1/completions", false)).await;
     second.say(body("{\"pro", false)).await;
     assert!(
         matches!(second.hear().await, Reply::RequestHeaders(_)),
@@ -171,7 +92,7 @@ async fn an_endless_exchange_does_not_outlive_the_grace() {
     };
     let mut kvscout = kvscout(settings).await;
     let mut exchange = Exchange::open(channel(kvscout.address).await).await;
-    exchange.say(headers(true)).await;
+    exchange.say(headers("/v1/completions", true)).await;
     exchange.hear().await;
     let server = kvscout.shut_down();
     soon("the server ends", server).await.expect("ended well");
@@ -195,7 +116,7 @@ async fn a_certificate_from_files_is_shown() {
         .await
         .expect("verified");
     let mut exchange = Exchange::open(channel).await;
-    exchange.say(headers(true)).await;
+    exchange.say(headers("/v1/completions", true)).await;
     assert!(matches!(exchange.hear().await, Reply::RequestHeaders(_)));
 }
 

@@ -2,89 +2,12 @@
 
 mod harness;
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn kvscout(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvscout"));
-    command.args(args);
-    command
-}
-
-fn output(args: &[&str]) -> Output {
-    kvscout(args).output().expect("kvscout runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, text).expect("written");
-    path.display().to_string()
-}
-
-const ANY_PORT: &str = "listen: {ext_proc: '127.0.0.1:0', health: '127.0.0.1:0', admin: '127.0.0.1:0'}\nlimits: {drain_notice_ms: 0}\n";
-
-/// A running `kvscout serve`, killed when dropped.
-struct Served {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Served {
-    fn start(args: &[&str]) -> Self {
-        Self::start_with(args, &[])
-    }
-
-    fn start_with(args: &[&str], environment: &[(&str, String)]) -> Self {
-        let mut child = kvscout(&["serve"])
-            .args(args)
-            .envs(environment.iter().map(|(name, value)| (*name, value)))
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kvscout runs");
-        let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let (sender, lines) = mpsc::sync_channel(1000);
-        std::thread::spawn(move || {
-            let mut all = stderr.lines().map_while(Result::ok);
-            all.all(|line| sender.send(line).is_ok())
-        });
-        Self { child, lines }
-    }
-
-    /// The next line that contains `part`.
-    fn line(&self, part: &str) -> String {
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE);
-            let line = line.unwrap_or_else(|error| panic!("no {part:?}: {error}"));
-            if line.contains(part) {
-                return line;
-            }
-        }
-    }
-
-    fn admin(&self) -> SocketAddr {
-        let line = self.line("listening");
-        let address = line.split("admin=").nth(1).expect("the admin address");
-        address.trim().parse().expect("an address")
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // One that has ended cannot be killed, and need not be.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use harness::PATIENCE;
+use harness::process::{ANY_PORT, Served, kvscout, output, text, write};
 
 #[test]
 fn help_teaches_every_command() {

@@ -59,8 +59,8 @@ fn read(models: &Models, path: &str, body: &[u8]) -> Result<Reading, &'static st
     let renderer = &named.model.renderer;
     let request = request.reread(renderer, body);
     let prompt = request.render(renderer).map_err(|error| explain(&error))?;
-    let texts =
-        tokens::tokens_of(&prompt, named.model.tokenizer.as_ref()).map_err(|_| "tokenizer")?;
+    let texts = tokens::tokens_of(&prompt, named.model.tokenizer.as_ref())
+        .map_err(|error| error.label())?;
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
     // Of several engine requests only the last to end reports cached tokens, and it may have
     // found those before it.

@@ -30,7 +30,7 @@ impl Tokenizer for Fast {
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError> {
         self.0
             .encode_with_special_tokens(text, add_special_tokens)
-            .map_err(|_| TokenizeError {
+            .map_err(|_| TokenizeError::Refused {
                 text_bytes: text.len(),
             })
     }

@@ -23,12 +23,12 @@ impl Reference {
 
 impl Tokenizer for Reference {
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError> {
-        let encoding = self
-            .0
-            .encode_fast(text, add_special_tokens)
-            .map_err(|_| TokenizeError {
-                text_bytes: text.len(),
-            })?;
+        let encoding =
+            self.0
+                .encode_fast(text, add_special_tokens)
+                .map_err(|_| TokenizeError::Refused {
+                    text_bytes: text.len(),
+                })?;
         Ok(encoding.get_ids().to_vec())
     }
 }

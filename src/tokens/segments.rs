@@ -122,6 +122,7 @@ impl<E: Tokenizer> Segmented<E> {
                     ids.extend_from_within(at.clone());
                 }
                 (Span::Text(text), _) => {
+                    self.cuts.check(text)?;
                     let start = ids.len();
                     self.append(text, ids, |ids| {
                         let bytes = text.len() as u64;
@@ -185,13 +186,36 @@ impl<E: Tokenizer> Tokenizer for Segmented<E> {
     }
 }
 
+/// An engine without a cache.
+pub struct Whole<E> {
+    /// The engine.
+    pub engine: E,
+    /// How it would be cut.
+    pub cuts: Cuts,
+}
+
+impl<E: Tokenizer> Tokenizer for Whole<E> {
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError> {
+        for span in self.cuts.spans(text) {
+            if let Span::Text(text) = span {
+                self.cuts.check(text)?;
+            }
+        }
+        self.engine.encode(text, add_special_tokens)
+    }
+
+    fn settled_bytes(&self, text: &str) -> usize {
+        self.cuts.settled_bytes(text)
+    }
+}
+
 /// What the post-processor adds to every text, found by encoding one with and without.
 fn frame(engine: &impl Tokenizer) -> Result<(Vec<TokenId>, Vec<TokenId>), TokenizeError> {
     let (bare, framed) = (engine.encode("a", false)?, engine.encode("a", true)?);
     let at = framed
         .windows(bare.len().max(1))
         .position(|part| part == bare)
-        .ok_or(TokenizeError { text_bytes: 1 })?;
+        .ok_or(TokenizeError::Refused { text_bytes: 1 })?;
     let back = framed[at + bare.len()..].to_vec();
     Ok((framed[..at].to_vec(), back))
 }

@@ -3,9 +3,11 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod envoy;
+pub mod exchange;
 pub mod http;
 pub mod hub;
 pub mod pod;
+pub mod process;
 pub mod publisher;
 
 use std::net::SocketAddr;

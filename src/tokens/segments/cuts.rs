@@ -15,7 +15,7 @@ use memchr::memchr_iter;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::tokens::TokenId;
+use crate::tokens::{TokenId, TokenizeError};
 
 /// Bytes after which a text is cut at the next place that allows it. Shorter segments cost more
 /// look-ups, longer ones more tokens when a text grows: 2 KiB of new text take about 20 µs.
@@ -24,6 +24,12 @@ pub const SEGMENT_BYTES: usize = 2 << 10;
 /// Bytes of a page: a part of a text that is looked up before its segments. A long conversation is
 /// some pages then, which lie together in memory, and not hundreds of segments, which do not.
 pub const PAGE_BYTES: usize = 32 << 10;
+
+/// Bytes without a cut that are still tokenized, where texts are cut inside. A word of so many is
+/// nobody's: base64, with a digit every six letters, is cut.
+const UNBROKEN_BYTES_MAX: usize = 1 << 20;
+/// The same where only added tokens are cut around, and any long text looks so.
+const UNCUT_BYTES_MAX: usize = 8 << 20;
 
 /// Patterns of pre-tokenizers whose words end where [`is_safe`] says. The second differs in how
 /// it groups digits, between which nothing is cut.
@@ -122,14 +128,33 @@ impl Cuts {
         Some(&text[..end])
     }
 
+    /// Refuses a segment that an engine would need long for: a second for a word of a megabyte,
+    /// and more than as much again for each megabyte that follows.
+    ///
+    /// # Errors
+    /// [`TokenizeError::Unbroken`].
+    pub fn check(&self, segment: &str) -> Result<(), TokenizeError> {
+        let bytes_max = match self.inside {
+            true => UNBROKEN_BYTES_MAX,
+            false => UNCUT_BYTES_MAX,
+        };
+        let text_bytes = segment.len();
+        match text_bytes > bytes_max {
+            true => Err(TokenizeError::Unbroken { text_bytes }),
+            false => Ok(()),
+        }
+    }
+
     /// The parts of a text in order.
     pub fn spans<'t>(&self, text: &'t str) -> impl Iterator<Item = Span<'t>> {
-        let mut matches = self.added.as_ref().map(|added| added.find_iter(text));
+        let matches = self.added.as_ref().map(|added| added.find_iter(text));
+        // Past its end, the finder would search the same text again for every segment.
+        let mut matches = matches.into_iter().flatten().fuse();
         let mut at = 0;
         let mut found = None;
         std::iter::from_fn(move || {
             if found.is_none() {
-                found = matches.as_mut().and_then(Iterator::next);
+                found = matches.next();
             }
             let end = found.map_or(text.len(), |found| found.start());
             if at < end {
@@ -193,15 +218,22 @@ pub(super) fn safe_cuts(text: &str) -> impl DoubleEndedIterator<Item = usize> {
 
 /// Whether every text with `before` and `after` side by side tokenizes as its two halves do.
 ///
-/// A word of letters ends at what is no letter; digits are words of their own, or of up to three,
+/// Every word ends before a space, of which words have one at their beginning alone. A word of
+/// letters ends at what is no letter; digits are words of their own, or of up to three,
 /// and end at what is no digit; a run of line breaks ends at what is no white space. All of these
 /// characters are unchanged by NFC, and compose with nothing beside them.
 fn is_safe(before: char, after: char) -> bool {
     let graphic = before.is_ascii_graphic() || is_letter(before);
-    (is_letter(before) && is_inert_other(after))
+    (after == ' ' && is_no_space(before))
+        || (is_letter(before) && is_inert_other(after))
         || (before.is_ascii_digit() && after.is_ascii() && !after.is_ascii_digit())
         || (after.is_ascii_digit() && graphic && !before.is_ascii_digit())
         || (matches!(before, '\r' | '\n') && (after.is_ascii_graphic() || is_letter(after)))
+}
+
+/// What is white space in no version of Unicode: U+180E was until 6.3.
+fn is_no_space(c: char) -> bool {
+    !(c.is_whitespace() || c.is_control() || c == '\u{180e}')
 }
 
 /// Letters that nothing composes with: ASCII, Han, Kana, Hangul syllables.

@@ -1,0 +1,101 @@
+//! The `kvscout` process, as an operator starts it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+
+use super::PATIENCE;
+
+/// The command line tool.
+pub fn kvscout(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvscout"));
+    command.args(args);
+    command
+}
+
+/// What it says, once it has ended.
+pub fn output(args: &[&str]) -> Output {
+    kvscout(args).output().expect("kvscout runs")
+}
+
+/// Text for messages.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Writes a file, and gives its path.
+pub fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("written");
+    path.display().to_string()
+}
+
+/// A configuration that listens where nobody else does.
+pub const ANY_PORT: &str = "listen: {ext_proc: '127.0.0.1:0', health: '127.0.0.1:0', admin: '127.0.0.1:0'}\nlimits: {drain_notice_ms: 0}\n";
+
+/// A running `kvscout serve`, killed when dropped.
+pub struct Served {
+    pub child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Served {
+    /// Starts with these flags.
+    pub fn start(args: &[&str]) -> Self {
+        Self::start_with(args, &[])
+    }
+
+    /// The same with an environment.
+    pub fn start_with(args: &[&str], environment: &[(&str, String)]) -> Self {
+        let mut child = kvscout(&["serve"])
+            .args(args)
+            .envs(environment.iter().map(|(name, value)| (*name, value)))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kvscout runs");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let (sender, lines) = mpsc::sync_channel(1000);
+        std::thread::spawn(move || {
+            let mut all = stderr.lines().map_while(Result::ok);
+            all.all(|line| sender.send(line).is_ok())
+        });
+        Self { child, lines }
+    }
+
+    /// The next line that contains `part`.
+    pub fn line(&self, part: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| panic!("no {part:?}: {error}"));
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    /// Where it listens: ext_proc and admin.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        let line = self.line("listening");
+        let after = |name: &str| {
+            let address = line.split(name).nth(1).expect("an address");
+            let address = address.split_whitespace().next().expect("an address");
+            address.parse().expect("an address")
+        };
+        (after("ext_proc="), after("admin="))
+    }
+
+    /// Where its admin port listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.addresses().1
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed, and need not be.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
