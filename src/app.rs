@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
 use crate::config::{Config, EventSourceKind, Model};
-use crate::events::listen::Listeners;
+use crate::events::listen::{Listeners, Way};
+use crate::events::nats::Cluster;
 use crate::events::zmq;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
 use crate::fleet::Fleet;
@@ -102,8 +103,16 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         Ok(())
     });
     app.spawn("models", loader.run());
-    if config.events.source == EventSourceKind::Zmq {
-        let listeners = listeners(&config, &fleet, &index, &parity, &metrics, &app.readiness);
+    if let Some(way) = way(&config).await? {
+        let listeners = listeners(
+            &config,
+            way,
+            &fleet,
+            &index,
+            &parity,
+            &metrics,
+            &app.readiness,
+        );
         app.spawn("events", async {
             listeners.run().await;
             Ok(())
@@ -225,8 +234,25 @@ async fn bind(config: &Config) -> anyhow::Result<[TcpListener; 3]> {
     Ok(bound.try_into().expect("three were bound"))
 }
 
+/// How events come, if they do.
+async fn way(config: &Config) -> anyhow::Result<Option<Way>> {
+    let events = &config.events;
+    Ok(match events.source {
+        EventSourceKind::Off => None,
+        EventSourceKind::Zmq => Some(Way::Zmq {
+            topic: events.topic.clone(),
+            limits: zmq::Limits {
+                queue_bytes_max: events.queue_bytes_max,
+                ..zmq::Limits::default()
+            },
+        }),
+        EventSourceKind::Nats => Some(Way::Nats(Box::new(Cluster::connect(&events.nats).await?))),
+    })
+}
+
 fn listeners(
     config: &Config,
+    way: Way,
     fleet: &watch::Receiver<Arc<Fleet>>,
     index: &Arc<Index>,
     parity: &Arc<Parity>,
@@ -237,25 +263,23 @@ fn listeners(
     let first = first
         .endpoints
         .iter()
-        .filter(|endpoint| endpoint.events.is_some());
+        .filter(|endpoint| way.reaches(endpoint));
+    let first = first
+        .map(|endpoint| (endpoint.id, readiness.ticket("events")))
+        .collect();
     Listeners {
         fleet: fleet.clone(),
         index: index.clone(),
         parity: parity.clone(),
         metrics: metrics.clone(),
-        topic: config.events.topic.clone(),
-        limits: zmq::Limits {
-            queue_bytes_max: config.events.queue_bytes_max,
-            ..zmq::Limits::default()
-        },
+        way,
+        tap: None,
         adapters: config
             .models
             .iter()
-            .flat_map(|model| model.adapters.clone())
+            .flat_map(Model::adapter_names)
             .collect(),
-        first: first
-            .map(|endpoint| (endpoint.id, readiness.ticket("events")))
-            .collect(),
+        first,
     }
 }
 

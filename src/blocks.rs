@@ -5,14 +5,18 @@
 //! (`cache_salt`, multimodal identifiers, prompt-embedding digests). Engine hashes are opaque:
 //! their seed may differ per process, so they are never compared across servers.
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 pub use crate::prompt::TokenId;
 
 /// Names a block and everything before it. Equal keys mean equal KV contents: 64 bits of
 /// XXH3, so two of 50 million different blocks collide with probability below 1e-4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockKey(u64);
+
+/// Changes whenever [`BlockKey`]s of the same blocks do: pictures that were kept are then of no use.
+pub const KEYS_VERSION: u32 = 1;
 
 impl BlockKey {
     /// The parent of every first block: the base model, or one of its LoRA adapters.

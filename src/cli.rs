@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::tools::{check, record, replay, serve, tokenize};
+use crate::tools::{bridge, check, record, replay, serve, tokenize};
 
 /// An endpoint picker that knows where every prompt's KV cache is.
 ///
@@ -27,6 +27,7 @@ pub struct Cli {
 )]
 pub enum Command {
     Serve(serve::Args),
+    Bridge(bridge::Args),
     Check(check::Args),
     Replay(replay::Args),
     Tokenize(tokenize::Args),
@@ -39,6 +40,7 @@ impl Cli {
     pub async fn run(self) -> ExitCode {
         let done = match self.command {
             Command::Serve(args) => serve::run(&args).await.map(|()| true),
+            Command::Bridge(args) => bridge::run(&args).await.map(|()| true),
             Command::Check(args) => Ok(check::run(&args)),
             Command::Replay(args) => replay::run(&args),
             Command::Tokenize(args) => tokenize::run(&args).map(|()| true),

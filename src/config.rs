@@ -8,11 +8,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 mod model;
+mod nats;
 mod print;
 mod render;
 pub mod yaml;
 
 pub use model::{Engine, Model, Repo, Source};
+pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
 use yaml::{Complaints, Section};
 
@@ -74,6 +76,8 @@ pub enum Tls {
 pub struct Events {
     /// By which way.
     pub source: EventSourceKind,
+    /// Where bridges keep them.
+    pub nats: Nats,
     /// Only topics that start so.
     pub topic: String,
     /// Bytes of undecoded events kept per endpoint before the newest are dropped.
@@ -85,6 +89,8 @@ pub struct Events {
 pub enum EventSourceKind {
     /// Straight from each endpoint's publisher.
     Zmq,
+    /// From the stream that bridges fill.
+    Nats,
     /// Not at all: every choice is by load.
     Off,
 }
@@ -166,6 +172,7 @@ impl Default for Config {
             models_cache: "/var/cache/kvscout/models".into(),
             events: Events {
                 source: EventSourceKind::Zmq,
+                nats: Nats::default(),
                 topic: String::new(),
                 queue_bytes_max: 64 << 20,
             },
@@ -239,7 +246,7 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
                 .unwrap_or(defaults.models_cache),
         ),
         events: root
-            .section("events", |events| Some(read_events(events)))
+            .section("events", |events| Some(read_events(events, folder)))
             .unwrap_or(defaults.events),
         policy: root
             .section("policy", |policy| Some(read_policy(policy)))
@@ -291,10 +298,13 @@ fn read_tls(tls: &mut Section<'_>, folder: &Path) -> Tls {
     }
 }
 
-fn read_events(events: &mut Section<'_>) -> Events {
+fn read_events(events: &mut Section<'_>, folder: &Path) -> Events {
     let defaults = Config::default().events;
     Events {
         source: events.word("source", print::EVENT_SOURCES, defaults.source),
+        nats: events
+            .section("nats", |nats| Some(nats::read(nats, folder)))
+            .unwrap_or(defaults.nats),
         topic: events.get("topic", defaults.topic),
         queue_bytes_max: events.within(
             "queue_bytes_max",

@@ -7,14 +7,19 @@ use std::future::Future;
 
 use bytes::Bytes;
 
+use snapshot::Snapshot;
+
 pub mod wire;
 pub mod order;
+pub mod snapshot;
 pub mod follow;
 mod queue;
 pub mod zmtp;
 pub mod zmq;
 pub mod replay;
 pub mod recording;
+pub mod nats;
+
 pub mod listen;
 
 /// Where one server's events come from.
@@ -39,6 +44,19 @@ pub enum Delivery {
     Connected,
     /// The publisher cannot be heard: the connection ended, or another attempt at one failed.
     Disconnected {
+        /// Why, for an operator.
+        reason: String,
+    },
+    /// What the server held when a bridge last looked, in place of everything before.
+    Snapshot(Box<Snapshot>),
+    /// What follows comes from another process: what the one before held is gone.
+    Restarted,
+    /// After [`Delivery::Doubted`]: nothing was lost.
+    Resumed,
+    /// The source is not sure of what it tells until it says [`Delivery::Resumed`].
+    Doubted {
+        /// The server is not heard at all.
+        silent: bool,
         /// Why, for an operator.
         reason: String,
     },

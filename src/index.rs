@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
 
 use crate::blocks::{BlockEvent, BlockKey, Chain, Stored};
 use crate::fleet::EndpointId;
@@ -76,6 +77,17 @@ pub struct Applied {
     pub over_limit: u32,
 }
 
+/// What one endpoint holds, apart from the index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Picture {
+    /// Tokens in each block.
+    pub block_size: u32,
+    /// Whether its events show cache salts.
+    pub shows_salt: Option<bool>,
+    /// Engine hash, our name (none where the parent was never seen), physical copies.
+    pub copies: Vec<(u64, Option<BlockKey>, u32)>,
+}
+
 /// How large the picture is.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -113,6 +125,29 @@ impl Index {
             });
         }
         applied
+    }
+
+    /// What an endpoint holds, to restore elsewhere; none before its first event.
+    #[must_use]
+    pub fn picture(&self, endpoint: EndpointId) -> Option<Picture> {
+        let state = self.state.read();
+        let book = state.books.get(&endpoint)?;
+        Some(Picture {
+            block_size: book.block_size?,
+            shows_salt: book.shows_salt,
+            copies: book.rows().collect(),
+        })
+    }
+
+    /// Puts what was kept of an endpoint in place of what is held of it, at once.
+    pub fn restore(&self, endpoint: EndpointId, picture: &Picture) {
+        let mut state = self.state.write();
+        let State { books, holders } = &mut *state;
+        let book = books.entry(endpoint).or_default();
+        book.clear(&mut |key| drop_hold(holders, key, endpoint));
+        book.block_size = Some(picture.block_size);
+        book.shows_salt = picture.shows_salt;
+        book.fill(&picture.copies, &mut |key| hold(holders, key, endpoint));
     }
 
     /// How many leading blocks of the chain each endpoint holds, by falling count; endpoints

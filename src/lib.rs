@@ -45,6 +45,7 @@ pub mod index;
 pub mod parity;
 pub mod choice;
 pub mod events;
+pub mod bridge;
 pub mod audit;
 pub mod scheduler;
 pub mod ext_proc;

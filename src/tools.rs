@@ -1,5 +1,6 @@
 //! What each command does.
 
+pub mod bridge;
 pub mod check;
 pub mod record;
 pub mod replay;

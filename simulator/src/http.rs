@@ -58,6 +58,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/tokenize", post(info::tokenize))
         .route("/reset_prefix_cache", post(info::reset_prefix_cache))
         .route("/kv_event_sources", get(info::kv_event_sources))
+        .route("/sim/blocks", get(info::blocks))
         .route("/version", get(info::version))
         .route("/health", get(info::healthy))
         .route("/ping", get(info::healthy).post(info::healthy))

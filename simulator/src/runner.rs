@@ -1,7 +1,7 @@
 //! The engine's own task: takes requests in between steps, lets each step last as long as it
 //! would, hands out tokens, publishes events.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,6 +39,7 @@ pub struct Handle {
 enum Command {
     Submit(Vec<Request>, mpsc::Sender<Spoken>),
     Reset(oneshot::Sender<bool>),
+    Copies(oneshot::Sender<BTreeMap<u64, usize>>),
 }
 
 impl Handle {
@@ -57,6 +58,13 @@ impl Handle {
         let (answer, result) = oneshot::channel();
         let _ = self.inbox.send(Command::Reset(answer)).await;
         result.await.unwrap_or(false)
+    }
+
+    /// What the cache can offer, between two steps: physical copies by hash.
+    pub async fn copies(&self) -> BTreeMap<u64, usize> {
+        let (answer, result) = oneshot::channel();
+        let _ = self.inbox.send(Command::Copies(answer)).await;
+        result.await.unwrap_or_default()
     }
 
     /// How busy the engine was when it last changed.
@@ -167,6 +175,10 @@ impl Runner {
                 }
             }
             Command::Reset(answer) => self.resets.push(answer),
+            Command::Copies(answer) => {
+                // Nobody waits any more if the client hung up.
+                let _ = answer.send(self.engine.copies());
+            }
         }
     }
 

@@ -30,6 +30,11 @@ impl Model {
         adapter.unwrap_or_else(first).into()
     }
 
+    /// Its adapters by order of loading.
+    pub fn adapter_names(&self) -> impl Iterator<Item = String> + '_ {
+        self.adapters.iter().cloned()
+    }
+
     /// All of these names.
     pub fn counted_names(&self) -> impl Iterator<Item = Arc<str>> {
         let adapters = self.adapters.iter().map(|name| Some(name.as_str()));

@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{Config, Dialect, Engine, EventSourceKind, LogFormat, Model, Source, Strategy, Tls};
+use super::nats::STORAGES;
+use super::{
+    Config, Dialect, Engine, EventSourceKind, LogFormat, Model, Nats, Source, Strategy, Tls,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TlsMode {
@@ -21,8 +24,11 @@ pub(super) const ENGINES: &[(&str, Engine)] =
     &[("fast", Engine::Fast), ("reference", Engine::Reference)];
 pub(super) const DIALECTS: &[(&str, Dialect)] =
     &[("python", Dialect::Python), ("rust", Dialect::Rust)];
-pub(super) const EVENT_SOURCES: &[(&str, EventSourceKind)] =
-    &[("zmq", EventSourceKind::Zmq), ("off", EventSourceKind::Off)];
+pub(super) const EVENT_SOURCES: &[(&str, EventSourceKind)] = &[
+    ("zmq", EventSourceKind::Zmq),
+    ("nats", EventSourceKind::Nats),
+    ("off", EventSourceKind::Off),
+];
 pub(super) const STRATEGIES: &[(&str, Strategy)] = &[
     ("PREFIX_CACHE", Strategy::PrefixCache),
     ("DEFAULT", Strategy::Default),
@@ -74,6 +80,7 @@ impl Config {
             models = models,
             models_cache = quote(self.models_cache.display()),
             source = word(EVENT_SOURCES, &self.events.source),
+            nats = write_nats(&self.events.nats),
             topic = quote(&self.events.topic),
             queue_bytes_max = self.events.queue_bytes_max,
             strategy = word(STRATEGIES, &self.policy.strategy),
@@ -91,6 +98,37 @@ impl Config {
             log = word(LOG_FORMATS, &self.log),
         )
     }
+}
+
+fn write_nats(nats: &Nats) -> String {
+    let list = |texts: &[String]| serde_json::json!(texts).to_string();
+    let mut secrets = String::new();
+    for (key, path) in [
+        ("credentials", &nats.credentials),
+        ("nkey", &nats.nkey),
+        ("ca", &nats.ca),
+        ("cert", &nats.cert),
+        ("key", &nats.key),
+    ] {
+        if let Some(path) = path {
+            secrets.push_str(&format!("    {key}: {}\n", quote(path.display())));
+        }
+    }
+    format!(
+        include_str!("nats.yaml.in"),
+        servers = list(&nats.servers),
+        namespace = quote(&nats.namespace),
+        pool = quote(&nats.pool),
+        secrets = secrets,
+        stream = quote(&nats.stream.name),
+        max_age_s = nats.stream.max_age_s,
+        max_bytes = nats.stream.max_bytes,
+        replicas = nats.stream.replicas,
+        storage = word(STORAGES, &nats.stream.in_memory),
+        placement = list(&nats.stream.placement),
+        snapshot_batches = nats.snapshot_batches,
+        snapshot_s = nats.snapshot_s,
+    )
 }
 
 fn write_model(to: &mut String, model: &Model) -> std::fmt::Result {

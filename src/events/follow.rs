@@ -9,10 +9,11 @@
 
 use std::collections::HashMap;
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::blocks::BlockEvent;
 use crate::events::order::{Order, Place};
+use crate::events::snapshot::Snapshot;
 use crate::events::wire::{self, Batch};
 use crate::fleet::{EndpointId, Trust};
 use crate::index::{Applied, Index};
@@ -31,6 +32,11 @@ pub struct Follower {
     /// Hashes of the payloads that a replay brought, by sequence number, until the live stream
     /// brings them too. Bounded by the replay's own limit: vLLM keeps 10,000 batches.
     replayed: HashMap<u64, u64>,
+    /// The process that publishes: a hash of the first batch that was taken of it. Whoever hears it
+    /// from its start names it the same.
+    epoch: Option<u64>,
+    /// Stands above the verdict while whoever hears the server for us is not sure.
+    doubted: Option<Verdict>,
 }
 
 /// How complete the endpoint's picture is, and why.
@@ -54,6 +60,8 @@ impl Verdict {
 /// What one delivery did.
 #[derive(Debug, Default)]
 pub struct Followed {
+    /// It was a batch that had not been taken before.
+    pub taken: bool,
     /// To the index.
     pub applied: Applied,
     /// Batches that were lost before this one.
@@ -82,13 +90,15 @@ impl Follower {
             last: None,
             unheard: None,
             replayed: HashMap::new(),
+            epoch: None,
+            doubted: None,
         }
     }
 
     /// How complete the picture is by now.
     #[must_use]
     pub fn verdict(&self) -> &Verdict {
-        &self.verdict
+        self.doubted.as_ref().unwrap_or(&self.verdict)
     }
 
     /// The first batch that a replay must bring before `seq` can be taken without a loss; none
@@ -117,12 +127,7 @@ impl Follower {
         if same {
             self.verdict = before;
         } else {
-            index.apply(self.endpoint, &[BlockEvent::Cleared]);
-            let verdict = Verdict::new(Trust::Silent, "another process publishes here now");
-            *self = Self {
-                verdict,
-                ..Self::new(self.endpoint)
-            };
+            self.on_restarted(index);
         }
         same
     }
@@ -136,6 +141,64 @@ impl Follower {
             (Some(_), Some((last, _))) => Some(last),
             (None, Some(_)) => None,
         }
+    }
+
+    /// Takes what a bridge kept in place of everything heard before.
+    pub fn on_snapshot(&mut self, index: &Index, snapshot: &Snapshot) {
+        index.restore(self.endpoint, &snapshot.picture);
+        let (trust, reason) = match snapshot.whole {
+            true => (Trust::Live, "complete from a snapshot on"),
+            false => (Trust::Doubtful, snapshot.reason.as_str()),
+        };
+        *self = Self {
+            verdict: Verdict::new(trust, reason),
+            order: Order::after(snapshot.seq),
+            last: Some((snapshot.seq, snapshot.hash)),
+            epoch: Some(snapshot.epoch),
+            doubted: self.doubted.take(),
+            ..Self::new(self.endpoint)
+        };
+    }
+
+    /// The same before the server itself was heard: whether the process still runs shows in its
+    /// replay.
+    pub fn resume(&mut self, index: &Index, snapshot: &Snapshot) {
+        self.on_snapshot(index, snapshot);
+        self.unheard = Some(self.verdict.clone());
+        self.verdict = Verdict::new(Trust::Silent, "not heard since the last snapshot");
+    }
+
+    /// What follows comes from another process.
+    pub fn on_restarted(&mut self, index: &Index) {
+        index.apply(self.endpoint, &[BlockEvent::Cleared]);
+        let verdict = Verdict::new(Trust::Silent, "another process publishes here now");
+        *self = Self {
+            verdict,
+            doubted: self.doubted.take(),
+            ..Self::new(self.endpoint)
+        };
+    }
+
+    /// Whoever hears the server for us is not sure, or does not hear it. What the batches say counts
+    /// again once it is sure.
+    pub fn on_doubted(&mut self, silent: bool, reason: String) {
+        let trust = match silent {
+            true => Trust::Silent,
+            false => Trust::Doubtful,
+        };
+        self.doubted = Some(Verdict::new(trust, reason));
+    }
+
+    /// Whoever hears the server for us is sure again: nothing was lost.
+    pub fn on_resumed(&mut self) {
+        self.doubted = None;
+    }
+
+    /// The process that publishes, as its first batch that was taken tells it from others, and the
+    /// last batch: number and hash. None before the first.
+    #[must_use]
+    pub fn position(&self) -> Option<(u64, (u64, u64))> {
+        Some((self.epoch?, self.last?))
     }
 
     /// Takes one message of a replay. The live stream may bring it again.
@@ -163,7 +226,10 @@ impl Follower {
     fn take(&mut self, index: &Index, seq: u64, hash: u64, payload: &[u8]) -> Followed {
         let mut followed = Followed::default();
         self.last = Some((seq, hash));
+        followed.taken = true;
         self.on_place(index, seq, &mut followed);
+        self.epoch
+            .get_or_insert_with(|| xxh3_64_with_seed(&seq.to_le_bytes(), hash));
         match wire::decode(payload) {
             Ok(batch) => self.on_decoded(index, &batch, &mut followed),
             Err(error) => {
@@ -233,6 +299,7 @@ impl Follower {
             }
             Place::Next => {}
             Place::Late { missed: 0 } | Place::Restart { missed: 0 } => {
+                self.epoch = None;
                 self.forget(index, followed);
                 self.verdict = Verdict::new(Trust::Live, "complete since the engine restarted");
             }
@@ -247,6 +314,7 @@ impl Follower {
                 self.distrust(index, followed, reason);
             }
             Place::Restart { missed } => {
+                self.epoch = None;
                 followed.missed = missed;
                 let reason = format!("the engine restarted and {missed} of its batches were lost");
                 self.distrust(index, followed, reason);

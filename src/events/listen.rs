@@ -4,18 +4,89 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{Semaphore, watch};
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::events::follow::{Followed, Follower};
+use crate::events::follow::{Followed, Follower, Verdict};
+use crate::events::nats::{Cluster, NatsSource};
 use crate::events::replay::{ReplayEnd, replay};
-use crate::events::zmq::{Limits, ZmqSource};
+use crate::events::snapshot::Snapshot;
+use crate::events::zmq::{DepthGauge, Limits, ZmqSource};
 use crate::events::{Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
-use crate::index::Index;
+use crate::index::{Index, Picture};
 use crate::metrics::{EndpointMetrics, Metrics};
-use crate::parity::{Heard, Judgement, Parity, Verdict, epoch_s};
+use crate::parity::{self, Heard, Judgement, Parity, epoch_s};
 use crate::readiness::Ticket;
+
+/// By which way events come.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// Straight from each endpoint's publisher.
+    Zmq {
+        /// Only topics that start so.
+        topic: String,
+        /// What hearing one endpoint may cost.
+        limits: Limits,
+    },
+    /// Out of the stream that bridges fill.
+    Nats(Box<Cluster>),
+}
+
+impl Way {
+    /// Whether an endpoint can be heard so.
+    #[must_use]
+    pub fn reaches(&self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Zmq { .. } => endpoint.events.is_some(),
+            Self::Nats(_) => true,
+        }
+    }
+}
+
+/// Makes a tap for an endpoint that is to be heard.
+pub type NewTap = Box<dyn FnMut(&Arc<Endpoint>) -> Tap + Send>;
+
+/// Takes what one endpoint published, in order and once, and now and then all that it holds. Slow
+/// takers make the source's own queue fill, never the engine wait.
+#[derive(Debug)]
+pub struct Tap {
+    /// Where it goes; where nobody takes it any more, the endpoint is not heard any more.
+    pub sender: mpsc::Sender<Tapped>,
+    /// What is known of the endpoint already.
+    pub resume: oneshot::Receiver<Option<Snapshot>>,
+    /// Batches from one picture to the next.
+    pub picture_batches: u64,
+    /// Time from one picture to the next, if there was a batch.
+    pub picture_every: Duration,
+}
+
+/// What a tap takes.
+#[derive(Debug)]
+pub enum Tapped {
+    /// A batch.
+    Batch {
+        /// The process that published it.
+        epoch: u64,
+        /// Its number.
+        seq: u64,
+        /// Its bytes.
+        payload: Bytes,
+    },
+    /// What the endpoint holds after the batches before.
+    Picture {
+        /// The process.
+        epoch: u64,
+        /// The last batch: its number and the hash of its bytes.
+        last: (u64, u64),
+        /// Whether that is all, and why.
+        verdict: Verdict,
+        /// What it holds.
+        picture: Picture,
+    },
+}
 
 /// Hears every endpoint of the fleet.
 pub struct Listeners {
@@ -27,10 +98,10 @@ pub struct Listeners {
     pub parity: Arc<Parity>,
     /// Where they are counted.
     pub metrics: Arc<Metrics>,
-    /// Only topics that start so.
-    pub topic: String,
-    /// What hearing one endpoint may cost.
-    pub limits: Limits,
+    /// How they are heard.
+    pub way: Way,
+    /// Who else takes what was heard: a bridge.
+    pub tap: Option<NewTap>,
     /// LoRA adapters by order of loading, for servers whose events do not name them.
     pub adapters: Vec<String>,
     /// Given back when an endpoint was first reached, or could not be.
@@ -54,7 +125,7 @@ impl Listeners {
                 stays
             });
             for endpoint in &fleet.endpoints {
-                if endpoint.events.is_some() && !heard.contains_key(&endpoint.id) {
+                if self.way.reaches(endpoint) && !heard.contains_key(&endpoint.id) {
                     heard.insert(
                         endpoint.id,
                         tasks.spawn(self.listener(endpoint, &replays).run()),
@@ -80,8 +151,10 @@ impl Listeners {
             index: self.index.clone(),
             parity: self.parity.clone(),
             metrics: self.metrics.endpoint(&endpoint.name),
-            topic: self.topic.clone(),
-            limits: self.limits.clone(),
+            way: self.way.clone(),
+            tap: self.tap.as_mut().map(|new| new(endpoint)),
+            batches: 0,
+            pictured: Instant::now(),
             first: self.first.remove(&endpoint.id),
             replay_after: None,
             replays: replays.clone(),
@@ -95,13 +168,19 @@ struct Listener {
     index: Arc<Index>,
     parity: Arc<Parity>,
     metrics: EndpointMetrics,
-    topic: String,
-    limits: Limits,
+    way: Way,
+    tap: Option<Tap>,
+    /// Batches since the tap was given a picture, and when that was.
+    batches: u64,
+    pictured: Instant,
     first: Option<Ticket>,
     replay_after: Option<Instant>,
     /// A turn at replaying.
     replays: Arc<Semaphore>,
 }
+
+/// The tap's other end is gone.
+struct Untapped;
 
 /// What a replay was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +202,8 @@ const REPLAYED_AT_ONCE: u64 = 64;
 const REPLAY_MAX: Duration = Duration::from_secs(10);
 /// Between two replays of one server: each is work for its publisher thread.
 const REPLAY_PAUSE: Duration = Duration::from_secs(30);
+/// How often it is seen whether a tap is to get a picture.
+const PICTURE_LOOK: Duration = Duration::from_secs(1);
 
 /// For an operator: what happened, what it costs, what to look at.
 const MODEL_DOUBTFUL: &str = "servers store other token ids than we compute for this model's \
@@ -133,20 +214,51 @@ const MODEL_DOUBTFUL: &str = "servers store other token ids than we compute for 
 
 impl Listener {
     async fn run(mut self) {
-        let Some(events) = self.endpoint.events.as_ref() else {
-            return;
-        };
-        let mut source = match ZmqSource::connect(events, &self.topic, self.limits.clone()) {
-            Ok(source) => source,
-            Err(error) => {
-                self.trust(Trust::Silent, &format!("{}: {error}", events.publisher));
-                self.first = None;
-                return std::future::pending().await;
+        match (self.way.clone(), self.endpoint.events.clone()) {
+            (Way::Nats(cluster), _) => {
+                let source = NatsSource::open(&cluster, &self.endpoint.name);
+                self.follow(source, None).await;
             }
-        };
-        let (mut follower, depth) = (Follower::new(self.endpoint.id), source.gauge());
-        while let Some(delivery) = source.next().await {
-            self.metrics.queue_bytes.set(depth.read().bytes as f64);
+            (Way::Zmq { topic, limits }, Some(events)) => {
+                match ZmqSource::connect(&events, &topic, limits) {
+                    Ok(source) => {
+                        let depth = source.gauge();
+                        self.follow(source, Some(depth)).await;
+                    }
+                    Err(error) => {
+                        self.trust(Trust::Silent, &format!("{}: {error}", events.publisher));
+                        self.first = None;
+                        std::future::pending().await
+                    }
+                }
+            }
+            (Way::Zmq { .. }, None) => {}
+        }
+    }
+
+    async fn follow(&mut self, mut source: impl EventSource, depth: Option<DepthGauge>) {
+        let mut follower = Follower::new(self.endpoint.id);
+        if let Some(tap) = &mut self.tap
+            && let Ok(Some(snapshot)) = (&mut tap.resume).await
+        {
+            follower.resume(&self.index, &snapshot);
+        }
+        let mut ticks = interval(PICTURE_LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let delivery = tokio::select! {
+                delivery = source.next() => delivery,
+                _ = ticks.tick(), if self.tap.is_some() => {
+                    if self.tap_picture(&follower).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let Some(delivery) = delivery else { return };
+            if let Some(depth) = &depth {
+                self.metrics.queue_bytes.set(depth.read().bytes as f64);
+            }
             let missing = match &delivery {
                 // What an idle server holds shows in its past alone.
                 Delivery::Connected => follower.missing_now(),
@@ -156,9 +268,65 @@ impl Listener {
             if let Some(from_seq) = missing {
                 self.repair(&mut follower, from_seq).await;
             }
-            self.take(&mut follower, delivery);
+            let batch = match &delivery {
+                Delivery::Batch(batch) => Some((batch.seq, batch.payload.clone())),
+                _ => None,
+            };
+            let taken = self.take(&mut follower, delivery);
             self.first = None;
+            if let Some((seq, payload)) = batch
+                && taken
+                && self.tap_batch(&follower, seq, payload).await.is_err()
+            {
+                return;
+            }
         }
+    }
+
+    /// Gives the tap a batch that was just taken.
+    async fn tap_batch(
+        &mut self,
+        follower: &Follower,
+        seq: u64,
+        payload: Bytes,
+    ) -> Result<(), Untapped> {
+        let (Some(tap), Some((epoch, _))) = (&self.tap, follower.position()) else {
+            return Ok(());
+        };
+        let batch = Tapped::Batch {
+            epoch,
+            seq,
+            payload,
+        };
+        tap.sender.send(batch).await.map_err(|_gone| Untapped)?;
+        self.batches += 1;
+        if self.batches >= tap.picture_batches {
+            self.tap_picture(follower).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the tap what the endpoint holds, if it is time.
+    async fn tap_picture(&mut self, follower: &Follower) -> Result<(), Untapped> {
+        let (Some(tap), Some((epoch, last))) = (&self.tap, follower.position()) else {
+            return Ok(());
+        };
+        let due = self.batches >= tap.picture_batches
+            || self.batches > 0 && self.pictured.elapsed() >= tap.picture_every;
+        let verdict = follower.verdict();
+        let settled = matches!(verdict.trust, Trust::Live | Trust::Doubtful);
+        let picture = self.index.picture(self.endpoint.id);
+        let Some(picture) = picture.filter(|_| due && settled) else {
+            return Ok(());
+        };
+        (self.batches, self.pictured) = (0, Instant::now());
+        let picture = Tapped::Picture {
+            epoch,
+            last,
+            verdict: verdict.clone(),
+            picture,
+        };
+        tap.sender.send(picture).await.map_err(|_gone| Untapped)
     }
 
     /// Asks the server for what was not heard, if it can replay. The live stream waits in its
@@ -190,11 +358,16 @@ impl Listener {
         }
     }
 
-    async fn ask(&self, follower: &mut Follower, address: &str, from_seq: u64) -> Answer {
+    async fn ask(&mut self, follower: &mut Follower, address: &str, from_seq: u64) -> Answer {
+        let Way::Zmq { limits, .. } = self.way.clone() else {
+            return Answer::Partial;
+        };
         // Closed only where the app is gone.
-        let _turn = self.replays.acquire().await;
-        let endpoint = self.endpoint.name.as_str();
-        let replay = match replay(address, from_seq, REPLAY_MAX, &self.limits).await {
+        let replays = self.replays.clone();
+        let _turn = replays.acquire().await;
+        let name = self.endpoint.name.clone();
+        let endpoint = name.as_str();
+        let replay = match replay(address, from_seq, REPLAY_MAX, &limits).await {
             Ok(replay) => replay,
             Err(error) => {
                 tracing::warn!(endpoint, error = ?error.to_string(), address, "no replay");
@@ -212,10 +385,20 @@ impl Listener {
         for (seq, batch) in &replay.batches {
             let followed = follower.on_replayed(&self.index, *seq, &batch.payload);
             self.judge(&followed, follower.verdict().trust);
+            let taken = followed.taken;
             self.count(&Followed {
                 timestamp: None,
                 ..followed
             });
+            // Where nobody takes it, the next live batch shows so.
+            if taken
+                && self
+                    .tap_batch(follower, *seq, batch.payload.clone())
+                    .await
+                    .is_err()
+            {
+                return Answer::Partial;
+            }
             if seq % REPLAYED_AT_ONCE == 0 {
                 tokio::task::yield_now().await;
             }
@@ -228,7 +411,8 @@ impl Listener {
         }
     }
 
-    fn take(&self, follower: &mut Follower, delivery: Delivery) {
+    /// Whether it was a batch that had not been taken before.
+    fn take(&self, follower: &mut Follower, delivery: Delivery) -> bool {
         let followed = match delivery {
             Delivery::Batch(batch) => {
                 self.metrics.batches.increment(1);
@@ -239,6 +423,28 @@ impl Listener {
                 follower.on_loss(&self.index, &format!("a message is no batch: {reason}"))
             }
             Delivery::Overrun { messages } => follower.on_overrun(messages),
+            Delivery::Snapshot(snapshot) => {
+                follower.on_snapshot(&self.index, &snapshot);
+                Followed {
+                    forgotten: true,
+                    ..Followed::default()
+                }
+            }
+            Delivery::Restarted => {
+                follower.on_restarted(&self.index);
+                Followed {
+                    forgotten: true,
+                    ..Followed::default()
+                }
+            }
+            Delivery::Doubted { silent, reason } => {
+                follower.on_doubted(silent, reason);
+                Followed::default()
+            }
+            Delivery::Resumed => {
+                follower.on_resumed();
+                Followed::default()
+            }
             Delivery::Connected => follower.on_connected(),
             Delivery::Disconnected { reason } => {
                 // A publisher that was heard lives and dies with its server. One that never was
@@ -254,6 +460,7 @@ impl Listener {
         self.trust(verdict.trust, &verdict.reason);
         // After the trust is told: no watch is opened that this would have to close.
         self.judge(&followed, verdict.trust);
+        followed.taken
     }
 
     /// Judges the watches that this delivery decides.
@@ -277,7 +484,7 @@ impl Listener {
             doubtful,
         } = judgement;
         let (endpoint, model) = (self.endpoint.name.as_str(), model.as_ref());
-        if let Verdict::Differ(fork) = verdict {
+        if let parity::Verdict::Differ(fork) = verdict {
             let (position, why) = (fork.position(), fork.as_str());
             tracing::debug!(
                 ?request,

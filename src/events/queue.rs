@@ -131,8 +131,15 @@ fn cost(delivery: &Delivery) -> usize {
     ENTRY_BYTES
         + match delivery {
             Delivery::Batch(batch) => batch.topic.len() + batch.payload.len(),
-            Delivery::Malformed { reason } | Delivery::Disconnected { reason } => reason.len(),
-            Delivery::Connected | Delivery::Overrun { .. } => 0,
+            Delivery::Malformed { reason }
+            | Delivery::Disconnected { reason }
+            | Delivery::Doubted { reason, .. } => reason.len(),
+            // The last three come from a bridge alone, which has no queue of this kind.
+            Delivery::Connected
+            | Delivery::Overrun { .. }
+            | Delivery::Snapshot(_)
+            | Delivery::Restarted
+            | Delivery::Resumed => 0,
         }
 }
 

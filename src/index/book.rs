@@ -21,6 +21,9 @@ pub(super) enum Change<'a> {
     Drops(BlockKey),
 }
 
+/// What a snapshot keeps of a book: how many copies an engine hash stands for, and our name.
+pub(super) type Row = (u64, Option<BlockKey>, u32);
+
 #[derive(Debug)]
 struct Copies {
     /// None for an orphan: its parent was never seen, so what it holds is not known.
@@ -42,6 +45,22 @@ pub(super) struct Book {
 impl Book {
     pub(super) fn len(&self) -> usize {
         self.copies.len()
+    }
+
+    /// Every copy.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Row> {
+        let row = |(hash, copies): (&EngineHash, &Copies)| (hash.0, copies.key, copies.count);
+        self.copies.iter().map(row)
+    }
+
+    /// Takes copies that a snapshot kept, into an empty book.
+    pub(super) fn fill(&mut self, rows: &[Row], held: &mut impl FnMut(BlockKey)) {
+        for (hash, key, count) in rows.iter().take(COPIES_MAX).copied() {
+            let copies = Copies { key, count };
+            if self.copies.insert(EngineHash(hash), copies).is_none() {
+                key.into_iter().for_each(&mut *held);
+            }
+        }
     }
 
     pub(super) fn apply(

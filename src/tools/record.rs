@@ -172,6 +172,11 @@ fn take(
             meta.disconnects += 1;
             eprintln!("{}disconnected, trying again: {reason}", clear());
         }
+        // What a bridge alone says; a recorder hears a publisher.
+        Delivery::Snapshot(_)
+        | Delivery::Restarted
+        | Delivery::Resumed
+        | Delivery::Doubted { .. } => {}
         Delivery::Overrun { messages } => {
             eprintln!("{}the disk is too slow: {messages} batches lost", clear());
         }

@@ -116,7 +116,8 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     .await
 }
 
-fn start_log(format: LogFormat) {
+/// Sends log lines to stderr.
+pub fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

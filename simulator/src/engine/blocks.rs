@@ -6,7 +6,7 @@
 //! is handed out again. Equal blocks are not merged: each physical copy is stored, offered
 //! and removed by itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use kvscout::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
 
@@ -64,6 +64,13 @@ impl Pool {
     #[must_use]
     pub fn free_blocks(&self) -> usize {
         self.free.len()
+    }
+
+    /// What the cache can offer: physical copies by hash.
+    #[must_use]
+    pub fn copies(&self) -> BTreeMap<u64, usize> {
+        let copies = self.cached.iter();
+        copies.map(|(hash, ids)| (hash.0, ids.len())).collect()
     }
 
     /// The share of blocks that requests use now, 0 to 1: cached leftovers do not count.

@@ -4,7 +4,7 @@
 //! in 0.32.0), for full attention, first come first served, without speculative decoding.
 //! Blocks enter the cache when they are scheduled, before they are computed.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvscout::blocks::BlockEvent;
 
@@ -115,6 +115,12 @@ impl Engine {
         self.running = still_running;
         let events: Vec<BlockEvent> = self.pool.take_events();
         StepOutcome { emissions, events }
+    }
+
+    /// What the cache can offer: physical copies by hash.
+    #[must_use]
+    pub fn copies(&self) -> BTreeMap<u64, usize> {
+        self.pool.copies()
     }
 
     /// How busy the engine is now.

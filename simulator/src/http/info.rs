@@ -15,6 +15,13 @@ use super::error::json_body;
 /// The version whose behaviour this is.
 const VLLM_VERSION: &str = "0.32.0+kvscout.sim";
 
+/// `GET /sim/blocks`, which vLLM does not have: what the cache holds between two steps, as
+/// `{hash: physical copies}`. What a picker believes can be held against it.
+pub(super) async fn blocks(app: State<Arc<App>>) -> Response {
+    let copies = app.engine.copies().await;
+    json_body(&json!(copies)).into_response()
+}
+
 /// `GET /v1/models`: the model, then its adapters with it as their parent.
 pub(super) async fn models(app: State<Arc<App>>) -> Response {
     let card = |name: &str, parent: Option<&str>| {

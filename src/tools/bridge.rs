@@ -1,0 +1,119 @@
+//! `kvscout bridge`: servers' events into NATS JetStream.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::bridge::Bridge;
+use crate::config::{Config, LogFormat, Model};
+use crate::events::listen::{Listeners, Way};
+use crate::events::nats::Cluster;
+use crate::events::zmq;
+use crate::fleet::fixed::FleetFile;
+use crate::index::Index;
+use crate::metrics::Metrics;
+use crate::parity::Parity;
+use crate::tools::serve::start_log;
+
+/// Publishes servers' KV cache events into NATS JetStream, for any number of pickers.
+///
+/// Beside one vLLM pod, or for many at once: it hears every server of the fleet file that has an
+/// `events` address, repairs gaps by vLLM's replay, publishes each batch unchanged, and keeps a
+/// snapshot of what each server holds. Pickers with `events: {source: nats}` then know every
+/// cache completely, however old its engine is, without asking vLLM.
+///
+/// Reads the same configuration file as `kvscout serve`: events.nats says where the cluster is,
+/// and what `--init` makes there. One bridge for each server; a second one is harmless and of no use.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file. Without one, defaults and flags decide.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The file of endpoints.
+    #[arg(long, value_name = "FILE")]
+    pub fleet: Option<PathBuf>,
+    /// A server of the cluster: nats://host:port or tls://host:port. May be given again.
+    #[arg(long, value_name = "URL")]
+    pub nats: Vec<String>,
+    /// Make the stream and the bucket of snapshots, or give them the settings, say what was done,
+    /// and end.
+    #[arg(long)]
+    pub init: bool,
+    /// How log lines look.
+    #[arg(long, value_enum)]
+    pub log: Option<LogFormat>,
+}
+
+impl Args {
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(file) => Config::load(file)?,
+            None => Config::default(),
+        };
+        if let Some(fleet) = &self.fleet {
+            config.fleet_file.clone_from(fleet);
+        }
+        if !self.nats.is_empty() {
+            config.events.nats.servers.clone_from(&self.nats);
+        }
+        config.log = self.log.unwrap_or(config.log);
+        Ok(config)
+    }
+}
+
+/// Bridges until a signal says to end.
+pub async fn run(args: &Args) -> anyhow::Result<()> {
+    let config = args.config()?;
+    start_log(config.log);
+    let cluster = Cluster::connect(&config.events.nats).await?;
+    if args.init {
+        for line in cluster.init().await? {
+            writeln!(std::io::stdout().lock(), "{line}")?;
+        }
+        return Ok(());
+    }
+    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file)?;
+    let heard = fleet
+        .borrow()
+        .endpoints
+        .iter()
+        .filter(|e| e.events.is_some())
+        .count();
+    let bridge = Bridge::new(cluster);
+    let listeners = Listeners {
+        fleet,
+        index: Arc::new(Index::default()),
+        parity: Arc::new(Parity::default()),
+        metrics: Arc::new(Metrics::default()),
+        way: Way::Zmq {
+            topic: config.events.topic.clone(),
+            limits: zmq::Limits {
+                queue_bytes_max: config.events.queue_bytes_max,
+                ..zmq::Limits::default()
+            },
+        },
+        tap: Some(bridge.tap()),
+        adapters: config
+            .models
+            .iter()
+            .flat_map(Model::adapter_names)
+            .collect(),
+        first: HashMap::new(),
+    };
+    let stream = config.events.nats.stream.name.as_str();
+    tracing::info!(servers = heard, stream, "bridging");
+    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = listeners.run() => bail!("a listener ended unbidden"),
+        () = fleet_file.run() => bail!("the fleet file's reader ended unbidden"),
+    }
+    tracing::info!("ended");
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! The event plane over a real nats-server: simulated servers, bridges, and pickers whose pictures
+//! are held against what the servers hold.
+
+mod harness;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::http::{self, full, post};
+use harness::nats::NatsServer;
+use harness::{PATIENCE, soon};
+use kvscout::bridge::Bridge;
+use kvscout::config::Nats;
+use kvscout::events::listen::{Listeners, Way};
+use kvscout::events::nats::Cluster;
+use kvscout::events::zmq;
+use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
+use kvscout::index::Index;
+use kvscout_sim::engine::EngineConfig;
+use kvscout_sim::events::{EventConfig, Layout};
+use kvscout_sim::server::{self, Server};
+use kvscout_sim::timing::Timing;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+const POD: &str = "pod-0";
+
+/// A small cache, so that much is evicted; on these ports, or any.
+async fn pod(before: Option<&server::Bound>) -> server::Bound {
+    let events = before.and_then(|pod| pod.addresses.events.as_ref());
+    let any = || "tcp://127.0.0.1:0".to_owned();
+    let config = server::Config {
+        timing: Timing::INSTANT,
+        engine: EngineConfig {
+            num_gpu_blocks: 64,
+            ..EngineConfig::default()
+        },
+        events: Some(EventConfig {
+            endpoint: events.map_or_else(any, |events| events.endpoint.clone()),
+            replay_endpoint: Some(events.map_or_else(any, |events| {
+                events.replay_endpoint.clone().expect("replay is on")
+            })),
+            topic: Some("kv".into()),
+            layout: Layout::Map,
+            rank: 0,
+        }),
+        ..server::Config::default()
+    };
+    Server::start(config).await.expect("it starts")
+}
+
+/// What listens to the fleet of one pod, and the picture that comes of it.
+struct Ears {
+    endpoint: Arc<Endpoint>,
+    index: Arc<Index>,
+    listening: JoinHandle<()>,
+    _fleet: watch::Sender<Arc<Fleet>>,
+}
+
+impl Ears {
+    fn open(pod: &server::Bound, way: Way, bridge: Option<&Bridge>) -> Self {
+        let events = pod.addresses.events.as_ref().map(|events| EventAddress {
+            publisher: events.endpoint.clone(),
+            replay: events.replay_endpoint.clone(),
+        });
+        let address = pod.addresses.http;
+        let endpoint = Arc::new(Endpoint::new(EndpointId(0), POD.into(), address, events));
+        let endpoints = vec![endpoint.clone()];
+        let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
+        let index = Arc::new(Index::default());
+        let listeners = Listeners {
+            fleet,
+            index: index.clone(),
+            parity: Arc::default(),
+            metrics: Arc::default(),
+            way,
+            tap: bridge.map(Bridge::tap),
+            adapters: Vec::new(),
+            first: HashMap::new(),
+        };
+        Self {
+            endpoint,
+            index,
+            listening: tokio::spawn(listeners.run()),
+            _fleet: sender,
+        }
+    }
+
+    async fn bridge(pod: &server::Bound, settings: &Nats) -> Self {
+        let cluster = Cluster::connect(settings).await.expect("an address");
+        let bridge = Bridge::new(cluster);
+        let (topic, limits) = (String::new(), zmq::Limits::default());
+        Self::open(pod, Way::Zmq { topic, limits }, Some(&bridge))
+    }
+
+    async fn picker(pod: &server::Bound, settings: &Nats) -> Self {
+        let cluster = Cluster::connect(settings).await.expect("an address");
+        Self::open(pod, Way::Nats(Box::new(cluster)), None)
+    }
+
+    /// Physical copies by hash, as believed.
+    fn copies(&self) -> BTreeMap<u64, usize> {
+        let picture = self.index.picture(self.endpoint.id);
+        let copies = picture.into_iter().flat_map(|picture| picture.copies);
+        copies
+            .map(|(hash, _, count)| (hash, count as usize))
+            .collect()
+    }
+
+    /// Waits until what is believed is called complete; then it must be so.
+    async fn knows(&self, what: &str, pod: &server::Bound) {
+        let truth = held(pod.addresses.http).await;
+        assert!(!truth.is_empty(), "{what}: the server holds something");
+        let known = async {
+            while !(self.endpoint.trust() == Trust::Live && self.copies() == truth) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, known).await.is_err() {
+            let (ours, trust) = (self.copies(), self.endpoint.trust_since());
+            panic!(
+                "{what}: {} of {} copies, {trust:?}",
+                ours.len(),
+                truth.len()
+            );
+        }
+    }
+}
+
+impl Drop for Ears {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// What a server's cache holds.
+async fn held(pod: SocketAddr) -> BTreeMap<u64, usize> {
+    let answer = http::get(pod, "/sim/blocks").await;
+    serde_json::from_slice(&answer.body).expect("copies by hash")
+}
+
+/// So many prompts, each a batch or more: some new, some that go on from one before.
+async fn ask(pod: &server::Bound, prompts: std::ops::Range<u32>) {
+    for number in prompts {
+        let (conversation, turn) = (number % 11, number / 11);
+        let tokens: Vec<u32> = (0..40 + 16 * turn)
+            .map(|at| 1 + conversation * 1000 + at)
+            .collect();
+        let body = json!({"model": "sim", "prompt": tokens, "max_tokens": 4}).to_string();
+        let request = post("/v1/completions").body(full(body)).expect("a request");
+        let answer = http::send(pod.addresses.http, request).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+}
+
+async fn cluster(nats: &NatsServer) -> (Nats, Cluster) {
+    let settings = nats.settings();
+    let cluster = Cluster::connect(&settings).await.expect("an address");
+    soon("the stream is made", cluster.init())
+        .await
+        .expect("made");
+    (settings, cluster)
+}
+
+/// How many batches the stream holds, and how many there have been.
+async fn stored(cluster: &Cluster) -> (u64, u64) {
+    let stream = cluster.stream().await.expect("a stream");
+    let state = &stream.cached_info().state;
+    (state.messages, state.last_sequence)
+}
+
+async fn until_async<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let polled = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(what, polled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picker_behind_nats_knows_what_the_server_holds() {
+    let nats = NatsServer::start().await;
+    let (settings, cluster) = cluster(&nats).await;
+    let pod = pod(None).await;
+    let _bridge = Ears::bridge(&pod, &settings).await;
+    let early = Ears::picker(&pod, &settings).await;
+    ask(&pod, 0..60).await;
+    early.knows("it heard all", &pod).await;
+    let late = Ears::picker(&pod, &settings).await;
+    late.knows("it came late", &pod).await;
+    ask(&pod, 60..80).await;
+    early.knows("it goes on", &pod).await;
+    late.knows("it goes on, too", &pod).await;
+
+    // A snapshot stands for batches that are gone.
+    until_async("a snapshot is kept", || async {
+        let bucket = cluster.snapshots().await.expect("a bucket");
+        let kept = cluster.read_snapshot(&bucket, POD).await;
+        kept.is_some_and(|kept| kept.whole && kept.stream_seq > 20)
+    })
+    .await;
+    let stream = cluster.stream().await.expect("a stream");
+    let bucket = cluster.snapshots().await.expect("a bucket");
+    let kept = cluster.read_snapshot(&bucket, POD).await.expect("kept");
+    stream
+        .purge()
+        .sequence(kept.stream_seq)
+        .await
+        .expect("purged");
+    let latest = Ears::picker(&pod, &settings).await;
+    latest.knows("it came when most was gone", &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_was_away_goes_on_where_it_was() {
+    let nats = NatsServer::start().await;
+    let (settings, cluster) = cluster(&nats).await;
+    let pod = pod(None).await;
+    let bridge = Ears::bridge(&pod, &settings).await;
+    let picker = Ears::picker(&pod, &settings).await;
+    ask(&pod, 0..60).await;
+    picker.knows("before", &pod).await;
+    drop(bridge);
+    ask(&pod, 60..75).await;
+    let _bridge = Ears::bridge(&pod, &settings).await;
+    picker.knows("after the bridge came back", &pod).await;
+    ask(&pod, 75..80).await;
+    picker.knows("after more", &pod).await;
+    let (messages, last) = stored(&cluster).await;
+    assert_eq!(messages, last);
+    let stream = cluster.stream().await.expect("a stream");
+    let newest = stream
+        .get_last_raw_message_by_subject(&cluster.subject(POD))
+        .await
+        .expect("a batch");
+    let stamp = kvscout::events::nats::of_headers(&newest.headers).expect("a stamp");
+    assert_eq!(stamp.seq + 1, last, "every batch is there once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_starts_again_is_another_one() {
+    let nats = NatsServer::start().await;
+    let (settings, _cluster) = cluster(&nats).await;
+    let first = pod(None).await;
+    let _bridge = Ears::bridge(&first, &settings).await;
+    let picker = Ears::picker(&first, &settings).await;
+    ask(&first, 0..30).await;
+    picker.knows("the first", &first).await;
+    let addresses = first.addresses.clone();
+    first.shutdown().await;
+    let gone = || async { picker.endpoint.trust() != Trust::Live };
+    until_async("nobody trusts what is gone", gone).await;
+    let again = soon("the ports are free again", async {
+        loop {
+            if let Ok(pod) = tokio::spawn(again(addresses.clone())).await {
+                return pod;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    ask(&again, 100..110).await;
+    picker.knows("the second", &again).await;
+}
+
+/// A server on the event ports of one that is gone.
+async fn again(addresses: server::Addresses) -> server::Bound {
+    let events = addresses.events.expect("events are on");
+    let config = server::Config {
+        timing: Timing::INSTANT,
+        events: Some(EventConfig {
+            endpoint: events.endpoint,
+            replay_endpoint: events.replay_endpoint,
+            topic: Some("kv".into()),
+            layout: Layout::Map,
+            rank: 0,
+        }),
+        ..server::Config::default()
+    };
+    Server::start(config).await.expect("it starts")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_cluster_comes_back_with_or_without_what_it_kept() {
+    let mut nats = NatsServer::start().await;
+    let (settings, cluster) = cluster(&nats).await;
+    let pod = pod(None).await;
+    let _bridge = Ears::bridge(&pod, &settings).await;
+    let picker = Ears::picker(&pod, &settings).await;
+    ask(&pod, 0..30).await;
+    picker.knows("before", &pod).await;
+    nats.kill();
+    ask(&pod, 30..45).await;
+    let gone = || async { picker.endpoint.trust() != Trust::Live };
+    until_async("nobody trusts what is not heard", gone).await;
+    nats.restart().await;
+    picker.knows("with what it kept", &pod).await;
+
+    nats.kill();
+    nats.forget();
+    ask(&pod, 45..50).await;
+    nats.restart().await;
+    soon("the stream is made again", async {
+        while cluster.init().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    ask(&pod, 50..60).await;
+    picker.knows("without what it kept", &pod).await;
+}
