@@ -53,6 +53,10 @@ demo: setup ## Run the story: four servers, kvscout, Envoy, a conversation, a lo
 test: setup ## Run every test; CI runs this.
 	@cargo test --workspace --no-fail-fast
 
+.PHONY: test-chaos
+test-chaos: setup ## Make things go wrong 200 times; CHAOS_SEED=7 for others (about ten minutes).
+	@CHAOS_FAULTS=$${CHAOS_FAULTS:-200} cargo test -p kvscout --test chaos -- --nocapture
+
 .PHONY: bench-prompt
 bench-prompt: setup ## Time body bytes → block keys beside the reference tokenizer (about two minutes).
 	@cargo bench --quiet -p kvscout-sim --bench prompt -- $(ONLY)

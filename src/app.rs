@@ -14,14 +14,14 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, EndpointState};
 use crate::config::{Config, EventSourceKind, Model};
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
 use crate::events::zmq;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
-use crate::fleet::Fleet;
 use crate::fleet::fixed::FleetFile;
+use crate::fleet::{Endpoint, Fleet};
 use crate::index::Index;
 use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, Sizes};
 use crate::models::{Hub, Loader, Models};
@@ -131,7 +131,13 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     app.spawn("health", async move {
         Ok(health.serve(health_port, never).await?)
     });
+    let (watched, pictures) = (fleet.clone(), index.clone());
     let admin = Admin {
+        endpoints: Arc::new(move || {
+            let fleet = watched.borrow().clone();
+            let states = fleet.endpoints.iter();
+            states.map(|endpoint| state(endpoint, &pictures)).collect()
+        }),
         metrics: metrics.handle(),
         observe: Arc::new(move || {
             let (fleet, models) = (fleet.borrow(), models.borrow());
@@ -294,6 +300,21 @@ fn settings(config: &Config) -> ExtProcSettings {
         reading_max: config.limits.exchanges_max,
         grace: Duration::from_millis(config.limits.drain_ms_max),
         ..ExtProcSettings::default()
+    }
+}
+
+fn state(endpoint: &Endpoint, index: &Index) -> EndpointState {
+    let trust = endpoint.trust_since();
+    let (copies, digest) = index.digest(endpoint.id);
+    EndpointState {
+        name: endpoint.name.clone(),
+        address: endpoint.address.to_string(),
+        trust: trust.trust.as_str(),
+        reason: trust.reason,
+        since_s: trust.since.elapsed().as_secs_f64(),
+        blocks: index.blocks_of(endpoint.id),
+        copies,
+        digest: format!("{digest:016x}"),
     }
 }
 

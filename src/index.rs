@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::blocks::{BlockEvent, BlockKey, Chain, Stored};
 use crate::fleet::EndpointId;
@@ -242,6 +243,18 @@ impl Index {
             .and_then(|book| book.shows_salt)
     }
 
+    /// What an endpoint holds, in two numbers: physical copies, and a sum over engine hashes and
+    /// their copies. Equal pictures have equal ones, whoever keeps them.
+    #[must_use]
+    pub fn digest(&self, endpoint: EndpointId) -> (u64, u64) {
+        let state = self.state.read();
+        let rows = state.books.get(&endpoint).into_iter().flat_map(Book::rows);
+        rows.fold((0, 0), |(copies, digest), (hash, _, count)| {
+            let of_row = digest_of(hash, count);
+            (copies + u64::from(count), digest.wrapping_add(of_row))
+        })
+    }
+
     /// How large the picture is.
     #[must_use]
     pub fn size(&self) -> Size {
@@ -258,6 +271,12 @@ impl Index {
     pub fn blocks_of(&self, endpoint: EndpointId) -> usize {
         self.state.read().books.get(&endpoint).map_or(0, Book::len)
     }
+}
+
+/// An engine hash's part of [`Index::digest`].
+#[must_use]
+pub fn digest_of(hash: u64, copies: u32) -> u64 {
+    xxh3_64_with_seed(&hash.to_le_bytes(), u64::from(copies))
 }
 
 fn hold(holders: &mut HashMap<BlockKey, Vec<Holder>>, key: BlockKey, endpoint: EndpointId) {

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::demo;
 use crate::engine::{EngineConfig, FreeOrder};
-use crate::events::{EventConfig, Layout};
+use crate::events::{EventConfig, Faults, Layout};
 use crate::load;
 use crate::server::Config;
 use crate::timing::Timing;
@@ -87,6 +87,11 @@ pub struct Serve {
     speed: SpeedArgs,
     #[command(flatten)]
     events: EventArgs,
+    #[command(
+        flatten,
+        next_help_heading = "What goes wrong with events; POST /sim/faults changes it at run time"
+    )]
+    faults: Faults,
 }
 
 #[derive(Debug, Args)]
@@ -163,6 +168,7 @@ impl Serve {
             engine: self.engine.config(layout, random),
             timing: self.speed.timing(),
             events: self.events.config(),
+            faults: self.faults,
         }
     }
 }

@@ -1,11 +1,16 @@
 //! KV cache events as vLLM puts them on the wire.
 
+mod faults;
 mod publisher;
 
 use kvscout::blocks::{BlockEvent, EngineHash, ExtraKey, Stored};
 use serde::Serialize;
 
+pub use faults::{FaultSwitch, Faults, ReplayFault};
 pub use publisher::{EventConfig, Publisher, Sources};
+
+/// Batches that can still be asked for: vLLM's `buffer_steps`.
+const REPLAYABLE_BATCHES_MAX: usize = 10_000;
 
 /// How events are spelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -15,7 +15,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 
 use crate::engine::EngineConfig;
-use crate::events::Sources;
+use crate::events::{FaultSwitch, Sources};
 use crate::runner::Handle;
 use crate::text::Text;
 
@@ -43,6 +43,8 @@ pub struct App {
     pub prompt_tokens_details: bool,
     /// Where events are published, if they are.
     pub sources: Option<Sources>,
+    /// What goes wrong on their way.
+    pub faults: FaultSwitch,
     /// Adapters seen together.
     pub lora_history: metrics::LoraHistory,
     /// Seconds since 1970 when the server started.
@@ -59,6 +61,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/reset_prefix_cache", post(info::reset_prefix_cache))
         .route("/kv_event_sources", get(info::kv_event_sources))
         .route("/sim/blocks", get(info::blocks))
+        .route("/sim/faults", get(info::faults).post(info::set_faults))
         .route("/version", get(info::version))
         .route("/health", get(info::healthy))
         .route("/ping", get(info::healthy).post(info::healthy))

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::engine::EngineConfig;
-use crate::events::{EventConfig, Publisher, Sources};
+use crate::events::{EventConfig, FaultSwitch, Faults, Publisher, Sources};
 use crate::http::{self, App};
 use crate::runner::Runner;
 use crate::text::Text;
@@ -44,6 +44,8 @@ pub struct Config {
     pub timing: Timing,
     /// Where to publish KV cache events; none means nowhere.
     pub events: Option<EventConfig>,
+    /// What goes wrong on their way.
+    pub faults: Faults,
 }
 
 impl Default for Config {
@@ -59,6 +61,7 @@ impl Default for Config {
             engine: EngineConfig::default(),
             timing: Timing::default(),
             events: None,
+            faults: Faults::default(),
         }
     }
 }
@@ -106,12 +109,14 @@ impl Server {
             .local_addr()
             .context("the listener has no address")?;
         let mut others = JoinSet::new();
+        let faults = FaultSwitch::new(config.faults);
         let mut publisher = None;
         let mut sources = None;
         if let Some(events) = &config.events {
             let topic = events.topic.clone();
             let topic = topic.unwrap_or_else(|| format!("kv@{http_address}@{}", config.model));
-            let (started, bound) = Publisher::start(events, topic, &mut others).await?;
+            let started = Publisher::start(events, topic, &faults, &mut others).await;
+            let (started, bound) = started?;
             publisher = Some(started);
             sources = Some(bound);
         }
@@ -135,6 +140,7 @@ impl Server {
             answer_tokens: config.answer_tokens,
             prompt_tokens_details: config.prompt_tokens_details,
             sources,
+            faults,
             lora_history: Default::default(),
             created: http::now(),
         }));

@@ -35,6 +35,8 @@ pub struct Follower {
     /// The process that publishes: a hash of the first batch that was taken of it. Whoever hears it
     /// from its start names it the same.
     epoch: Option<u64>,
+    /// The engine's clock at the last batch that was taken.
+    timestamp: Option<f64>,
     /// Stands above the verdict while whoever hears the server for us is not sure.
     doubted: Option<Verdict>,
 }
@@ -91,6 +93,7 @@ impl Follower {
             unheard: None,
             replayed: HashMap::new(),
             epoch: None,
+            timestamp: None,
             doubted: None,
         }
     }
@@ -101,11 +104,20 @@ impl Follower {
         self.doubted.as_ref().unwrap_or(&self.verdict)
     }
 
+    /// Begins again: what a replay brings from its first batch on is all there is.
+    pub fn begin_again(&mut self, index: &Index) {
+        index.apply(self.endpoint, &[BlockEvent::Cleared]);
+        *self = Self::new(self.endpoint);
+    }
+
     /// The first batch that a replay must bring before `seq` can be taken without a loss; none
     /// where nothing is missing. After a time without hearing that is the last one known, by
     /// which its process is recognised.
     #[must_use]
-    pub fn missing_before(&self, seq: u64) -> Option<u64> {
+    pub fn missing_before(&self, seq: u64, payload: &[u8]) -> Option<u64> {
+        if self.is_old(seq, payload) {
+            return None;
+        }
         match (self.replayed.contains_key(&seq), &self.unheard, self.last) {
             (true, _, _) => None,
             (false, Some(_), Some((last, _))) => Some(last),
@@ -216,11 +228,21 @@ impl Follower {
         // Another process could use the same number, but not for the same bytes: they begin with
         // a timestamp.
         let hash = xxh3_64(payload);
-        if self.replayed.get(&seq) == Some(&hash) {
+        if self.replayed.get(&seq) == Some(&hash) || self.is_old(seq, payload) {
             return Followed::default();
         }
         self.replayed.clear();
         self.take(index, seq, hash, payload)
+    }
+
+    /// Whether a batch whose number has passed comes again or late, and not from another process:
+    /// that one would have made it after everything that we took.
+    fn is_old(&self, seq: u64, payload: &[u8]) -> bool {
+        self.order.has_passed(seq)
+            && match (self.timestamp, wire::decode(payload)) {
+                (Some(last), Ok(batch)) => batch.timestamp <= last,
+                _ => false,
+            }
     }
 
     fn take(&mut self, index: &Index, seq: u64, hash: u64, payload: &[u8]) -> Followed {
@@ -324,6 +346,7 @@ impl Follower {
 
     fn on_decoded(&mut self, index: &Index, batch: &Batch, followed: &mut Followed) {
         followed.timestamp = Some(batch.timestamp);
+        self.timestamp = Some(batch.timestamp);
         followed.unknown = batch.unknown;
         followed.malformed = batch.malformed;
         followed.applied = index.apply(self.endpoint, &batch.events);

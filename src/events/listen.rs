@@ -1,6 +1,6 @@
 //! A task for each endpoint that publishes: next → decode → order → apply.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +14,7 @@ use crate::events::nats::{Cluster, NatsSource};
 use crate::events::replay::{ReplayEnd, replay};
 use crate::events::snapshot::Snapshot;
 use crate::events::zmq::{DepthGauge, Limits, ZmqSource};
-use crate::events::{Delivery, EventSource};
+use crate::events::{Batch, Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
 use crate::index::{Index, Picture};
 use crate::metrics::{EndpointMetrics, Metrics};
@@ -157,6 +157,8 @@ impl Listeners {
             pictured: Instant::now(),
             first: self.first.remove(&endpoint.id),
             replay_after: None,
+            relearn_after: None,
+            relearn_wait: RELEARN.0,
             replays: replays.clone(),
         }
     }
@@ -175,8 +177,21 @@ struct Listener {
     pictured: Instant,
     first: Option<Ticket>,
     replay_after: Option<Instant>,
+    /// When a doubtful picture may be learnt again, and how long to wait then.
+    relearn_after: Option<Instant>,
+    relearn_wait: Duration,
     /// A turn at replaying.
     replays: Arc<Semaphore>,
+}
+
+/// All batches since the server's start, if it keeps them all.
+async fn replay_all(address: &str, limits: &Limits) -> Option<BTreeMap<u64, Batch>> {
+    let replay = replay(address, 0, REPLAY_MAX, limits).await.ok()?;
+    let whole = replay.end == ReplayEnd::Complete
+        && !replay.starts_late()
+        && replay.gaps().next().is_none()
+        && !replay.batches.is_empty();
+    whole.then_some(replay.batches)
 }
 
 /// The tap's other end is gone.
@@ -202,6 +217,9 @@ const REPLAYED_AT_ONCE: u64 = 64;
 const REPLAY_MAX: Duration = Duration::from_secs(10);
 /// Between two replays of one server: each is work for its publisher thread.
 const REPLAY_PAUSE: Duration = Duration::from_secs(30);
+/// Between two attempts to learn a doubtful picture again, doubled up to the second: each asks for
+/// all that the server keeps.
+const RELEARN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 /// How often it is seen whether a tap is to get a picture.
 const PICTURE_LOOK: Duration = Duration::from_secs(1);
 
@@ -248,7 +266,8 @@ impl Listener {
         loop {
             let delivery = tokio::select! {
                 delivery = source.next() => delivery,
-                _ = ticks.tick(), if self.tap.is_some() => {
+                _ = ticks.tick() => {
+                    self.learn_again(&mut follower).await;
                     if self.tap_picture(&follower).await.is_err() {
                         return;
                     }
@@ -262,7 +281,7 @@ impl Listener {
             let missing = match &delivery {
                 // What an idle server holds shows in its past alone.
                 Delivery::Connected => follower.missing_now(),
-                Delivery::Batch(batch) => follower.missing_before(batch.seq),
+                Delivery::Batch(batch) => follower.missing_before(batch.seq, &batch.payload),
                 _ => None,
             };
             if let Some(from_seq) = missing {
@@ -281,6 +300,48 @@ impl Listener {
                 return;
             }
         }
+    }
+
+    /// Where a gap stayed, the server may still keep everything since its start: a replay that was
+    /// cut short or slow may be whole by now.
+    async fn learn_again(&mut self, follower: &mut Follower) {
+        let due = self
+            .relearn_after
+            .is_none_or(|after| Instant::now() >= after);
+        let replay = self.endpoint.events.as_ref().and_then(|e| e.replay.clone());
+        if follower.verdict().trust != Trust::Doubtful || follower.position().is_none() {
+            self.relearn_wait = RELEARN.0;
+            return;
+        }
+        let (Way::Zmq { limits, .. }, Some(address), true) = (self.way.clone(), replay, due) else {
+            return;
+        };
+        self.relearn_after = Some(Instant::now() + self.relearn_wait);
+        self.relearn_wait = (self.relearn_wait * 2).min(RELEARN.1);
+        let endpoint = self.endpoint.name.clone();
+        let answer = {
+            let replays = self.replays.clone();
+            let _turn = replays.acquire().await;
+            replay_all(&address, &limits).await
+        };
+        let Some(batches) = answer else { return };
+        tracing::info!(
+            endpoint,
+            batches = batches.len(),
+            "learning again from its replay"
+        );
+        follower.begin_again(&self.index);
+        for (seq, batch) in batches {
+            if self
+                .take_replayed(follower, seq, &batch.payload)
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        let verdict = follower.verdict();
+        self.trust(verdict.trust, &verdict.reason);
     }
 
     /// Gives the tap a batch that was just taken.
@@ -383,24 +444,13 @@ impl Listener {
             return Answer::Stranger;
         }
         for (seq, batch) in &replay.batches {
-            let followed = follower.on_replayed(&self.index, *seq, &batch.payload);
-            self.judge(&followed, follower.verdict().trust);
-            let taken = followed.taken;
-            self.count(&Followed {
-                timestamp: None,
-                ..followed
-            });
             // Where nobody takes it, the next live batch shows so.
-            if taken
-                && self
-                    .tap_batch(follower, *seq, batch.payload.clone())
-                    .await
-                    .is_err()
+            if self
+                .take_replayed(follower, *seq, &batch.payload)
+                .await
+                .is_err()
             {
                 return Answer::Partial;
-            }
-            if seq % REPLAYED_AT_ONCE == 0 {
-                tokio::task::yield_now().await;
             }
         }
         let whole = replay.end == ReplayEnd::Complete && replay.gaps().next().is_none();
@@ -408,6 +458,29 @@ impl Listener {
             Answer::Whole
         } else {
             Answer::Partial
+        }
+    }
+
+    /// Takes one batch of a replay, and gives it to the tap.
+    async fn take_replayed(
+        &mut self,
+        follower: &mut Follower,
+        seq: u64,
+        payload: &Bytes,
+    ) -> Result<(), Untapped> {
+        let followed = follower.on_replayed(&self.index, seq, payload);
+        self.judge(&followed, follower.verdict().trust);
+        let taken = followed.taken;
+        self.count(&Followed {
+            timestamp: None,
+            ..followed
+        });
+        if seq % REPLAYED_AT_ONCE == 0 {
+            tokio::task::yield_now().await;
+        }
+        match taken {
+            true => self.tap_batch(follower, seq, payload.clone()).await,
+            false => Ok(()),
         }
     }
 

@@ -55,6 +55,12 @@ impl Order {
         }
     }
 
+    /// Whether `seq` was expected earlier: it comes again, late, or from another process.
+    #[must_use]
+    pub fn has_passed(&self, seq: u64) -> bool {
+        self.next.is_some_and(|next| seq < next)
+    }
+
     /// Places the batch numbered `seq` and moves on to it.
     pub fn place(&mut self, seq: u64) -> Place {
         let place = match self.next {

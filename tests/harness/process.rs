@@ -49,14 +49,26 @@ impl Served {
 
     /// The same with an environment.
     pub fn start_with(args: &[&str], environment: &[(&str, String)]) -> Self {
-        let mut child = kvscout(&["serve"])
-            .args(args)
+        let all: Vec<&str> = std::iter::once("serve")
+            .chain(args.iter().copied())
+            .collect();
+        Self::run_with(&all, environment)
+    }
+
+    /// Runs any command that goes on until it is told to end.
+    pub fn run(args: &[&str]) -> Self {
+        Self::run_with(args, &[])
+    }
+
+    fn run_with(args: &[&str], environment: &[(&str, String)]) -> Self {
+        let mut child = kvscout(args)
             .envs(environment.iter().map(|(name, value)| (*name, value)))
             .stderr(Stdio::piped())
             .spawn()
             .expect("kvscout runs");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let (sender, lines) = mpsc::sync_channel(1000);
+        // Without a limit: a process whose words nobody takes would wait.
+        let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
             let mut all = stderr.lines().map_while(Result::ok);
             all.all(|line| sender.send(line).is_ok())

@@ -3,22 +3,22 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use kvscout::blocks::BlockEvent;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use zeromq::{
     PubSocket, RouterRecvHalf, RouterSendHalf, RouterSocket, Socket as _, SocketRecv as _,
     SocketSend as _, ZmqMessage,
 };
 
-use super::{Layout, encode};
+use super::faults::Fate;
+use super::{FaultSwitch, Layout, REPLAYABLE_BATCHES_MAX, ReplayFault, encode};
 
-/// Batches that can still be asked for: vLLM's `buffer_steps`.
-const REPLAYABLE_BATCHES_MAX: usize = 10_000;
 /// Batches that may wait for the socket before the engine does: vLLM's `max_queue_size`.
 const QUEUED_BATCHES_MAX: usize = 100_000;
 /// The sequence number that ends a replay: -1.
@@ -72,6 +72,7 @@ impl Publisher {
     pub async fn start(
         config: &EventConfig,
         topic: String,
+        faults: &FaultSwitch,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<(Self, Sources)> {
         let past = Past::default();
@@ -83,7 +84,13 @@ impl Publisher {
             replay_endpoint = Some(bind(&mut router, endpoint).await?);
             let (replies, requests) = router.split();
             let topic = (config.layout == Layout::Map).then(|| topic.clone().into());
-            tasks.spawn(replay(requests, replies, Arc::clone(&past), topic));
+            tasks.spawn(replay(
+                requests,
+                replies,
+                Arc::clone(&past),
+                topic,
+                faults.clone(),
+            ));
         }
         let sources = Sources {
             endpoint,
@@ -92,7 +99,13 @@ impl Publisher {
             rank: config.rank,
         };
         let (queue, batches) = mpsc::channel(QUEUED_BATCHES_MAX);
-        tasks.spawn(publish(live, batches, past, config.layout, sources.clone()));
+        tasks.spawn(publish(
+            live,
+            batches,
+            past,
+            (config.layout, sources.clone()),
+            faults.clone(),
+        ));
         Ok((Self { queue }, sources))
     }
 
@@ -122,17 +135,39 @@ async fn publish(
     mut live: PubSocket,
     mut batches: mpsc::Receiver<Batch>,
     past: Past,
-    layout: Layout,
-    sources: Sources,
+    (layout, sources): (Layout, Sources),
+    faults: FaultSwitch,
 ) {
     let mut sequence = 0u64;
+    let mut behind: Option<(u64, Bytes)> = None;
     while let Some(Batch { seconds, events }) = batches.recv().await {
         let payload = Bytes::from(encode(layout, seconds, &events, sources.rank));
-        remember(&past, sequence, payload.clone());
-        let topic = Bytes::from(sources.topic.clone());
-        let message = frames([topic, number(sequence), payload]);
-        if let Err(error) = live.send(message).await {
-            tracing::warn!(%error, sequence, "batch not published");
+        let fate = faults.draw();
+        if fate != Fate::Lost {
+            remember(&past, sequence, payload.clone());
+        }
+        let delay = Duration::from_millis(faults.get().delay_ms);
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        let mut sent = Vec::new();
+        match fate {
+            Fate::Sent => sent.push((sequence, payload)),
+            Fate::Twice => sent.extend([(sequence, payload.clone()), (sequence, payload)]),
+            Fate::Damaged => sent.push((sequence, payload.slice(..payload.len() / 2))),
+            Fate::Behind if behind.is_none() => behind = Some((sequence, payload)),
+            Fate::Behind => sent.push((sequence, payload)),
+            Fate::Dropped | Fate::Lost => {}
+        }
+        if fate != Fate::Behind {
+            sent.extend(behind.take());
+        }
+        for (sequence, payload) in sent {
+            let topic = Bytes::from(sources.topic.clone());
+            let message = frames([topic, number(sequence), payload]);
+            if let Err(error) = live.send(message).await {
+                tracing::warn!(%error, sequence, "batch not published");
+            }
         }
         sequence += 1;
     }
@@ -152,6 +187,7 @@ async fn replay(
     mut replies: RouterSendHalf,
     past: Past,
     topic: Option<Bytes>,
+    faults: FaultSwitch,
 ) {
     loop {
         let request = match requests.recv().await {
@@ -167,16 +203,29 @@ async fn replay(
             .fold(0u64, |number, &byte| number << 8 | u64::from(byte));
         let batches: Vec<(u64, Bytes)> = {
             let past = past.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = past.len().saturating_sub(faults.get().replay_batches);
             past.iter()
+                .skip(kept)
                 .filter(|(sequence, _)| *sequence >= first)
                 .cloned()
                 .collect()
+        };
+        let fault = faults.get().replay;
+        if fault == ReplayFault::Dead {
+            continue;
+        }
+        let cut = match fault {
+            ReplayFault::Truncated => batches.len() / 2,
+            _ => usize::MAX,
         };
         let end = (Bytes::from_static(&END_OF_REPLAY), Bytes::new(), true);
         let all = batches
             .into_iter()
             .map(|(sequence, payload)| (number(sequence), payload, false));
-        for (sequence, payload, is_end) in all.chain([end]) {
+        for (sequence, payload, is_end) in all.chain([end]).take(cut) {
+            if fault == ReplayFault::Slow {
+                sleep(Duration::from_millis(1)).await;
+            }
             let mut reply = vec![identity.clone(), empty.clone()];
             let topic = topic
                 .iter()

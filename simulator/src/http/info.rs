@@ -22,6 +22,22 @@ pub(super) async fn blocks(app: State<Arc<App>>) -> Response {
     json_body(&json!(copies)).into_response()
 }
 
+/// `GET /sim/faults`: what goes wrong with events.
+pub(super) async fn faults(app: State<Arc<App>>) -> Response {
+    json_body(&json!(app.faults.get())).into_response()
+}
+
+/// `POST /sim/faults`: what shall go wrong from now on; what is not named goes well.
+pub(super) async fn set_faults(app: State<Arc<App>>, body: Bytes) -> Response {
+    match serde_json::from_slice(&body) {
+        Ok(faults) => {
+            app.faults.set(faults);
+            StatusCode::OK.into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
 /// `GET /v1/models`: the model, then its adapters with it as their parent.
 pub(super) async fn models(app: State<Arc<App>>) -> Response {
     let card = |name: &str, parent: Option<&str>| {

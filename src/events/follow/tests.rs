@@ -3,9 +3,14 @@ use crate::blocks::{Chain, Identity};
 
 const POD: EndpointId = EndpointId(0);
 
-/// A batch that stores one two-token block.
+/// A batch that stores one two-token block, made at the second that its hash says.
 fn stored(hash: u64, parent: Option<u64>) -> Vec<u8> {
-    rmp_serde::to_vec(&(1.0, (("BlockStored", (hash,), parent, (1, 1), 2, ()),), 0)).expect("packs")
+    rmp_serde::to_vec(&(
+        hash as f64,
+        (("BlockStored", (hash,), parent, (1, 1), 2, ()),),
+        0,
+    ))
+    .expect("packs")
 }
 
 fn holds_anything(index: &Index) -> bool {
@@ -51,6 +56,29 @@ fn a_gap_is_never_silent() {
 }
 
 #[test]
+fn what_comes_twice_or_late_is_no_restart() {
+    let (index, mut follower) = follow(&[
+        (0, stored(1, None)),
+        (1, stored(2, Some(1))),
+        (1, stored(2, Some(1))),
+        (0, stored(1, None)),
+        (2, stored(3, Some(2))),
+    ]);
+    assert_eq!(
+        (follower.verdict().trust, index.blocks_of(POD)),
+        (Trust::Live, 3)
+    );
+    assert_eq!(follower.missing_before(1, &stored(2, Some(1))), None);
+    let copies = index.picture(POD).expect("a picture").copies;
+    assert!(copies.iter().all(|(_, _, count)| *count == 1), "{copies:?}");
+    // Behind the one that followed it, it can no longer be applied in order.
+    follower.on_batch(&index, 4, &stored(5, None));
+    let late = follower.on_batch(&index, 3, &stored(4, Some(3)));
+    assert!(!late.taken);
+    assert_eq!(follower.verdict().trust, Trust::Doubtful);
+}
+
+#[test]
 fn a_restarted_engine_is_live_again_with_an_empty_cache() {
     let (index, follower) = follow(&[
         (0, stored(1, None)),
@@ -66,7 +94,7 @@ fn a_restarted_engine_is_live_again_with_an_empty_cache() {
     let (index, follower) = follow(&[
         (0, stored(5, None)),
         (1, stored(6, Some(5))),
-        (0, stored(1, None)),
+        (0, stored(11, None)),
     ]);
     assert!(holds_anything(&index));
     assert_eq!(follower.verdict().trust, Trust::Live);
@@ -75,12 +103,12 @@ fn a_restarted_engine_is_live_again_with_an_empty_cache() {
 #[test]
 fn a_replay_fills_a_gap_and_what_comes_twice_counts_once() {
     let (index, mut follower) = follow(&[(0, stored(1, None))]);
-    assert_eq!(follower.missing_before(3), Some(1));
+    assert_eq!(follower.missing_before(3, b""), Some(1));
     for seq in 1..=4 {
         follower.on_replayed(&index, seq, &stored(seq + 1, Some(seq)));
     }
     for seq in 3..=4 {
-        assert_eq!(follower.missing_before(seq), None);
+        assert_eq!(follower.missing_before(seq, b""), None);
         let again = follower.on_batch(&index, seq, &stored(seq + 1, Some(seq)));
         assert_eq!((again.applied.stored, again.forgotten), (0, false));
     }
@@ -154,7 +182,7 @@ fn a_replay_of_the_last_batch_shows_that_the_process_is_the_same() {
     follower.on_disconnected("reset by peer");
     follower.on_connected();
     assert_eq!(
-        (follower.missing_now(), follower.missing_before(2)),
+        (follower.missing_now(), follower.missing_before(2, b"")),
         (Some(0), Some(0))
     );
     a_replay_makes_it_whole(&index, &mut follower);
@@ -191,7 +219,7 @@ fn what_we_dropped_ourselves_can_be_asked_for() {
     let (index, mut follower) = follow(&[(0, stored(1, None))]);
     follower.on_overrun(1);
     assert_eq!(
-        (follower.verdict().trust, follower.missing_before(2)),
+        (follower.verdict().trust, follower.missing_before(2, b"")),
         (Trust::Doubtful, Some(0))
     );
     a_replay_makes_it_whole(&index, &mut follower);

@@ -1,0 +1,368 @@
+//! Faults at random, from a seed: real nats-server, bridges and pickers as processes, simulated
+//! servers. After each fault has settled, every picker's picture of every server must be called
+//! complete and be what that server holds.
+//!
+//! `CHAOS_FAULTS` (8) says how many, `CHAOS_SEED` (1) which; `make test-chaos` runs 200.
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use harness::http::{self, full, post};
+use harness::nats::NatsServer;
+use harness::process::{Served, output};
+use kvscout::config::{Config, EventSourceKind, Tls};
+use kvscout::index::digest_of;
+use kvscout_sim::engine::EngineConfig;
+use kvscout_sim::events::{EventConfig, Faults, Layout, ReplayFault};
+use kvscout_sim::server::{self, Server};
+use kvscout_sim::timing::Timing;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+const PODS: usize = 3;
+const PICKERS: usize = 2;
+/// For a picture to become right and to be called so: a bridge is missed after 10 s, and what is
+/// unsure is looked at again every 5.
+const SETTLED_MAX: Duration = Duration::from_secs(60);
+
+/// For so long a picture may be called complete and not be what the server holds by now: the
+/// events are on their way, or a bridge that was killed is not missed yet.
+const LAG_MAX: Duration = Duration::from_secs(15);
+
+/// A stream of numbers from a seed (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+}
+
+/// Everything that runs.
+struct World {
+    nats: NatsServer,
+    pods: Vec<server::Bound>,
+    bridge: Option<Served>,
+    pickers: Vec<Option<Served>>,
+    admins: Vec<SocketAddr>,
+    folder: tempfile::TempDir,
+    dice: Dice,
+}
+
+async fn pod(seed: u64, at: Option<&server::Addresses>) -> anyhow::Result<server::Bound> {
+    let any = || "tcp://127.0.0.1:0".to_owned();
+    let events = at.and_then(|at| at.events.as_ref());
+    Server::start(server::Config {
+        listen: at.map_or_else(|| "127.0.0.1:0".to_owned(), |at| at.http.to_string()),
+        timing: Timing::INSTANT,
+        engine: EngineConfig {
+            num_gpu_blocks: 128,
+            hash_seed: seed,
+            ..EngineConfig::default()
+        },
+        events: Some(EventConfig {
+            endpoint: events.map_or_else(any, |events| events.endpoint.clone()),
+            replay_endpoint: Some(events.map_or_else(any, |events| {
+                events.replay_endpoint.clone().expect("replay is on")
+            })),
+            topic: Some("kv".into()),
+            layout: Layout::Map,
+            rank: 0,
+        }),
+        ..server::Config::default()
+    })
+    .await
+}
+
+impl World {
+    async fn start(seed: u64) -> Self {
+        let nats = NatsServer::start().await;
+        let mut pods = Vec::new();
+        for number in 0..PODS {
+            pods.push(pod(number as u64, None).await.expect("it starts"));
+        }
+        let mut world = Self {
+            nats,
+            pods,
+            bridge: None,
+            pickers: Vec::new(),
+            admins: Vec::new(),
+            folder: tempfile::tempdir().expect("a folder"),
+            dice: Dice(seed),
+        };
+        world.write_fleet();
+        let config = world.write_config();
+        let made = output(&["bridge", "--init", "--config", &config]);
+        assert!(made.status.success(), "{made:?}");
+        world.start_bridge();
+        for number in 0..PICKERS {
+            world.pickers.push(None);
+            world.admins.push(([127, 0, 0, 1], 0).into());
+            world.start_picker(number);
+        }
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// In one move, since it is read while it is written.
+    fn write_fleet(&self) {
+        let mut yaml = "endpoints:\n".to_owned();
+        for (number, pod) in self.pods.iter().enumerate() {
+            let events = pod.addresses.events.as_ref().expect("events are on");
+            let (http, replay) = (pod.addresses.http, events.replay_endpoint.as_ref());
+            let (events, replay) = (&events.endpoint, replay.expect("replay is on"));
+            yaml += &format!(
+                "  - {{name: pod-{number}, address: \"{http}\", events: \"{events}\", replay: \"{replay}\"}}\n"
+            );
+        }
+        std::fs::write(self.path("fleet.new"), yaml).expect("written");
+        std::fs::rename(self.path("fleet.new"), self.path("fleet.yaml")).expect("moved");
+    }
+
+    fn write_config(&self) -> String {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let mut config = Config {
+            fleet_file: self.path("fleet.yaml"),
+            tls: Tls::Off,
+            ..Config::default()
+        };
+        config.listen.ext_proc = any;
+        config.listen.health = any;
+        config.listen.admin = any;
+        config.limits.drain_notice_ms = 0;
+        config.events.source = EventSourceKind::Nats;
+        config.events.nats = self.nats.settings();
+        let path = self.path("kvscout.yaml");
+        std::fs::write(&path, config.to_yaml()).expect("written");
+        path.display().to_string()
+    }
+
+    fn start_bridge(&mut self) {
+        let config = self.path("kvscout.yaml").display().to_string();
+        self.bridge = Some(Served::run(&["bridge", "--config", &config]));
+    }
+
+    fn start_picker(&mut self, number: usize) {
+        let config = self.path("kvscout.yaml").display().to_string();
+        let picker = Served::start(&["--config", &config]);
+        self.admins[number] = picker.admin();
+        self.pickers[number] = Some(picker);
+    }
+
+    /// Asks every server, so that each publishes.
+    async fn load(&mut self, prompts: usize) {
+        for _ in 0..prompts {
+            let (group, turn) = (self.dice.below(20) as u32, self.dice.below(12) as u32);
+            let tail = (self.dice.next() % 100_000) as u32;
+            for pod in &self.pods {
+                let mut tokens: Vec<u32> = (0..16 * turn).map(|at| 1 + group * 500 + at).collect();
+                tokens.extend((0..20).map(|at| tail + at));
+                let body = json!({"model": "sim", "prompt": tokens, "max_tokens": 2});
+                let request = post("/v1/completions").body(full(body.to_string()));
+                let answer = http::send(pod.addresses.http, request.expect("a request")).await;
+                assert_eq!(answer.status, 200, "{answer:?}");
+            }
+        }
+    }
+
+    async fn set_faults(&self, number: usize, faults: &Faults) {
+        let body = full(serde_json::to_vec(faults).expect("JSON"));
+        let request = post("/sim/faults").body(body).expect("a request");
+        let answer = http::send(self.pods[number].addresses.http, request).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+
+    /// Makes something go wrong, and right again. What it was, and whether only an empty cache
+    /// makes it known again.
+    async fn fault(&mut self) -> (String, bool) {
+        let number = self.dice.below(PODS);
+        let mut faults = Faults {
+            seed: self.dice.next(),
+            ..Faults::default()
+        };
+        let kind = self.dice.below(16);
+        let mut lost = false;
+        let what = match kind {
+            0 => "drop",
+            1 => "duplicate",
+            2 => "reorder",
+            3 => "all three",
+            4 => "delay",
+            5 => "silence",
+            6 => "hole",
+            7 => "corrupt",
+            8 => "drop, slow replay",
+            9 => "drop, dead replay",
+            10 => "drop, replay cut short",
+            11 => "restart on the same ports",
+            12 => "restart on other ports",
+            13 => "bridge killed",
+            14 => "picker killed",
+            _ => "nats-server killed",
+        };
+        match kind {
+            0 => faults.drop = 0.3,
+            1 => faults.duplicate = 0.5,
+            2 => faults.reorder = 0.5,
+            3 => (faults.drop, faults.duplicate, faults.reorder) = (0.2, 0.2, 0.2),
+            4 => faults.delay_ms = 20,
+            5 => faults.silent = true,
+            6 => (faults.hole, lost) = (0.2, true),
+            7 => faults.corrupt = 0.2,
+            8 => (faults.drop, faults.replay) = (0.3, ReplayFault::Slow),
+            9 => (faults.drop, faults.replay) = (0.3, ReplayFault::Dead),
+            10 => (faults.drop, faults.replay) = (0.3, ReplayFault::Truncated),
+            _ => {}
+        }
+        self.set_faults(number, &faults).await;
+        match kind {
+            11 => {
+                let at = self.pods[number].addresses.clone();
+                self.renew(number, Some(at)).await;
+            }
+            12 => {
+                self.renew(number, None).await;
+                self.write_fleet();
+            }
+            13 => self.bridge = None,
+            14 => {
+                let picker = number % PICKERS;
+                self.pickers[picker] = None;
+                self.start_picker(picker);
+            }
+            15 => self.nats.kill(),
+            _ => {}
+        }
+        self.load(8).await;
+        match kind {
+            13 => self.start_bridge(),
+            15 => self.nats.restart().await,
+            _ => {}
+        }
+        self.set_faults(number, &Faults::default()).await;
+        (format!("{what} (pod-{number})"), lost)
+    }
+
+    /// Ends a server and starts another, on these ports or any.
+    async fn renew(&mut self, number: usize, at: Option<server::Addresses>) {
+        let seed = self.dice.next();
+        let old = self.pods.remove(number);
+        old.shutdown().await;
+        let begun = Instant::now();
+        let new = loop {
+            match pod(seed, at.as_ref()).await {
+                Ok(pod) => break pod,
+                Err(error) => assert!(begun.elapsed() < SETTLED_MAX, "{error:#}"),
+            }
+            sleep(Duration::from_millis(20)).await;
+        };
+        self.pods.insert(number, new);
+    }
+
+    /// Empties the caches: what was lost for good does not matter from then on.
+    async fn reset(&self) {
+        for pod in &self.pods {
+            let request = post("/reset_prefix_cache")
+                .body(full(""))
+                .expect("a request");
+            let answer = http::send(pod.addresses.http, request).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    }
+
+    /// Waits until every picker knows every server; what differs otherwise.
+    async fn settle(&self) -> Result<Duration, String> {
+        let begun = Instant::now();
+        let mut truthful = begun;
+        loop {
+            let wrong = self.wrong().await;
+            if wrong.is_empty() {
+                return Ok(begun.elapsed());
+            }
+            if !wrong
+                .iter()
+                .any(|wrong| wrong.contains(r#""trust":"live""#))
+            {
+                truthful = Instant::now();
+            }
+            if truthful.elapsed() > LAG_MAX {
+                return Err(format!("called live for long:\n{}", wrong.join("\n")));
+            }
+            if begun.elapsed() > SETTLED_MAX {
+                return Err(wrong.join("\n"));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn wrong(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (number, pod) in self.pods.iter().enumerate() {
+            let held = http::get(pod.addresses.http, "/sim/blocks").await;
+            let held: BTreeMap<u64, u32> = serde_json::from_slice(&held.body).expect("JSON");
+            let truth = held.iter().fold(0u64, |digest, (hash, copies)| {
+                digest.wrapping_add(digest_of(*hash, *copies))
+            });
+            for (picker, admin) in self.admins.iter().enumerate() {
+                let Ok(answer) = http::try_get(*admin, "/endpoints").await else {
+                    wrong.push(format!("picker {picker} does not answer"));
+                    continue;
+                };
+                let states = answer.json();
+                let mut states = states.as_array().expect("a list").iter();
+                let name = format!("pod-{number}");
+                let Some(state) = states.find(|state| state["name"] == name.as_str()) else {
+                    wrong.push(format!("picker {picker} does not know {name}"));
+                    continue;
+                };
+                let same = state["digest"] == format!("{truth:016x}");
+                if !(same && state["trust"] == "live") {
+                    wrong.push(format!(
+                        "picker {picker}: {state}, of {} hashes",
+                        held.len()
+                    ));
+                }
+            }
+        }
+        wrong
+    }
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    let given = std::env::var(name).ok();
+    given.map_or(default, |text| text.parse().expect("a number"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_every_fault_the_pictures_are_right_again_and_called_so() {
+    let (count, seed) = (setting("CHAOS_FAULTS", 8), setting("CHAOS_SEED", 1));
+    let mut world = World::start(seed).await;
+    world.load(10).await;
+    world.settle().await.expect("before any fault");
+    for number in 1..=count {
+        let (what, lost) = world.fault().await;
+        if lost {
+            world.reset().await;
+        }
+        world.load(2).await;
+        match world.settle().await {
+            Ok(took) => println!("{number}: {what}: right after {} ms", took.as_millis()),
+            Err(wrong) => panic!("seed {seed}, fault {number}, {what}:\n{wrong}"),
+        }
+    }
+}
