@@ -57,9 +57,17 @@ test: setup ## Run every test; CI runs this.
 test-chaos: setup ## Make things go wrong 200 times; CHAOS_SEED=7 for others (about ten minutes).
 	@CHAOS_FAULTS=$${CHAOS_FAULTS:-200} cargo test -p kvscout --test chaos -- --nocapture
 
+.PHONY: soak
+soak: setup ## Load for SOAK_SECONDS (1200): memory and lag stay flat, nothing drifts.
+	@cargo test --release -p kvscout --test chaos -- --ignored --nocapture
+
 .PHONY: bench-prompt
 bench-prompt: setup ## Time body bytes → block keys beside the reference tokenizer (about two minutes).
 	@cargo bench --quiet -p kvscout-sim --bench prompt -- $(ONLY)
+
+.PHONY: bench-events
+bench-events: setup ## Events through ZMQ, bridge, nats-server and picker, and a cold start (half a minute).
+	@cargo bench --quiet -p kvscout-sim --bench events
 
 # libFuzzer's flags are unstable ones; the stable compiler takes them when told so. A finding is
 # written to fuzz/artifacts/ and ends the run.

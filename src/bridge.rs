@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::StreamExt as _;
 use tracing::Instrument;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::blocks::KEYS_VERSION;
 use crate::events::listen::{NewTap, Tap, Tapped};
@@ -74,6 +75,7 @@ impl Bridge {
             endpoint: endpoint.clone(),
             in_flight: VecDeque::new(),
             published: None,
+            life: 0,
             stored: (0, 0),
         };
         let mut publishers = self.publishers.lock();
@@ -98,6 +100,9 @@ struct Publisher {
     in_flight: VecDeque<InFlight>,
     /// The process and the last batch handed on.
     published: Option<(u64, u64)>,
+    /// Another number whenever another process is published: it may be one that was published
+    /// before, and that we took for gone.
+    life: u64,
     /// The stream, by its time of birth, and the place in it of the last batch confirmed.
     stored: (i64, u64),
 }
@@ -105,6 +110,7 @@ struct Publisher {
 /// A batch on its way.
 struct InFlight {
     stamp: Stamp,
+    life: u64,
     payload: Bytes,
     /// Its deadline begins when it is first waited for: when it is the first on its way.
     ack: <PublishAckFuture as IntoFuture>::IntoFuture,
@@ -205,11 +211,16 @@ impl Publisher {
                 let prev = match self.published {
                     // Published before a restart of ours; the engine replayed it.
                     Some((known, last)) if known == epoch && seq <= last => return,
-                    Some((known, last)) => (known == epoch).then_some(last),
+                    Some((known, last)) if known == epoch => Some(last),
+                    Some((known, last)) => {
+                        self.life = xxh3_64_with_seed(&known.to_le_bytes(), last);
+                        None
+                    }
                     None => None,
                 };
                 self.published = Some((epoch, seq));
-                self.send(Stamp { epoch, seq, prev }, payload).await;
+                self.send(Stamp { epoch, seq, prev }, self.life, payload)
+                    .await;
             }
             Tapped::Picture {
                 epoch,
@@ -217,6 +228,11 @@ impl Publisher {
                 verdict,
                 picture,
             } => {
+                // While a server is learnt again from its replay, the stream is ahead of the picture:
+                // no place in it belongs to both.
+                if self.published != Some((epoch, seq)) {
+                    return;
+                }
                 self.flush().await;
                 let snapshot = Snapshot {
                     keys: KEYS_VERSION,
@@ -235,10 +251,10 @@ impl Publisher {
     }
 
     /// Hands a batch to the connection; its confirmation is awaited later.
-    async fn send(&mut self, stamp: Stamp, payload: Bytes) {
+    async fn send(&mut self, stamp: Stamp, life: u64, payload: Bytes) {
         let mut backoff = Backoff::default();
         loop {
-            let headers = to_headers(&self.subject, stamp);
+            let headers = to_headers(&self.subject, stamp, life);
             let sent = self.cluster.jetstream().publish_with_headers(
                 self.subject.clone(),
                 headers,
@@ -248,6 +264,7 @@ impl Publisher {
                 Ok(ack) => {
                     let batch = InFlight {
                         stamp,
+                        life,
                         payload,
                         ack: ack.into_future(),
                     };
@@ -291,9 +308,11 @@ impl Publisher {
                     tracing::warn!(%error, "a batch was not confirmed; sending again");
                     backoff.wait().await;
                     let rest = std::mem::take(&mut self.in_flight);
-                    let again = rest.into_iter().map(|batch| (batch.stamp, batch.payload));
-                    for (stamp, payload) in std::iter::once(first).chain(again) {
-                        self.send(stamp, payload).await;
+                    let again = rest
+                        .into_iter()
+                        .map(|batch| (batch.stamp, batch.life, batch.payload));
+                    for (stamp, life, payload) in std::iter::once(first).chain(again) {
+                        self.send(stamp, life, payload).await;
                     }
                 }
             }
@@ -349,7 +368,7 @@ impl Publisher {
 }
 
 /// Where a batch stands in the stream; or the batch, and why it may not be there.
-type Confirmed = Result<u64, ((Stamp, Bytes), String)>;
+type Confirmed = Result<u64, ((Stamp, u64, Bytes), String)>;
 
 /// The word on the first batch on its way, which it is no longer; none where nothing is. A dropped
 /// future loses nothing.
@@ -359,7 +378,7 @@ async fn first_ack(in_flight: &mut VecDeque<InFlight>) -> Option<Confirmed> {
     let first = in_flight.pop_front()?;
     Some(match acked {
         Ok(ack) => Ok(ack.sequence),
-        Err(error) => Err(((first.stamp, first.payload), error.to_string())),
+        Err(error) => Err(((first.stamp, first.life, first.payload), error.to_string())),
     })
 }
 

@@ -27,6 +27,12 @@ pub trait EventSource: Send {
     /// What happened next, or `None` once the source has ended for good. Cancel-safe: a
     /// dropped future loses nothing.
     fn next(&mut self) -> impl Future<Output = Option<Delivery>> + Send;
+
+    /// Whether what was told so far leaves the picture incomplete, so that a [`Delivery::Snapshot`]
+    /// would help. For sources that have any.
+    fn want_snapshot(&mut self, wanted: bool) {
+        let _has_none = wanted;
+    }
 }
 
 /// One thing that a source has to tell, in the order that it happened.

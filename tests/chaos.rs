@@ -362,7 +362,69 @@ async fn after_every_fault_the_pictures_are_right_again_and_called_so() {
         world.load(2).await;
         match world.settle().await {
             Ok(took) => println!("{number}: {what}: right after {} ms", took.as_millis()),
-            Err(wrong) => panic!("seed {seed}, fault {number}, {what}:\n{wrong}"),
+            Err(wrong) => {
+                let processes = world.bridge.iter().chain(world.pickers.iter().flatten());
+                for process in processes {
+                    println!("{}\n", process.last_lines(40).join("\n"));
+                }
+                panic!("seed {seed}, fault {number}, {what}:\n{wrong}");
+            }
         }
     }
+}
+
+/// Memory that a process has in use now, in kB.
+fn memory_kb(process: &Served) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id()));
+    let status = status.expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1));
+    kilobytes
+        .and_then(|number| number.parse().ok())
+        .expect("a number")
+}
+
+fn median(values: &[u64]) -> u64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    sorted[sorted.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "twenty minutes: make soak"]
+async fn under_load_for_long_memory_and_lag_stay_flat_and_nothing_drifts() {
+    let seconds = setting("SOAK_SECONDS", 1_200);
+    let mut world = World::start(setting("CHAOS_SEED", 1)).await;
+    let begun = Instant::now();
+    // By process, over time.
+    let mut memory = vec![Vec::new(); 1 + PICKERS];
+    let mut lags = Vec::new();
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        world.load(100).await;
+        let lag = world.settle().await.expect("nothing drifts");
+        lags.push(u64::try_from(lag.as_millis()).expect("a minute"));
+        let processes = world.bridge.iter().chain(world.pickers.iter().flatten());
+        for (kilobytes, process) in memory.iter_mut().zip(processes) {
+            kilobytes.push(memory_kb(process));
+        }
+    }
+    let (quarter, rounds) = (lags.len() / 4, lags.len());
+    assert!(quarter > 0, "too short to tell");
+    let halves = |values: &[u64]| {
+        (
+            median(&values[quarter..2 * quarter]),
+            median(&values[rounds - quarter..]),
+        )
+    };
+    for (number, kilobytes) in memory.iter().enumerate() {
+        let (early, late) = halves(kilobytes);
+        println!("process {number}: {early} kB early, {late} kB late");
+        assert!(
+            late * 10 <= early * 11,
+            "process {number}: {early} → {late} kB"
+        );
+    }
+    let (early, late) = halves(&lags);
+    println!("{rounds} rounds; right after {early} ms early, {late} ms late");
+    assert!(late <= early.max(50) * 2, "{early} → {late} ms");
 }

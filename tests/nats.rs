@@ -313,3 +313,40 @@ async fn a_lost_cluster_comes_back_with_or_without_what_it_kept() {
     ask(&pod, 50..60).await;
     picker.knows("without what it kept", &pod).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_with_tls_and_an_nkey_lets_in_who_has_the_seed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str, text: &str| {
+        std::fs::write(path(name), text).expect("written");
+        path(name)
+    };
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+    let cert = write("server.crt", &made.cert.pem());
+    let key = write("server.key", &made.signing_key.serialize_pem());
+    let (ours, strangers) = (nkeys::KeyPair::new_user(), nkeys::KeyPair::new_user());
+    let config = format!(
+        "tls {{ cert_file: {cert:?}, key_file: {key:?} }}\nauthorization {{ users: [ {{ nkey: {} }} ] }}\n",
+        ours.public_key()
+    );
+    let nats = NatsServer::configured(&config).await;
+    let settings = |pair: &nkeys::KeyPair, name: &str| Nats {
+        servers: vec![format!("tls://localhost:{}", nats.address().port())],
+        ca: Some(cert.clone()),
+        nkey: Some(write(name, &(pair.seed().expect("a seed") + "\n"))),
+        ..nats.settings()
+    };
+    let known = Cluster::connect(&settings(&ours, "ours.nk")).await;
+    let done = soon("the stream is made", known.expect("a seed").init()).await;
+    assert_eq!(done.expect("made").len(), 2);
+    let unknown = Cluster::connect(&settings(&strangers, "strangers.nk")).await;
+    let refused = unknown.expect("a seed").init().await;
+    assert!(refused.is_err(), "{refused:?}");
+    let missing = Nats {
+        nkey: Some(path("nowhere.nk")),
+        ..nats.settings()
+    };
+    let error = Cluster::connect(&missing).await.expect_err("no such file");
+    assert!(error.to_string().contains("events.nats.nkey"), "{error}");
+}

@@ -50,6 +50,26 @@ fn what_is_printed_reads_back() {
             strategy: Strategy::Default,
             matching_ratio_min: 0.25,
         },
+        events: Events {
+            source: EventSourceKind::Nats,
+            nats: Nats {
+                servers: vec!["tls://a:4222".into(), "tls://b:4222".into()],
+                namespace: "team".into(),
+                credentials: Some("/etc/nats.creds".into()),
+                ca: Some("/etc/ca.pem".into()),
+                cert: Some("/etc/tls.crt".into()),
+                key: Some("/etc/tls.key".into()),
+                stream: Stream {
+                    replicas: 3,
+                    in_memory: true,
+                    placement: vec!["fast".into()],
+                    ..Nats::default().stream
+                },
+                snapshot_s: 5,
+                ..Nats::default()
+            },
+            ..Config::default().events
+        },
         log: LogFormat::Json,
         ..Config::default()
     };
@@ -158,4 +178,30 @@ fn a_dialect_is_no_flag_of_the_server() {
         complaints[0].contains("stands beside server"),
         "{complaints:?}"
     );
+}
+
+#[test]
+fn what_is_wrong_with_nats_is_named_with_its_fix() {
+    let text = "
+events:
+  source: nats
+  nats:
+    servers: []
+    pool: 'a.b'
+    credentials: a.creds
+    nkey: b.nk
+    cert: tls.crt
+    stream: {replicas: 9, max_age_s: 40}
+";
+    let complaints = parse(text).expect_err("nothing is right").join("\n");
+    for part in [
+        "events.nats.servers: is empty",
+        "events.nats.pool: \"a.b\" is not a word",
+        "events.nats.nkey: credentials hold a key already",
+        "events.nats.cert: cert and key belong together",
+        "events.nats.stream.replicas: 9 is not within 1 and 5",
+        "events.nats.snapshot_s: is more than half of stream.max_age_s",
+    ] {
+        assert!(complaints.contains(part), "{part}\n{complaints}");
+    }
 }

@@ -206,6 +206,12 @@ impl Follower {
         self.doubted = None;
     }
 
+    /// Whether what was taken leaves the picture incomplete, whoever hears the server.
+    #[must_use]
+    pub fn lacks(&self) -> bool {
+        self.verdict.trust != Trust::Live
+    }
+
     /// The process that publishes, as its first batch that was taken tells it from others, and the
     /// last batch: number and hash. None before the first.
     #[must_use]
@@ -241,7 +247,9 @@ impl Follower {
         self.order.has_passed(seq)
             && match (self.timestamp, wire::decode(payload)) {
                 (Some(last), Ok(batch)) => batch.timestamp <= last,
-                _ => false,
+                (None, Ok(_)) => false,
+                // Nobody knows when it was made; another process shows in its next batch.
+                (_, Err(_)) => true,
             }
     }
 

@@ -184,13 +184,11 @@ struct Listener {
     replays: Arc<Semaphore>,
 }
 
-/// All batches since the server's start, if it keeps them all.
+/// All batches that a server keeps, if its answer came whole. There may be holes in them that nothing
+/// fills; whether the cache was empty since, the batches say.
 async fn replay_all(address: &str, limits: &Limits) -> Option<BTreeMap<u64, Batch>> {
     let replay = replay(address, 0, REPLAY_MAX, limits).await.ok()?;
-    let whole = replay.end == ReplayEnd::Complete
-        && !replay.starts_late()
-        && replay.gaps().next().is_none()
-        && !replay.batches.is_empty();
+    let whole = replay.end == ReplayEnd::Complete && !replay.batches.is_empty();
     whole.then_some(replay.batches)
 }
 
@@ -292,6 +290,7 @@ impl Listener {
                 _ => None,
             };
             let taken = self.take(&mut follower, delivery);
+            source.want_snapshot(follower.lacks());
             self.first = None;
             if let Some((seq, payload)) = batch
                 && taken
@@ -302,8 +301,8 @@ impl Listener {
         }
     }
 
-    /// Where a gap stayed, the server may still keep everything since its start: a replay that was
-    /// cut short or slow may be whole by now.
+    /// Where a gap stayed, the server may still keep everything since its start, or since its cache
+    /// was empty: a replay that was cut short or slow may be whole by now.
     async fn learn_again(&mut self, follower: &mut Follower) {
         let due = self
             .relearn_after
@@ -398,7 +397,10 @@ impl Listener {
             .events
             .as_ref()
             .and_then(|events| events.replay.clone());
-        let Some(address) = replay else { return };
+        // Its bridge asks where there is one.
+        let (Some(address), Way::Zmq { .. }) = (replay, &self.way) else {
+            return;
+        };
         // A server that cannot fill a gap is not asked again at once.
         if self
             .replay_after

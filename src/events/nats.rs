@@ -368,9 +368,10 @@ fn as_word(name: &str) -> String {
     word
 }
 
-/// A batch's headers. The stream drops a message whose id it has seen in the last minutes.
+/// A batch's headers. The stream drops a message whose id it has seen in the last minutes; `life`
+/// tells a process from itself where a bridge has to publish it from its start again.
 #[must_use]
-pub fn to_headers(subject: &str, stamp: Stamp) -> HeaderMap {
+pub fn to_headers(subject: &str, stamp: Stamp, life: u64) -> HeaderMap {
     let Stamp { epoch, seq, prev } = stamp;
     let mut headers = HeaderMap::new();
     headers.insert(EPOCH, format!("{epoch:016x}"));
@@ -378,7 +379,7 @@ pub fn to_headers(subject: &str, stamp: Stamp) -> HeaderMap {
     if let Some(prev) = prev {
         headers.insert(PREV, prev.to_string());
     }
-    headers.insert(MESSAGE_ID, format!("{subject}/{epoch:016x}/{seq}"));
+    headers.insert(MESSAGE_ID, format!("{subject}/{epoch:016x}/{life:x}/{seq}"));
     headers
 }
 
@@ -417,7 +418,7 @@ mod tests {
                 seq: 7,
                 prev,
             };
-            assert_eq!(of_headers(&to_headers("kv.a", stamp)), Some(stamp));
+            assert_eq!(of_headers(&to_headers("kv.a", stamp, 0)), Some(stamp));
         }
         assert_eq!(of_headers(&HeaderMap::new()), None);
     }

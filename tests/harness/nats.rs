@@ -24,26 +24,43 @@ fn binary() -> PathBuf {
 }
 
 impl NatsServer {
+    /// The same with a configuration beside the flags: who may come, and over TLS.
+    pub async fn configured(config: &str) -> Self {
+        let mut server = Self::new();
+        std::fs::write(server.folder.path().join("nats.conf"), config).expect("written");
+        server.restart().await;
+        server
+    }
+
     /// Starts, and waits until it answers.
     pub async fn start() -> Self {
+        let mut server = Self::new();
+        server.restart().await;
+        server
+    }
+
+    fn new() -> Self {
         // Its port must outlive a restart, so it is not left to the server.
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = free.local_addr().expect("bound");
         drop(free);
-        let mut server = Self {
+        Self {
             child: None,
             address,
             folder: tempfile::tempdir().expect("a folder"),
-        };
-        server.restart().await;
-        server
+        }
     }
 
     /// Starts over what it kept on disk.
     pub async fn restart(&mut self) {
         self.kill();
         let port = self.address.port().to_string();
-        let child = Command::new(binary())
+        let mut command = Command::new(binary());
+        let config = self.folder.path().join("nats.conf");
+        if config.is_file() {
+            command.arg("-c").arg(config);
+        }
+        let child = command
             .args(["-js", "-a", "127.0.0.1", "-p", &port, "-sd"])
             .arg(self.folder.path())
             .stdout(Stdio::null())
@@ -71,6 +88,11 @@ impl NatsServer {
     pub fn forget(&mut self) {
         assert!(self.child.is_none(), "kill it first");
         self.folder = tempfile::tempdir().expect("a folder");
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// How to reach it.

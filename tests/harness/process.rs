@@ -87,6 +87,12 @@ impl Served {
         }
     }
 
+    /// The last of what it said that nobody has taken.
+    pub fn last_lines(&self, count: usize) -> Vec<String> {
+        let lines: Vec<String> = self.lines.try_iter().collect();
+        lines[lines.len().saturating_sub(count)..].to_vec()
+    }
+
     /// Where it listens: ext_proc and admin.
     pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
         let line = self.line("listening");

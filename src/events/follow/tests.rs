@@ -71,6 +71,8 @@ fn what_comes_twice_or_late_is_no_restart() {
     assert_eq!(follower.missing_before(1, &stored(2, Some(1))), None);
     let copies = index.picture(POD).expect("a picture").copies;
     assert!(copies.iter().all(|(_, _, count)| *count == 1), "{copies:?}");
+    let damaged = follower.on_batch(&index, 1, b"\x93");
+    assert!(!damaged.taken && follower.verdict().trust == Trust::Live);
     // Behind the one that followed it, it can no longer be applied in order.
     follower.on_batch(&index, 4, &stored(5, None));
     let late = follower.on_batch(&index, 3, &stored(4, Some(3)));

@@ -1,5 +1,7 @@
 //! One endpoint's batches out of the stream: the newest snapshot first, then what followed it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -35,6 +37,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 #[derive(Debug)]
 pub struct NatsSource {
     deliveries: mpsc::Receiver<Delivery>,
+    wanted: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -47,7 +50,9 @@ impl NatsSource {
     pub fn open(cluster: &Cluster, endpoint: &str) -> Self {
         let (deliver, deliveries) = mpsc::channel(WAITING_MAX);
         let span = tracing::info_span!("nats", endpoint);
+        let wanted = Arc::new(AtomicBool::new(false));
         let reader = Reader {
+            wanted: wanted.clone(),
             cluster: cluster.clone(),
             endpoint: endpoint.to_owned(),
             deliver,
@@ -63,13 +68,21 @@ impl NatsSource {
             late_since: None,
         };
         let task = tokio::spawn(reader.run().instrument(span));
-        Self { deliveries, task }
+        Self {
+            deliveries,
+            wanted,
+            task,
+        }
     }
 }
 
 impl EventSource for NatsSource {
     async fn next(&mut self) -> Option<Delivery> {
         self.deliveries.recv().await
+    }
+
+    fn want_snapshot(&mut self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Relaxed);
     }
 }
 
@@ -84,6 +97,8 @@ struct Reader {
     cluster: Cluster,
     endpoint: String,
     deliver: mpsc::Sender<Delivery>,
+    /// Whether the consumer's picture is incomplete.
+    wanted: Arc<AtomicBool>,
     links: Links<Bytes>,
     /// The stream, by its time of birth, and the last message that counts.
     at: Option<(i64, u64)>,
@@ -91,8 +106,8 @@ struct Reader {
     whole: bool,
     /// Whether the consumer was told that all is well.
     sure: bool,
-    /// The snapshot that was used last, as place in the stream.
-    used: Option<(i64, u64)>,
+    /// The snapshot that was used last: its stream, its place there, its last batch.
+    used: Option<(i64, u64, u64)>,
     /// One that makes the picture whole.
     found: Option<Snapshot>,
     /// Whether its bridge hears the server and has all that it held.
@@ -195,7 +210,7 @@ impl Reader {
                 },
                 _ = ticks.tick() => {
                     self.on_tick().await?;
-                    if !self.whole && Instant::now() > look {
+                    if self.is_snapshot_wanted() && Instant::now() > look {
                         look = Instant::now() + LOOK_EVERY;
                         self.look(created).await?;
                     }
@@ -209,12 +224,12 @@ impl Reader {
         let known = self.at.is_some_and(|(stream, _)| stream == created);
         let snapshot = match (self.found.take(), known) {
             (Some(found), _) => Some(found),
-            (None, true) if self.whole => None,
+            (None, true) if !self.is_snapshot_wanted() => None,
             (None, _) => self.newest(created).await?,
         };
         (self.late_since, self.awaited) = (None, None);
         if let Some(snapshot) = snapshot {
-            self.used = Some((created, snapshot.stream_seq));
+            self.used = Some((created, snapshot.stream_seq, snapshot.seq));
             self.links = Links::after(Some((snapshot.epoch, snapshot.seq)));
             self.at = Some((created, snapshot.stream_seq));
             self.whole = snapshot.whole;
@@ -243,9 +258,13 @@ impl Reader {
         let Ok(Some(snapshot)) = timeout(SNAPSHOT_MAX, read).await else {
             return Ok(None);
         };
-        let here = (snapshot.stream_created, snapshot.stream_seq);
+        let here = (snapshot.stream_created, snapshot.stream_seq, snapshot.seq);
         let usable = here.0 == created && self.used != Some(here);
         Ok(usable.then_some(snapshot))
+    }
+
+    fn is_snapshot_wanted(&self) -> bool {
+        !self.whole || self.wanted.load(Ordering::Relaxed)
     }
 
     /// Looks for a snapshot that makes the picture whole.
@@ -350,8 +369,9 @@ impl Reader {
                 "batches that its bridge published are missing".to_owned(),
             )
             .await?;
+            // A snapshot may stand for them.
+            self.whole = false;
             if self.links.waits() {
-                self.whole = false;
                 return Err(Ended::Again);
             }
         }
