@@ -477,7 +477,7 @@ impl Listener {
             timestamp: None,
             ..followed
         });
-        if seq % REPLAYED_AT_ONCE == 0 {
+        if seq.is_multiple_of(REPLAYED_AT_ONCE) {
             tokio::task::yield_now().await;
         }
         match taken {
