@@ -58,7 +58,8 @@ impl Order {
     /// Whether `seq` was expected earlier: it comes again, late, or from another process.
     #[must_use]
     pub fn has_passed(&self, seq: u64) -> bool {
-        self.next.is_some_and(|next| seq < next)
+        self.next
+            .is_some_and(|next| seq < next && next - seq <= LATE_BATCHES_MAX)
     }
 
     /// Places the batch numbered `seq` and moves on to it.
@@ -103,6 +104,9 @@ pub enum Linked<T> {
     /// The next batch.
     Next(Stamp, T),
 }
+
+/// Batches that a late one may come behind: a socket keeps what is far apart in order.
+const LATE_BATCHES_MAX: u64 = 16;
 
 /// Messages that are held while one is missing: at 100 batches a second, a busy server's rate,
 /// ten seconds of them.
