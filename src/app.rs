@@ -18,7 +18,6 @@ use crate::admin::{self, Admin, EndpointState};
 use crate::config::{Config, EventSourceKind, Model};
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
-use crate::events::zmq;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
 use crate::fleet::fixed::FleetFile;
 use crate::fleet::{Endpoint, Fleet};
@@ -245,13 +244,7 @@ async fn way(config: &Config) -> anyhow::Result<Option<Way>> {
     let events = &config.events;
     Ok(match events.source {
         EventSourceKind::Off => None,
-        EventSourceKind::Zmq => Some(Way::Zmq {
-            topic: events.topic.clone(),
-            limits: zmq::Limits {
-                queue_bytes_max: events.queue_bytes_max,
-                ..zmq::Limits::default()
-            },
-        }),
+        EventSourceKind::Zmq => Some(Way::zmq(events)),
         EventSourceKind::Nats => Some(Way::Nats(Box::new(Cluster::connect(&events.nats).await?))),
     })
 }

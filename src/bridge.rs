@@ -20,26 +20,24 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_stream::StreamExt as _;
 use tracing::Instrument;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::blocks::KEYS_VERSION;
-use crate::events::listen::{NewTap, Tap, Tapped};
 use crate::events::nats::{
-    BEAT_EVERY, Beat, Cluster, IN_FLIGHT_MAX, NatsError, of_headers, to_headers,
+    BEAT_EVERY, Beat, Cluster, NatsError, backoff, born, of_headers, to_headers,
 };
 use crate::events::order::Stamp;
 use crate::events::snapshot::Snapshot;
-use crate::fleet::Endpoint;
+use crate::events::tap::{NewTap, Tap, Tapped};
+use crate::fleet::{Endpoint, Trust};
 
 /// What waits between a listener and its publisher: the listener's own queue is behind it.
 const TAPPED_MAX: usize = 256;
-/// To write or read a snapshot: 20 MB over a slow link.
-const SNAPSHOT_MAX: Duration = Duration::from_secs(20);
-/// The wait before a new attempt after one that failed; doubled up to the second.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Batches on their way to the stream at once, of one server.
+const IN_FLIGHT_MAX: usize = 256;
 
 /// The publishers of all servers; dropping it ends them.
 #[derive(Debug, Clone)]
@@ -83,12 +81,8 @@ impl Bridge {
         while publishers.try_join_next().is_some() {}
         publishers.spawn(publisher.run(tapped, resume_by).instrument(span));
         let settings = self.cluster.settings();
-        Tap {
-            sender,
-            resume,
-            picture_batches: settings.snapshot_batches,
-            picture_every: Duration::from_secs(settings.snapshot_s),
-        }
+        let every = Duration::from_secs(settings.snapshot_s);
+        Tap::new(sender, resume, settings.snapshot_batches, every)
     }
 }
 
@@ -144,13 +138,13 @@ impl Publisher {
 
     /// Finds out what is in the stream already; tries until it is known.
     async fn begin(&mut self) -> Option<Snapshot> {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         loop {
             match self.read_state().await {
                 Ok(snapshot) => return snapshot,
                 Err(error) => {
                     tracing::warn!(%error, "cannot begin; trying again");
-                    backoff.wait().await;
+                    sleep(backoff.after(Duration::ZERO)).await;
                 }
             }
         }
@@ -169,21 +163,19 @@ impl Publisher {
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {}
             Err(error) => return Err(NatsError::new("the last batch in the stream", &error)),
         }
-        let bucket = self.cluster.snapshots().await?;
-        let read = self.cluster.read_snapshot(&bucket, &self.endpoint.name);
-        Ok(timeout(SNAPSHOT_MAX, read).await.ok().flatten())
+        self.cluster.read_snapshot(&self.endpoint.name).await
     }
 
     /// Questions for a beat; tries until they can be heard.
     async fn asks(&mut self) -> async_nats::Subscriber {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         let subject = self.cluster.ask_subject(&self.endpoint.name);
         loop {
             match self.cluster.client().subscribe(subject.clone()).await {
                 Ok(asks) => return asks,
                 Err(error) => {
                     tracing::warn!(%error, "cannot hear questions; trying again");
-                    backoff.wait().await;
+                    sleep(backoff.after(Duration::ZERO)).await;
                 }
             }
         }
@@ -241,7 +233,7 @@ impl Publisher {
                     hash,
                     stream_seq: self.stored.1,
                     stream_created: self.stored.0,
-                    whole: verdict.trust == crate::fleet::Trust::Live,
+                    whole: verdict.trust == Trust::Live,
                     reason: verdict.reason,
                     picture,
                 };
@@ -252,7 +244,7 @@ impl Publisher {
 
     /// Hands a batch to the connection; its confirmation is awaited later.
     async fn send(&mut self, stamp: Stamp, life: u64, payload: Bytes) {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         loop {
             let headers = to_headers(&self.subject, stamp, life);
             let sent = self.cluster.jetstream().publish_with_headers(
@@ -277,7 +269,7 @@ impl Publisher {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a batch cannot be sent; trying again");
-                    backoff.wait().await;
+                    sleep(backoff.after(Duration::ZERO)).await;
                 }
             }
         }
@@ -293,7 +285,7 @@ impl Publisher {
     /// The first batch on its way is in the stream, or it and all after it are sent again: what
     /// arrived all the same, the stream knows by its id.
     async fn on_confirmed(&mut self, confirmed: Confirmed) {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         let mut confirmed = confirmed;
         loop {
             match confirmed {
@@ -306,7 +298,7 @@ impl Publisher {
                 }
                 Err((first, error)) => {
                     tracing::warn!(%error, "a batch was not confirmed; sending again");
-                    backoff.wait().await;
+                    sleep(backoff.after(Duration::ZERO)).await;
                     let rest = std::mem::take(&mut self.in_flight);
                     let again = rest
                         .into_iter()
@@ -325,7 +317,7 @@ impl Publisher {
 
     /// The stream counts from 1 again: somebody made it anew.
     async fn renewed(&mut self) {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff();
         loop {
             match self.cluster.stream().await {
                 Ok(stream) => {
@@ -335,7 +327,7 @@ impl Publisher {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the stream cannot be looked at; trying again");
-                    backoff.wait().await;
+                    sleep(backoff.after(Duration::ZERO)).await;
                 }
             }
         }
@@ -345,24 +337,20 @@ impl Publisher {
     /// comes soon.
     async fn keep(&mut self, snapshot: Snapshot) {
         let begun = Instant::now();
-        let kept = timeout(SNAPSHOT_MAX, self.write(snapshot)).await;
-        match kept {
-            Ok(Ok(bytes)) => {
+        match self.write(snapshot).await {
+            Ok(bytes) => {
                 let ms = begun.elapsed().as_millis();
                 tracing::debug!(bytes, ms, "a snapshot is kept");
             }
-            Ok(Err(error)) => tracing::warn!(%error, "a snapshot is not kept"),
-            Err(_elapsed) => tracing::warn!("a snapshot took too long and is not kept"),
+            Err(error) => tracing::warn!(%error, "a snapshot is not kept"),
         }
     }
 
     async fn write(&mut self, snapshot: Snapshot) -> Result<usize, NatsError> {
         let bytes = tokio::task::spawn_blocking(move || snapshot.to_bytes()).await;
         let bytes = bytes.map_err(|error| NatsError::new("a snapshot", &error))?;
-        let bucket = self.cluster.snapshots().await?;
-        let name = self.cluster.object(&self.endpoint.name);
-        let kept = bucket.put(name.as_str(), &mut bytes.as_slice()).await;
-        kept.map_err(|error| NatsError::new("a snapshot", &error))?;
+        let name = &self.endpoint.name;
+        self.cluster.write_snapshot(name, &bytes).await?;
         Ok(bytes.len())
     }
 }
@@ -382,27 +370,7 @@ async fn first_ack(in_flight: &mut VecDeque<InFlight>) -> Option<Confirmed> {
     })
 }
 
-fn born(stream: &async_nats::jetstream::stream::Stream) -> i64 {
-    let created = stream.cached_info().created;
-    i64::try_from(created.unix_timestamp_nanos()).unwrap_or(i64::MAX)
-}
-
 fn is_too_large(error: &async_nats::jetstream::context::PublishError) -> bool {
     use async_nats::jetstream::context::PublishErrorKind;
     error.kind() == PublishErrorKind::MaxPayloadExceeded
-}
-
-struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(BACKOFF.0)
-    }
-}
-
-impl Backoff {
-    async fn wait(&mut self) {
-        sleep(self.0).await;
-        self.0 = (self.0 * 2).min(BACKOFF.1);
-    }
 }

@@ -13,6 +13,7 @@ pub mod wire;
 pub mod order;
 pub mod snapshot;
 pub mod follow;
+pub mod backoff;
 mod queue;
 pub mod zmtp;
 pub mod zmq;
@@ -20,6 +21,7 @@ pub mod replay;
 pub mod recording;
 pub mod nats;
 
+pub mod tap;
 pub mod listen;
 
 /// Where one server's events come from.

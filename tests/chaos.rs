@@ -14,12 +14,12 @@ use std::time::Duration;
 use harness::http::{self, full, post};
 use harness::nats::NatsServer;
 use harness::process::{Served, output};
+use harness::sim;
 use kvscout::config::{Config, EventSourceKind, Tls};
 use kvscout::index::digest_of;
-use kvscout_sim::engine::EngineConfig;
-use kvscout_sim::events::{EventConfig, Faults, Layout, ReplayFault};
-use kvscout_sim::server::{self, Server};
-use kvscout_sim::timing::Timing;
+use kvscout_sim::dice::Dice;
+use kvscout_sim::events::{Faults, ReplayFault};
+use kvscout_sim::server;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -33,23 +33,6 @@ const SETTLED_MAX: Duration = Duration::from_secs(60);
 /// events are on their way, or a bridge that was killed is not missed yet.
 const LAG_MAX: Duration = Duration::from_secs(15);
 
-/// A stream of numbers from a seed (SplitMix64).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-}
-
 /// Everything that runs.
 struct World {
     nats: NatsServer,
@@ -61,37 +44,12 @@ struct World {
     dice: Dice,
 }
 
-async fn pod(seed: u64, at: Option<&server::Addresses>) -> anyhow::Result<server::Bound> {
-    let any = || "tcp://127.0.0.1:0".to_owned();
-    let events = at.and_then(|at| at.events.as_ref());
-    Server::start(server::Config {
-        listen: at.map_or_else(|| "127.0.0.1:0".to_owned(), |at| at.http.to_string()),
-        timing: Timing::INSTANT,
-        engine: EngineConfig {
-            num_gpu_blocks: 128,
-            hash_seed: seed,
-            ..EngineConfig::default()
-        },
-        events: Some(EventConfig {
-            endpoint: events.map_or_else(any, |events| events.endpoint.clone()),
-            replay_endpoint: Some(events.map_or_else(any, |events| {
-                events.replay_endpoint.clone().expect("replay is on")
-            })),
-            topic: Some("kv".into()),
-            layout: Layout::Map,
-            rank: 0,
-        }),
-        ..server::Config::default()
-    })
-    .await
-}
-
 impl World {
     async fn start(seed: u64) -> Self {
         let nats = NatsServer::start().await;
         let mut pods = Vec::new();
         for number in 0..PODS {
-            pods.push(pod(number as u64, None).await.expect("it starts"));
+            pods.push(sim::pod(128, number as u64, None).await.expect("it starts"));
         }
         let mut world = Self {
             nats,
@@ -100,7 +58,7 @@ impl World {
             pickers: Vec::new(),
             admins: Vec::new(),
             folder: tempfile::tempdir().expect("a folder"),
-            dice: Dice(seed),
+            dice: Dice::new(seed),
         };
         world.write_fleet();
         let config = world.write_config();
@@ -121,15 +79,7 @@ impl World {
 
     /// In one move, since it is read while it is written.
     fn write_fleet(&self) {
-        let mut yaml = "endpoints:\n".to_owned();
-        for (number, pod) in self.pods.iter().enumerate() {
-            let events = pod.addresses.events.as_ref().expect("events are on");
-            let (http, replay) = (pod.addresses.http, events.replay_endpoint.as_ref());
-            let (events, replay) = (&events.endpoint, replay.expect("replay is on"));
-            yaml += &format!(
-                "  - {{name: pod-{number}, address: \"{http}\", events: \"{events}\", replay: \"{replay}\"}}\n"
-            );
-        }
+        let yaml = sim::fleet_yaml(&self.pods, "");
         std::fs::write(self.path("fleet.new"), yaml).expect("written");
         std::fs::rename(self.path("fleet.new"), self.path("fleet.yaml")).expect("moved");
     }
@@ -168,7 +118,7 @@ impl World {
     async fn load(&mut self, prompts: usize) {
         for _ in 0..prompts {
             let (group, turn) = (self.dice.below(20) as u32, self.dice.below(12) as u32);
-            let tail = (self.dice.next() % 100_000) as u32;
+            let tail = (self.dice.roll() % 100_000) as u32;
             for pod in &self.pods {
                 let mut tokens: Vec<u32> = (0..16 * turn).map(|at| 1 + group * 500 + at).collect();
                 tokens.extend((0..20).map(|at| tail + at));
@@ -192,7 +142,7 @@ impl World {
     async fn fault(&mut self) -> (String, bool) {
         let number = self.dice.below(PODS);
         let mut faults = Faults {
-            seed: self.dice.next(),
+            seed: self.dice.roll(),
             ..Faults::default()
         };
         let kind = self.dice.below(16);
@@ -260,12 +210,12 @@ impl World {
 
     /// Ends a server and starts another, on these ports or any.
     async fn renew(&mut self, number: usize, at: Option<server::Addresses>) {
-        let seed = self.dice.next();
+        let seed = self.dice.roll();
         let old = self.pods.remove(number);
         old.shutdown().await;
         let begun = Instant::now();
         let new = loop {
-            match pod(seed, at.as_ref()).await {
+            match sim::pod(128, seed, at.as_ref()).await {
                 Ok(pod) => break pod,
                 Err(error) => assert!(begun.elapsed() < SETTLED_MAX, "{error:#}"),
             }

@@ -3,13 +3,14 @@
 
 mod harness;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use harness::http::{self, full, post};
 use harness::nats::NatsServer;
+use harness::sim;
 use harness::{PATIENCE, soon};
 use kvscout::bridge::Bridge;
 use kvscout::config::Nats;
@@ -18,39 +19,12 @@ use kvscout::events::nats::Cluster;
 use kvscout::events::zmq;
 use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
 use kvscout::index::Index;
-use kvscout_sim::engine::EngineConfig;
-use kvscout_sim::events::{EventConfig, Layout};
-use kvscout_sim::server::{self, Server};
-use kvscout_sim::timing::Timing;
+use kvscout_sim::server;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 const POD: &str = "pod-0";
-
-/// A small cache, so that much is evicted; on these ports, or any.
-async fn pod(before: Option<&server::Bound>) -> server::Bound {
-    let events = before.and_then(|pod| pod.addresses.events.as_ref());
-    let any = || "tcp://127.0.0.1:0".to_owned();
-    let config = server::Config {
-        timing: Timing::INSTANT,
-        engine: EngineConfig {
-            num_gpu_blocks: 64,
-            ..EngineConfig::default()
-        },
-        events: Some(EventConfig {
-            endpoint: events.map_or_else(any, |events| events.endpoint.clone()),
-            replay_endpoint: Some(events.map_or_else(any, |events| {
-                events.replay_endpoint.clone().expect("replay is on")
-            })),
-            topic: Some("kv".into()),
-            layout: Layout::Map,
-            rank: 0,
-        }),
-        ..server::Config::default()
-    };
-    Server::start(config).await.expect("it starts")
-}
 
 /// What listens to the fleet of one pod, and the picture that comes of it.
 struct Ears {
@@ -72,14 +46,8 @@ impl Ears {
         let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
         let index = Arc::new(Index::default());
         let listeners = Listeners {
-            fleet,
-            index: index.clone(),
-            parity: Arc::default(),
-            metrics: Arc::default(),
-            way,
             tap: bridge.map(Bridge::tap),
-            adapters: Vec::new(),
-            first: HashMap::new(),
+            ..Listeners::new(fleet, index.clone(), way)
         };
         Self {
             endpoint,
@@ -156,13 +124,33 @@ async fn ask(pod: &server::Bound, prompts: std::ops::Range<u32>) {
     }
 }
 
-async fn cluster(nats: &NatsServer) -> (Nats, Cluster) {
-    let settings = nats.settings();
-    let cluster = Cluster::connect(&settings).await.expect("an address");
-    soon("the stream is made", cluster.init())
-        .await
-        .expect("made");
-    (settings, cluster)
+/// A cluster with the stream, a server, and its bridge.
+struct Plane {
+    nats: NatsServer,
+    settings: Nats,
+    cluster: Cluster,
+    pod: server::Bound,
+    bridge: Ears,
+}
+
+impl Plane {
+    async fn start() -> Self {
+        let nats = NatsServer::start().await;
+        let settings = nats.settings();
+        let cluster = Cluster::connect(&settings).await.expect("an address");
+        soon("the stream is made", cluster.init())
+            .await
+            .expect("made");
+        let pod = sim::pod(64, 0, None).await.expect("it starts");
+        let bridge = Ears::bridge(&pod, &settings).await;
+        Self {
+            nats,
+            settings,
+            cluster,
+            pod,
+            bridge,
+        }
+    }
 }
 
 /// How many batches the stream holds, and how many there have been.
@@ -183,10 +171,13 @@ async fn until_async<F: Future<Output = bool>>(what: &str, mut condition: impl F
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picker_behind_nats_knows_what_the_server_holds() {
-    let nats = NatsServer::start().await;
-    let (settings, cluster) = cluster(&nats).await;
-    let pod = pod(None).await;
-    let _bridge = Ears::bridge(&pod, &settings).await;
+    let Plane {
+        nats: _nats,
+        settings,
+        cluster,
+        pod,
+        bridge: _bridge,
+    } = Plane::start().await;
     let early = Ears::picker(&pod, &settings).await;
     ask(&pod, 0..60).await;
     early.knows("it heard all", &pod).await;
@@ -198,14 +189,13 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
 
     // A snapshot stands for batches that are gone.
     until_async("a snapshot is kept", || async {
-        let bucket = cluster.snapshots().await.expect("a bucket");
-        let kept = cluster.read_snapshot(&bucket, POD).await;
+        let kept = cluster.read_snapshot(POD).await.expect("a bucket");
         kept.is_some_and(|kept| kept.whole && kept.stream_seq > 20)
     })
     .await;
     let stream = cluster.stream().await.expect("a stream");
-    let bucket = cluster.snapshots().await.expect("a bucket");
-    let kept = cluster.read_snapshot(&bucket, POD).await.expect("kept");
+    let kept = cluster.read_snapshot(POD).await.expect("a bucket");
+    let kept = kept.expect("kept");
     stream
         .purge()
         .sequence(kept.stream_seq)
@@ -217,10 +207,13 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_was_away_goes_on_where_it_was() {
-    let nats = NatsServer::start().await;
-    let (settings, cluster) = cluster(&nats).await;
-    let pod = pod(None).await;
-    let bridge = Ears::bridge(&pod, &settings).await;
+    let Plane {
+        nats: _nats,
+        settings,
+        cluster,
+        pod,
+        bridge,
+    } = Plane::start().await;
     let picker = Ears::picker(&pod, &settings).await;
     ask(&pod, 0..60).await;
     picker.knows("before", &pod).await;
@@ -243,10 +236,13 @@ async fn a_bridge_that_was_away_goes_on_where_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_starts_again_is_another_one() {
-    let nats = NatsServer::start().await;
-    let (settings, _cluster) = cluster(&nats).await;
-    let first = pod(None).await;
-    let _bridge = Ears::bridge(&first, &settings).await;
+    let Plane {
+        nats: _nats,
+        settings,
+        cluster: _cluster,
+        pod: first,
+        bridge: _bridge,
+    } = Plane::start().await;
     let picker = Ears::picker(&first, &settings).await;
     ask(&first, 0..30).await;
     picker.knows("the first", &first).await;
@@ -256,7 +252,7 @@ async fn an_engine_that_starts_again_is_another_one() {
     until_async("nobody trusts what is gone", gone).await;
     let again = soon("the ports are free again", async {
         loop {
-            if let Ok(pod) = tokio::spawn(again(addresses.clone())).await {
+            if let Ok(pod) = sim::pod(64, 1, Some(&addresses)).await {
                 return pod;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -267,29 +263,15 @@ async fn an_engine_that_starts_again_is_another_one() {
     picker.knows("the second", &again).await;
 }
 
-/// A server on the event ports of one that is gone.
-async fn again(addresses: server::Addresses) -> server::Bound {
-    let events = addresses.events.expect("events are on");
-    let config = server::Config {
-        timing: Timing::INSTANT,
-        events: Some(EventConfig {
-            endpoint: events.endpoint,
-            replay_endpoint: events.replay_endpoint,
-            topic: Some("kv".into()),
-            layout: Layout::Map,
-            rank: 0,
-        }),
-        ..server::Config::default()
-    };
-    Server::start(config).await.expect("it starts")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_cluster_comes_back_with_or_without_what_it_kept() {
-    let mut nats = NatsServer::start().await;
-    let (settings, cluster) = cluster(&nats).await;
-    let pod = pod(None).await;
-    let _bridge = Ears::bridge(&pod, &settings).await;
+    let Plane {
+        mut nats,
+        settings,
+        cluster,
+        pod,
+        bridge: _bridge,
+    } = Plane::start().await;
     let picker = Ears::picker(&pod, &settings).await;
     ask(&pod, 0..30).await;
     picker.knows("before", &pod).await;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use harness::envoy::{Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
 use harness::publisher::Publisher;
+use harness::sim::fleet_yaml;
 use harness::{PATIENCE, soon, tokenizer};
 use kvscout::app::{self, Bound};
 use kvscout::config::{Config, Engine, Model, RenderSettings, Replies, Source};
@@ -48,23 +49,6 @@ async fn pod(layout: Layout) -> server::Bound {
         ..server::Config::default()
     };
     Server::start(config).await.expect("run make setup")
-}
-
-/// A fleet of these pods, in order, and of more lines.
-fn fleet_yaml(pods: &[server::Bound], more: &str) -> String {
-    let mut yaml = format!("endpoints:\n{more}");
-    for (number, pod) in pods.iter().enumerate() {
-        let events = pod.addresses.events.as_ref().expect("events are on");
-        let (http, replay) = (
-            pod.addresses.http,
-            events.replay_endpoint.as_ref().expect("replay is on"),
-        );
-        let events = &events.endpoint;
-        yaml += &format!(
-            "  - {{name: pod-{number}, address: \"{http}\", events: \"{events}\", replay: \"{replay}\"}}\n"
-        );
-    }
-    yaml
 }
 
 impl World {

@@ -7,7 +7,6 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark's table is its output")]
 
-use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +18,7 @@ use kvscout::blocks::{BlockEvent, BlockKey, EngineHash, Group, KEYS_VERSION, Med
 use kvscout::bridge::Bridge;
 use kvscout::config::Nats;
 use kvscout::events::listen::{Listeners, Way};
-use kvscout::events::nats::{Beat, Cluster};
+use kvscout::events::nats::{Beat, Cluster, born};
 use kvscout::events::snapshot::Snapshot;
 use kvscout::events::zmq;
 use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
@@ -111,14 +110,8 @@ fn listeners(
 ) -> (Listeners, watch::Sender<Arc<Fleet>>) {
     let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
     let listeners = Listeners {
-        fleet,
-        index: index.clone(),
-        parity: Arc::default(),
-        metrics: Arc::default(),
-        way,
         tap: bridge.map(Bridge::tap),
-        adapters: Vec::new(),
-        first: HashMap::new(),
+        ..Listeners::new(fleet, index.clone(), way)
     };
     (listeners, sender)
 }
@@ -332,9 +325,7 @@ fn key_of(number: usize) -> BlockKey {
 
 async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
     let cluster = Cluster::connect(&nats.settings).await?;
-    let created = cluster.stream().await?.cached_info().created;
-    let created = i64::try_from(created.unix_timestamp_nanos())?;
-    let bucket = cluster.snapshots().await?;
+    let created = born(&cluster.stream().await?);
     let mut bridges = JoinSet::new();
     let mut endpoints = Vec::new();
     for number in 0..COLD_SERVERS {
@@ -358,9 +349,9 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
                 copies: (0..COLD_BLOCKS).map(row).collect(),
             },
         };
-        let bytes = snapshot.to_bytes();
-        let name = cluster.object(&endpoint.name);
-        bucket.put(name.as_str(), &mut bytes.as_slice()).await?;
+        cluster
+            .write_snapshot(&endpoint.name, &snapshot.to_bytes())
+            .await?;
         let (cluster, name) = (cluster.clone(), endpoint.name.clone());
         bridges.spawn(async move {
             let asked = cluster.client().subscribe(cluster.ask_subject(&name)).await;

@@ -12,6 +12,7 @@
 //!
 //! Modules stand in the order that data flows, and use only what is declared above them.
 
+pub mod dice;
 pub mod text;
 pub mod engine;
 pub mod timing;

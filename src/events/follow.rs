@@ -104,12 +104,6 @@ impl Follower {
         self.doubted.as_ref().unwrap_or(&self.verdict)
     }
 
-    /// Begins again: what a replay brings from its first batch on is all there is.
-    pub fn begin_again(&mut self, index: &Index) {
-        index.apply(self.endpoint, &[BlockEvent::Cleared]);
-        *self = Self::new(self.endpoint);
-    }
-
     /// The first batch that a replay must bring before `seq` can be taken without a loss; none
     /// where nothing is missing. After a time without hearing that is the last one known, by
     /// which its process is recognised.
@@ -180,7 +174,7 @@ impl Follower {
         self.verdict = Verdict::new(Trust::Silent, "not heard since the last snapshot");
     }
 
-    /// What follows comes from another process.
+    /// What follows comes from another process, or is this one's from its start.
     pub fn on_restarted(&mut self, index: &Index) {
         index.apply(self.endpoint, &[BlockEvent::Cleared]);
         let verdict = Verdict::new(Trust::Silent, "another process publishes here now");

@@ -1,22 +1,23 @@
 //! A task for each endpoint that publishes: next → decode → order → apply.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::events::follow::{Followed, Follower, Verdict};
+use crate::config::Events;
+use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
-use crate::events::replay::{ReplayEnd, replay};
-use crate::events::snapshot::Snapshot;
+use crate::events::replay::{Replay, ReplayEnd, replay};
+use crate::events::tap::{NewTap, Tap, Untapped};
 use crate::events::zmq::{DepthGauge, Limits, ZmqSource};
-use crate::events::{Batch, Delivery, EventSource};
+use crate::events::{Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
-use crate::index::{Index, Picture};
+use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{self, Heard, Judgement, Parity, epoch_s};
 use crate::readiness::Ticket;
@@ -36,6 +37,28 @@ pub enum Way {
 }
 
 impl Way {
+    /// Straight from publishers, as an operator configured it.
+    #[must_use]
+    pub fn zmq(events: &Events) -> Self {
+        Self::Zmq {
+            topic: events.topic.clone(),
+            limits: Limits {
+                queue_bytes_max: events.queue_bytes_max,
+                ..Limits::default()
+            },
+        }
+    }
+
+    fn asking(&self, endpoint: &Endpoint) -> Option<Asking> {
+        let Self::Zmq { limits, .. } = self else {
+            return None;
+        };
+        Some(Asking {
+            address: endpoint.events.as_ref()?.replay.clone()?,
+            limits: limits.clone(),
+        })
+    }
+
     /// Whether an endpoint can be heard so.
     #[must_use]
     pub fn reaches(&self, endpoint: &Endpoint) -> bool {
@@ -44,48 +67,6 @@ impl Way {
             Self::Nats(_) => true,
         }
     }
-}
-
-/// Makes a tap for an endpoint that is to be heard.
-pub type NewTap = Box<dyn FnMut(&Arc<Endpoint>) -> Tap + Send>;
-
-/// Takes what one endpoint published, in order and once, and now and then all that it holds. Slow
-/// takers make the source's own queue fill, never the engine wait.
-#[derive(Debug)]
-pub struct Tap {
-    /// Where it goes; where nobody takes it any more, the endpoint is not heard any more.
-    pub sender: mpsc::Sender<Tapped>,
-    /// What is known of the endpoint already.
-    pub resume: oneshot::Receiver<Option<Snapshot>>,
-    /// Batches from one picture to the next.
-    pub picture_batches: u64,
-    /// Time from one picture to the next, if there was a batch.
-    pub picture_every: Duration,
-}
-
-/// What a tap takes.
-#[derive(Debug)]
-pub enum Tapped {
-    /// A batch.
-    Batch {
-        /// The process that published it.
-        epoch: u64,
-        /// Its number.
-        seq: u64,
-        /// Its bytes.
-        payload: Bytes,
-    },
-    /// What the endpoint holds after the batches before.
-    Picture {
-        /// The process.
-        epoch: u64,
-        /// The last batch: its number and the hash of its bytes.
-        last: (u64, u64),
-        /// Whether that is all, and why.
-        verdict: Verdict,
-        /// What it holds.
-        picture: Picture,
-    },
 }
 
 /// Hears every endpoint of the fleet.
@@ -109,6 +90,21 @@ pub struct Listeners {
 }
 
 impl Listeners {
+    /// Hears a fleet for an index, and for nothing else.
+    #[must_use]
+    pub fn new(fleet: watch::Receiver<Arc<Fleet>>, index: Arc<Index>, way: Way) -> Self {
+        Self {
+            fleet,
+            index,
+            parity: Arc::default(),
+            metrics: Arc::default(),
+            way,
+            tap: None,
+            adapters: Vec::new(),
+            first: HashMap::new(),
+        }
+    }
+
     /// Runs until the fleet's writer is gone, or a listener has failed. An endpoint that leaves
     /// the fleet takes its picture along.
     pub async fn run(mut self) {
@@ -153,8 +149,7 @@ impl Listeners {
             metrics: self.metrics.endpoint(&endpoint.name),
             way: self.way.clone(),
             tap: self.tap.as_mut().map(|new| new(endpoint)),
-            batches: 0,
-            pictured: Instant::now(),
+            asking: self.way.asking(endpoint),
             first: self.first.remove(&endpoint.id),
             replay_after: None,
             relearn_after: None,
@@ -172,9 +167,7 @@ struct Listener {
     metrics: EndpointMetrics,
     way: Way,
     tap: Option<Tap>,
-    /// Batches since the tap was given a picture, and when that was.
-    batches: u64,
-    pictured: Instant,
+    asking: Option<Asking>,
     first: Option<Ticket>,
     replay_after: Option<Instant>,
     /// When a doubtful picture may be learnt again, and how long to wait then.
@@ -184,16 +177,18 @@ struct Listener {
     replays: Arc<Semaphore>,
 }
 
-/// All batches that a server keeps, if its answer came whole. There may be holes in them that nothing
-/// fills; whether the cache was empty since, the batches say.
-async fn replay_all(address: &str, limits: &Limits) -> Option<BTreeMap<u64, Batch>> {
-    let replay = replay(address, 0, REPLAY_MAX, limits).await.ok()?;
-    let whole = replay.end == ReplayEnd::Complete && !replay.batches.is_empty();
-    whole.then_some(replay.batches)
+/// How a server is asked for what was not heard. Where there is a bridge, that does it.
+#[derive(Debug)]
+struct Asking {
+    address: String,
+    limits: Limits,
 }
 
-/// The tap's other end is gone.
-struct Untapped;
+/// A replay, and the turn that it takes until it is dropped.
+struct Fetched {
+    replay: Replay,
+    _turn: OwnedSemaphorePermit,
+}
 
 /// What a replay was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,7 +250,7 @@ impl Listener {
     async fn follow(&mut self, mut source: impl EventSource, depth: Option<DepthGauge>) {
         let mut follower = Follower::new(self.endpoint.id);
         if let Some(tap) = &mut self.tap
-            && let Ok(Some(snapshot)) = (&mut tap.resume).await
+            && let Some(snapshot) = tap.resume().await
         {
             follower.resume(&self.index, &snapshot);
         }
@@ -294,7 +289,7 @@ impl Listener {
             self.first = None;
             if let Some((seq, payload)) = batch
                 && taken
-                && self.tap_batch(&follower, seq, payload).await.is_err()
+                && self.tap_batch(&follower, seq, &payload).await.is_err()
             {
                 return;
             }
@@ -302,45 +297,30 @@ impl Listener {
     }
 
     /// Where a gap stayed, the server may still keep everything since its start, or since its cache
-    /// was empty: a replay that was cut short or slow may be whole by now.
+    /// was empty: a replay that was cut short or slow may be whole by now. There may be holes in it
+    /// that nothing fills; whether the cache was empty since, the batches say.
     async fn learn_again(&mut self, follower: &mut Follower) {
-        let due = self
-            .relearn_after
-            .is_none_or(|after| Instant::now() >= after);
-        let replay = self.endpoint.events.as_ref().and_then(|e| e.replay.clone());
         if follower.verdict().trust != Trust::Doubtful || follower.position().is_none() {
             self.relearn_wait = RELEARN.0;
             return;
         }
-        let (Way::Zmq { limits, .. }, Some(address), true) = (self.way.clone(), replay, due) else {
+        let early = |after| Instant::now() < after;
+        if self.asking.is_none() || self.relearn_after.is_some_and(early) {
             return;
-        };
+        }
         self.relearn_after = Some(Instant::now() + self.relearn_wait);
         self.relearn_wait = (self.relearn_wait * 2).min(RELEARN.1);
-        let endpoint = self.endpoint.name.clone();
-        let answer = {
-            let replays = self.replays.clone();
-            let _turn = replays.acquire().await;
-            replay_all(&address, &limits).await
-        };
-        let Some(batches) = answer else { return };
-        tracing::info!(
-            endpoint,
-            batches = batches.len(),
-            "learning again from its replay"
-        );
-        follower.begin_again(&self.index);
-        for (seq, batch) in batches {
-            if self
-                .take_replayed(follower, seq, &batch.payload)
-                .await
-                .is_err()
-            {
-                return;
-            }
+        let fetched = self.fetch(0).await;
+        let whole = fetched.filter(|fetched| {
+            fetched.replay.end == ReplayEnd::Complete && !fetched.replay.batches.is_empty()
+        });
+        let Some(fetched) = whole else { return };
+        tracing::info!(endpoint = self.endpoint.name, "learning again");
+        follower.on_restarted(&self.index);
+        if self.take_replay(follower, &fetched.replay).await.is_ok() {
+            let verdict = follower.verdict();
+            self.trust(verdict.trust, &verdict.reason);
         }
-        let verdict = follower.verdict();
-        self.trust(verdict.trust, &verdict.reason);
     }
 
     /// Gives the tap a batch that was just taken.
@@ -348,72 +328,50 @@ impl Listener {
         &mut self,
         follower: &Follower,
         seq: u64,
-        payload: Bytes,
+        payload: &Bytes,
     ) -> Result<(), Untapped> {
-        let (Some(tap), Some((epoch, _))) = (&self.tap, follower.position()) else {
+        let (Some(tap), Some((epoch, _))) = (&mut self.tap, follower.position()) else {
             return Ok(());
         };
-        let batch = Tapped::Batch {
-            epoch,
-            seq,
-            payload,
-        };
-        tap.sender.send(batch).await.map_err(|_gone| Untapped)?;
-        self.batches += 1;
-        if self.batches >= tap.picture_batches {
-            self.tap_picture(follower).await?;
+        tap.give_batch(epoch, seq, payload.clone()).await?;
+        match tap.is_full() {
+            true => self.tap_picture(follower).await,
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Gives the tap what the endpoint holds, if it is time.
     async fn tap_picture(&mut self, follower: &Follower) -> Result<(), Untapped> {
-        let (Some(tap), Some((epoch, last))) = (&self.tap, follower.position()) else {
+        let (Some(tap), Some((epoch, last))) = (&mut self.tap, follower.position()) else {
             return Ok(());
         };
-        let due = self.batches >= tap.picture_batches
-            || self.batches > 0 && self.pictured.elapsed() >= tap.picture_every;
         let verdict = follower.verdict();
-        let settled = matches!(verdict.trust, Trust::Live | Trust::Doubtful);
-        let picture = self.index.picture(self.endpoint.id);
-        let Some(picture) = picture.filter(|_| due && settled) else {
+        if !tap.is_due() || !matches!(verdict.trust, Trust::Live | Trust::Doubtful) {
             return Ok(());
-        };
-        (self.batches, self.pictured) = (0, Instant::now());
-        let picture = Tapped::Picture {
-            epoch,
-            last,
-            verdict: verdict.clone(),
-            picture,
-        };
-        tap.sender.send(picture).await.map_err(|_gone| Untapped)
+        }
+        match self.index.picture(self.endpoint.id) {
+            Some(picture) => {
+                tap.give_picture(epoch, last, verdict.clone(), picture)
+                    .await
+            }
+            None => Ok(()),
+        }
     }
 
     /// Asks the server for what was not heard, if it can replay. The live stream waits in its
     /// queue meanwhile. Whatever is still missing shows when the live batch is taken.
     async fn repair(&mut self, follower: &mut Follower, from_seq: u64) {
-        let replay = self
-            .endpoint
-            .events
-            .as_ref()
-            .and_then(|events| events.replay.clone());
-        // Its bridge asks where there is one.
-        let (Some(address), Way::Zmq { .. }) = (replay, &self.way) else {
-            return;
-        };
         // A server that cannot fill a gap is not asked again at once.
-        if self
-            .replay_after
-            .is_some_and(|after| Instant::now() < after)
-        {
+        let early = |after| Instant::now() < after;
+        if self.asking.is_none() || self.replay_after.is_some_and(early) {
             return;
         }
         self.trust(
             Trust::Learning,
             &format!("asking for what came from batch {from_seq} on"),
         );
-        let answer = match self.ask(follower, &address, from_seq).await {
-            Answer::Stranger => self.ask(follower, &address, 0).await,
+        let answer = match self.ask(follower, from_seq).await {
+            Answer::Stranger => self.ask(follower, 0).await,
             answer => answer,
         };
         if answer != Answer::Whole {
@@ -421,46 +379,55 @@ impl Listener {
         }
     }
 
-    async fn ask(&mut self, follower: &mut Follower, address: &str, from_seq: u64) -> Answer {
-        let Way::Zmq { limits, .. } = self.way.clone() else {
+    async fn ask(&mut self, follower: &mut Follower, from_seq: u64) -> Answer {
+        let Some(fetched) = self.fetch(from_seq).await else {
             return Answer::Partial;
         };
-        // Closed only where the app is gone.
-        let replays = self.replays.clone();
-        let _turn = replays.acquire().await;
-        let name = self.endpoint.name.clone();
-        let endpoint = name.as_str();
-        let replay = match replay(address, from_seq, REPLAY_MAX, &limits).await {
-            Ok(replay) => replay,
-            Err(error) => {
-                tracing::warn!(endpoint, error = ?error.to_string(), address, "no replay");
-                return Answer::Partial;
-            }
-        };
-        tracing::info!(endpoint, batches = replay.batches.len(), from_seq, end = ?replay.end, "replayed");
-        let last = replay
-            .batches
-            .get(&from_seq)
-            .map(|batch| &batch.payload[..]);
+        let replay = &fetched.replay;
+        let last = replay.batches.get(&from_seq);
+        let last = last.map(|batch| &batch.payload[..]);
         if !follower.on_recognition(&self.index, last) {
             return Answer::Stranger;
         }
-        for (seq, batch) in &replay.batches {
-            // Where nobody takes it, the next live batch shows so.
-            if self
-                .take_replayed(follower, *seq, &batch.payload)
-                .await
-                .is_err()
-            {
-                return Answer::Partial;
+        // Where nobody takes it, the next live batch shows so.
+        let taken = self.take_replay(follower, replay).await;
+        let whole = replay.end == ReplayEnd::Complete && replay.gaps().next().is_none();
+        match taken.is_ok() && whole {
+            true => Answer::Whole,
+            false => Answer::Partial,
+        }
+    }
+
+    /// What the server still keeps from a batch on; none where it does not answer.
+    async fn fetch(&self, from_seq: u64) -> Option<Fetched> {
+        let Asking { address, limits } = self.asking.as_ref()?;
+        // Closed only where the app is gone.
+        let turn = self.replays.clone().acquire_owned().await.ok()?;
+        let endpoint = self.endpoint.name.as_str();
+        match replay(address, from_seq, REPLAY_MAX, limits).await {
+            Ok(replay) => {
+                tracing::info!(endpoint, batches = replay.batches.len(), from_seq, end = ?replay.end, "replayed");
+                Some(Fetched {
+                    replay,
+                    _turn: turn,
+                })
+            }
+            Err(error) => {
+                tracing::warn!(endpoint, error = ?error.to_string(), address, "no replay");
+                None
             }
         }
-        let whole = replay.end == ReplayEnd::Complete && replay.gaps().next().is_none();
-        if whole {
-            Answer::Whole
-        } else {
-            Answer::Partial
+    }
+
+    async fn take_replay(
+        &mut self,
+        follower: &mut Follower,
+        replay: &Replay,
+    ) -> Result<(), Untapped> {
+        for (seq, batch) in &replay.batches {
+            self.take_replayed(follower, *seq, &batch.payload).await?;
         }
+        Ok(())
     }
 
     /// Takes one batch of a replay, and gives it to the tap.
@@ -481,7 +448,7 @@ impl Listener {
             tokio::task::yield_now().await;
         }
         match taken {
-            true => self.tap_batch(follower, seq, payload.clone()).await,
+            true => self.tap_batch(follower, seq, payload).await,
             false => Ok(()),
         }
     }

@@ -20,7 +20,9 @@ use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions, Event, HeaderMap};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
+use tokio::time::timeout;
 
+use super::backoff::Backoff;
 use super::order::Stamp;
 use super::snapshot::Snapshot;
 use crate::config::Nats;
@@ -35,8 +37,14 @@ pub const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// From request to answer; past it a call is made again.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// Batches on their way to the stream at once, of one server.
-pub const IN_FLIGHT_MAX: usize = 256;
+/// To write or read a snapshot: 20 MB over a slow link.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(20);
+
+/// How long to wait for a cluster that is away.
+#[must_use]
+pub fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(200), Duration::from_secs(5))
+}
 
 const EPOCH: &str = "Kv-Epoch";
 const SEQ: &str = "Kv-Seq";
@@ -60,10 +68,6 @@ impl NatsError {
     #[must_use]
     pub fn new(what: &str, error: &dyn fmt::Display) -> Self {
         Self(format!("{what}: {error}"))
-    }
-
-    fn of(what: &str) -> impl FnOnce(&dyn fmt::Display) -> Self + '_ {
-        move |error| Self(format!("{what}: {error}"))
     }
 }
 
@@ -113,12 +117,12 @@ impl Cluster {
         if let Some(file) = &settings.credentials {
             let what = format!("events.nats.credentials: {}", file.display());
             let read = options.credentials_file(file).await;
-            options = read.map_err(|error| NatsError::of(&what)(&error))?;
+            options = read.map_err(|error| NatsError::new(&what, &error))?;
         }
         if let Some(file) = &settings.nkey {
             let what = format!("events.nats.nkey: {}", file.display());
             let seed = std::fs::read_to_string(file);
-            let seed = seed.map_err(|error| NatsError::of(&what)(&error))?;
+            let seed = seed.map_err(|error| NatsError::new(&what, &error))?;
             options = options.nkey(seed.trim().to_owned());
         }
         if let Some(ca) = &settings.ca {
@@ -130,7 +134,7 @@ impl Cluster {
         let servers = settings.servers.join(",");
         let what = format!("events.nats.servers: {servers}");
         let client = options.connect(&settings.servers).await;
-        let client = client.map_err(|error| NatsError::of(&what)(&error))?;
+        let client = client.map_err(|error| NatsError::new(&what, &error))?;
         let jetstream = jetstream::ContextBuilder::new()
             .timeout(ANSWER_MAX)
             .ack_timeout(ANSWER_MAX)
@@ -174,7 +178,7 @@ impl Cluster {
         let asked = self.client.publish(self.ask_subject(endpoint), "".into());
         asked
             .await
-            .map_err(|error| NatsError::of("a question")(&error))
+            .map_err(|error| NatsError::new("a question", &error))
     }
 
     /// The connection itself.
@@ -184,8 +188,7 @@ impl Cluster {
     }
 
     /// The name of an endpoint's snapshot. Ranks are endpoints of their own: each is its first.
-    #[must_use]
-    pub fn object(&self, endpoint: &str) -> String {
+    fn object(&self, endpoint: &str) -> String {
         let Nats {
             namespace, pool, ..
         } = &self.settings;
@@ -206,7 +209,7 @@ impl Cluster {
             .client
             .publish(self.beat_subject(endpoint), payload.into())
             .await;
-        sent.map_err(|error| NatsError::of("a beat")(&error))
+        sent.map_err(|error| NatsError::new("a beat", &error))
     }
 
     /// The stream as it is now.
@@ -217,36 +220,57 @@ impl Cluster {
         let name = &self.settings.stream.name;
         let what = format!("the stream {name} (`kvscout bridge --init` makes it)");
         let found = self.jetstream.get_stream(name).await;
-        found.map_err(|error| NatsError::of(&what)(&error))
+        found.map_err(|error| NatsError::new(&what, &error))
     }
 
-    /// The bucket of snapshots.
-    ///
-    /// # Errors
-    /// It is not there, or nobody answers.
-    pub async fn snapshots(&self) -> Result<ObjectStore, NatsError> {
+    async fn snapshots(&self) -> Result<ObjectStore, NatsError> {
         let what = format!(
             "the bucket {} (`kvscout bridge --init` makes it)",
             self.bucket()
         );
         let found = self.jetstream.get_object_store(self.bucket()).await;
-        found.map_err(|error| NatsError::of(&what)(&error))
+        found.map_err(|error| NatsError::new(&what, &error))
     }
 
-    /// An endpoint's newest snapshot, if there is one to use. Has no deadline of its own.
-    pub async fn read_snapshot(&self, bucket: &ObjectStore, endpoint: &str) -> Option<Snapshot> {
-        let mut object = bucket.get(self.object(endpoint)).await.ok()?;
-        let mut bytes = Vec::with_capacity(object.info().size);
-        // Where another took its place meanwhile, the reading fails.
-        let read = object.read_to_end(&mut bytes).await;
-        let snapshot = match read {
-            Ok(_) => Snapshot::from_bytes(&bytes).map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+    /// An endpoint's newest snapshot, if there is one to use.
+    ///
+    /// # Errors
+    /// There is no bucket, or nobody answers.
+    pub async fn read_snapshot(&self, endpoint: &str) -> Result<Option<Snapshot>, NatsError> {
+        let bucket = self.snapshots().await?;
+        let read = async {
+            let mut object = bucket.get(self.object(endpoint)).await.ok()?;
+            let mut bytes = Vec::with_capacity(object.info().size);
+            // Where another took its place meanwhile, the reading fails.
+            Some(match object.read_to_end(&mut bytes).await {
+                Ok(_) => Snapshot::from_bytes(&bytes).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            })
         };
-        if let Err(error) = &snapshot {
-            tracing::warn!(endpoint, error, "a snapshot is of no use");
+        match timeout(SNAPSHOT_MAX, read).await {
+            Ok(Some(Ok(snapshot))) => Ok(Some(snapshot)),
+            Ok(Some(Err(error))) => {
+                tracing::warn!(endpoint, error, "a snapshot is of no use");
+                Ok(None)
+            }
+            Ok(None) | Err(_) => Ok(None),
         }
-        snapshot.ok()
+    }
+
+    /// Keeps an endpoint's snapshot in place of the one before.
+    ///
+    /// # Errors
+    /// There is no bucket, nobody answers, or not in time.
+    pub async fn write_snapshot(&self, endpoint: &str, snapshot: &[u8]) -> Result<(), NatsError> {
+        let write = async {
+            let (bucket, mut bytes) = (self.snapshots().await?, snapshot);
+            let put = bucket.put(self.object(endpoint).as_str(), &mut bytes).await;
+            put.map_err(|error| NatsError::new("a snapshot", &error))
+        };
+        match timeout(SNAPSHOT_MAX, write).await {
+            Ok(done) => done.map(|_info| ()),
+            Err(late) => Err(NatsError::new("a snapshot", &late)),
+        }
     }
 
     /// Makes the stream and the bucket, or gives them the settings; says what it did.
@@ -275,7 +299,7 @@ impl Cluster {
         );
         let what = format!("the stream {name}");
         let result = self.jetstream.create_or_update_stream(wanted).await;
-        result.map_err(|error| NatsError::of(&what)(&error))?;
+        result.map_err(|error| NatsError::new(&what, &error))?;
         done.push(format!("{made}: {summary}"));
         let bucket = self.bucket();
         if self
@@ -292,7 +316,7 @@ impl Cluster {
             .jetstream
             .create_object_store(self.bucket_config())
             .await;
-        result.map_err(|error| NatsError::of(&what)(&error))?;
+        result.map_err(|error| NatsError::new(&what, &error))?;
         done.push(format!("made: bucket {bucket}"));
         Ok(done)
     }
@@ -344,6 +368,13 @@ impl Cluster {
             tags,
         })
     }
+}
+
+/// When a stream was made, in nanoseconds since 1970: one made again is another one.
+#[must_use]
+pub fn born(stream: &stream::Stream) -> i64 {
+    let created = stream.cached_info().created;
+    i64::try_from(created.unix_timestamp_nanos()).unwrap_or(i64::MAX)
 }
 
 /// What a connection tells of itself, for the log.

@@ -4,7 +4,6 @@
 //! the newest. Yet its process pays for that memory, so the socket is read as fast as it
 //! fills, and what the consumer cannot take yet waits, or is dropped, on our side.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::Instrument;
 
+use super::backoff::Backoff;
 use super::queue::Queue;
 use super::zmtp::{Address, AddressError, Connection, Incoming, LinkError, Role};
 use super::{Delivery, EventSource};
@@ -144,7 +144,7 @@ impl Drop for Listener {
 
 impl Listener {
     async fn run(self) {
-        let mut backoff = Backoff::new(&self.limits);
+        let mut backoff = Backoff::new(self.limits.backoff_min, self.limits.backoff_max);
         loop {
             let begun = Instant::now();
             let error = match self.subscribe().await {
@@ -211,54 +211,5 @@ impl Listener {
             return Err(LinkError::Silent(self.limits.silence_max));
         }
         connection.ping().await
-    }
-}
-
-/// How long to wait before the next attempt.
-#[derive(Debug)]
-struct Backoff {
-    min: Duration,
-    max: Duration,
-    next: Duration,
-}
-
-impl Backoff {
-    fn new(limits: &Limits) -> Self {
-        Self {
-            min: limits.backoff_min,
-            max: limits.backoff_max,
-            next: limits.backoff_min,
-        }
-    }
-
-    /// The wait after an attempt that lasted `lasted`. One that outlived the longest wait was
-    /// a success; a peer that hangs up on us sooner is no better than one that is down.
-    fn after(&mut self, lasted: Duration) -> Duration {
-        if lasted > self.max {
-            self.next = self.min;
-        }
-        let wait = self.next;
-        self.next = (wait * 2).min(self.max);
-        // Seeded at random by the standard library; no dependency for a jitter.
-        let random = RandomState::new().hash_one(()) % 1024;
-        wait / 2 + wait / 2 * u32::try_from(random).expect("below 1024") / 1024
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_to_the_longest_and_start_anew_after_a_success() {
-        let mut backoff = Backoff::new(&Limits::default());
-        let at_once = Duration::ZERO;
-        let first = backoff.after(at_once);
-        assert!((50..=100).contains(&first.as_millis()), "{first:?}");
-        let late = (0..10).map(|_| backoff.after(at_once)).last();
-        let late = late.expect("ten waits").as_millis();
-        assert!((2_500..=5_000).contains(&late), "{late}");
-        let again = backoff.after(Duration::from_secs(60)).as_millis();
-        assert!((50..=100).contains(&again), "{again}");
     }
 }

@@ -1,23 +1,16 @@
 //! `kvscout bridge`: servers' events into NATS JetStream.
 
-use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::bail;
 
 use crate::bridge::Bridge;
-use crate::config::{Config, LogFormat, Model};
+use crate::config::{Config, Model};
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
-use crate::events::zmq;
 use crate::fleet::fixed::FleetFile;
-use crate::index::Index;
-use crate::metrics::Metrics;
-use crate::parity::Parity;
-use crate::tools::serve::start_log;
+use crate::tools::{Common, start_log, told_to_end};
 
 /// Publishes servers' KV cache events into NATS JetStream, for any number of pickers.
 ///
@@ -30,12 +23,8 @@ use crate::tools::serve::start_log;
 /// and what `--init` makes there. One bridge for each server; a second one is harmless and of no use.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The configuration file. Without one, defaults and flags decide.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// The file of endpoints.
-    #[arg(long, value_name = "FILE")]
-    pub fleet: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
     /// A server of the cluster: nats://host:port or tls://host:port. May be given again.
     #[arg(long, value_name = "URL")]
     pub nats: Vec<String>,
@@ -43,24 +32,14 @@ pub struct Args {
     /// and end.
     #[arg(long)]
     pub init: bool,
-    /// How log lines look.
-    #[arg(long, value_enum)]
-    pub log: Option<LogFormat>,
 }
 
 impl Args {
     fn config(&self) -> anyhow::Result<Config> {
-        let mut config = match &self.config {
-            Some(file) => Config::load(file)?,
-            None => Config::default(),
-        };
-        if let Some(fleet) = &self.fleet {
-            config.fleet_file.clone_from(fleet);
-        }
+        let mut config = self.common.config()?;
         if !self.nats.is_empty() {
             config.events.nats.servers.clone_from(&self.nats);
         }
-        config.log = self.log.unwrap_or(config.log);
         Ok(config)
     }
 }
@@ -85,32 +64,19 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         .count();
     let bridge = Bridge::new(cluster);
     let listeners = Listeners {
-        fleet,
-        index: Arc::new(Index::default()),
-        parity: Arc::new(Parity::default()),
-        metrics: Arc::new(Metrics::default()),
-        way: Way::Zmq {
-            topic: config.events.topic.clone(),
-            limits: zmq::Limits {
-                queue_bytes_max: config.events.queue_bytes_max,
-                ..zmq::Limits::default()
-            },
-        },
         tap: Some(bridge.tap()),
         adapters: config
             .models
             .iter()
             .flat_map(Model::adapter_names)
             .collect(),
-        first: HashMap::new(),
+        ..Listeners::new(fleet, Arc::default(), Way::zmq(&config.events))
     };
     let stream = config.events.nats.stream.name.as_str();
     tracing::info!(servers = heard, stream, "bridging");
-    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
+    let told = told_to_end()?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = told => {}
         () = listeners.run() => bail!("a listener ended unbidden"),
         () = fleet_file.run() => bail!("the fleet file's reader ended unbidden"),
     }

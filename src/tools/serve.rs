@@ -2,14 +2,11 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-
-use anyhow::bail;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::app;
-use crate::config::{Config, Engine, LogFormat, Model, RenderSettings, Source, Tls};
+use crate::config::{Config, Engine, Model, RenderSettings, Source, Tls};
+use crate::tools::{Common, start_log, told_to_end};
+use anyhow::bail;
 
 /// Answers Envoy over ext_proc with the endpoint that holds the longest cached prefix.
 ///
@@ -20,12 +17,9 @@ use crate::config::{Config, Engine, LogFormat, Model, RenderSettings, Source, Tl
 /// SIGTERM and Ctrl-C let running requests end, up to limits.drain_ms_max.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The configuration file. Without one, defaults and flags decide.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// The file of endpoints.
-    #[arg(long, value_name = "FILE")]
-    pub fleet: Option<PathBuf>,
+    /// Flags that other commands have, too.
+    #[command(flatten)]
+    pub common: Common,
     /// A model to score prompts for: its served name and its folder. May be given again.
     #[arg(long, value_name = "NAME=DIR")]
     pub model: Vec<String>,
@@ -41,9 +35,6 @@ pub struct Args {
     /// Serve ext_proc without TLS.
     #[arg(long)]
     pub plaintext: bool,
-    /// How log lines look.
-    #[arg(long, value_enum)]
-    pub log: Option<LogFormat>,
     /// Print the configuration that would be used, and end.
     #[arg(long)]
     pub print_config: bool,
@@ -52,10 +43,7 @@ pub struct Args {
 impl Args {
     /// The file's configuration with the flags over it.
     pub fn config(&self) -> anyhow::Result<Config> {
-        let mut config = match &self.config {
-            Some(file) => Config::load(file)?,
-            None => Config::default(),
-        };
+        let mut config = self.common.config()?;
         for (flag, setting) in [
             (self.ext_proc, &mut config.listen.ext_proc),
             (self.health, &mut config.listen.health),
@@ -63,13 +51,9 @@ impl Args {
         ] {
             *setting = flag.unwrap_or(*setting);
         }
-        if let Some(fleet) = &self.fleet {
-            config.fleet_file.clone_from(fleet);
-        }
         if self.plaintext {
             config.tls = Tls::Off;
         }
-        config.log = self.log.unwrap_or(config.log);
         for model in &self.model {
             config.models.push(read_model(model)?);
         }
@@ -103,27 +87,5 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let app = app::build(config).await?;
     let bound = app.bound();
     tracing::info!(ext_proc = %bound.ext_proc, health = %bound.health, admin = %bound.admin, "listening");
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    app.run(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-    .await
-}
-
-/// Sends log lines to stderr.
-pub fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    app.run(told_to_end()?).await
 }

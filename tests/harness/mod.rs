@@ -10,6 +10,7 @@ pub mod nats;
 pub mod pod;
 pub mod process;
 pub mod publisher;
+pub mod sim;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dice::Dice;
+
 /// What goes wrong. Shares are of batches, 0 to 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
@@ -91,19 +93,26 @@ pub struct FaultSwitch(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     faults: Faults,
-    drawn: u64,
+    dice: Dice,
+}
+
+impl State {
+    fn new(faults: Faults) -> Self {
+        let dice = Dice::new(faults.seed);
+        Self { faults, dice }
+    }
 }
 
 impl FaultSwitch {
     /// One that begins with these.
     #[must_use]
     pub fn new(faults: Faults) -> Self {
-        Self(Arc::new(Mutex::new(State { faults, drawn: 0 })))
+        Self(Arc::new(Mutex::new(State::new(faults))))
     }
 
     /// Changes them; the draws begin anew.
     pub fn set(&self, faults: Faults) {
-        *self.lock() = State { faults, drawn: 0 };
+        *self.lock() = State::new(faults);
     }
 
     /// As they are now.
@@ -115,8 +124,7 @@ impl FaultSwitch {
     /// Decides about the next batch.
     pub(super) fn draw(&self) -> Fate {
         let mut state = self.lock();
-        state.drawn += 1;
-        let mut share = share(state.faults.seed, state.drawn);
+        let mut share = state.dice.share();
         let faults = &state.faults;
         if faults.silent {
             return Fate::Dropped;
@@ -139,14 +147,6 @@ impl FaultSwitch {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A number from 0 to 1 (SplitMix64).
-fn share(seed: u64, draw: u64) -> f64 {
-    let mut z = seed.wrapping_add(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One endpoint's batches out of the stream: the newest snapshot first, then what followed it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,11 +11,11 @@ use async_nats::{Message, jetstream};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_stream::StreamExt as _;
 use tracing::Instrument;
 
-use super::{Beat, Cluster, NatsError, of_headers};
+use super::{Beat, Cluster, NatsError, backoff, born, of_headers};
 use crate::events::order::{Linked, Links};
 use crate::events::snapshot::Snapshot;
 use crate::events::{Batch, Delivery, EventSource};
@@ -28,10 +29,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 const LATE_MAX: Duration = Duration::from_secs(10);
 /// Between two looks for a snapshot that makes a picture whole.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// To read a snapshot: 20 MB over a slow link.
-const SNAPSHOT_MAX: Duration = Duration::from_secs(20);
-/// The wait before a new attempt after one that failed; doubled up to the second.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// One endpoint's events. Dropping it ends the task that reads.
 #[derive(Debug)]
@@ -113,7 +110,7 @@ struct Reader {
     /// Whether its bridge hears the server and has all that it held.
     live: bool,
     /// What a bridge said it had published, where that has not come yet, and since when.
-    awaited: Option<(Option<(u64, u64)>, Instant)>,
+    awaited: Option<((u64, u64), Instant)>,
     /// When a bridge was heard last.
     heard: Instant,
     /// Since when something is missing.
@@ -136,45 +133,34 @@ impl From<NatsError> for Ended {
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> Ended {
-    Ended::Failed(NatsError::of(what)(error))
+    Ended::Failed(NatsError::new(what, error))
 }
 
 impl Reader {
     async fn run(mut self) {
-        let mut wait = BACKOFF.0;
+        let mut backoff = backoff();
         loop {
             let begun = Instant::now();
-            match self.session().await {
+            let Err(ended) = self.read().await;
+            match ended {
                 Ended::Unwanted => return,
-                Ended::Again => continue,
+                Ended::Again => {}
                 Ended::Failed(error) => {
                     tracing::debug!(%error, "not read");
                     let reason = format!("not read from NATS: {error}");
                     if self.doubt(true, reason).await.is_err() {
                         return;
                     }
+                    sleep(backoff.after(begun.elapsed())).await;
                 }
             }
-            if begun.elapsed() > BACKOFF.1 {
-                wait = BACKOFF.0;
-            }
-            sleep(wait).await;
-            wait = (wait * 2).min(BACKOFF.1);
         }
     }
 
     /// Reads until something ends it.
-    async fn session(&mut self) -> Ended {
-        match self.read().await {
-            Ok(never) => match never {},
-            Err(ended) => ended,
-        }
-    }
-
-    async fn read(&mut self) -> Result<std::convert::Infallible, Ended> {
+    async fn read(&mut self) -> Result<Infallible, Ended> {
         let stream = self.cluster.stream().await?;
-        let info = stream.cached_info();
-        let created = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+        let created = born(&stream);
         let beats = self.cluster.beat_subject(&self.endpoint);
         let beats = self.cluster.client.subscribe(beats).await;
         let mut beats = beats.map_err(|error| failed("bridges cannot be heard", &error))?;
@@ -253,14 +239,11 @@ impl Reader {
 
     /// The newest snapshot, if it belongs to this stream and was not used already.
     async fn newest(&self, created: i64) -> Result<Option<Snapshot>, Ended> {
-        let bucket = self.cluster.snapshots().await?;
-        let read = self.cluster.read_snapshot(&bucket, &self.endpoint);
-        let Ok(Some(snapshot)) = timeout(SNAPSHOT_MAX, read).await else {
-            return Ok(None);
-        };
-        let here = (snapshot.stream_created, snapshot.stream_seq, snapshot.seq);
-        let usable = here.0 == created && self.used != Some(here);
-        Ok(usable.then_some(snapshot))
+        let newest = self.cluster.read_snapshot(&self.endpoint).await?;
+        Ok(newest.filter(|snapshot| {
+            let here = (snapshot.stream_created, snapshot.stream_seq, snapshot.seq);
+            here.0 == created && self.used != Some(here)
+        }))
     }
 
     fn is_snapshot_wanted(&self) -> bool {
@@ -346,12 +329,16 @@ impl Reader {
             let reason = format!("its bridge: {}", beat.reason);
             return self.doubt(beat.is_silent(), reason).await;
         }
-        if self.reached(beat.last) {
-            self.awaited = None;
-            return self.assure().await;
+        match beat.last {
+            Some(last) if !self.reached(last) => {
+                self.awaited.get_or_insert((last, self.heard));
+                Ok(())
+            }
+            _ => {
+                self.awaited = None;
+                self.assure().await
+            }
         }
-        self.awaited.get_or_insert((beat.last, self.heard));
-        Ok(())
     }
 
     async fn on_tick(&mut self) -> Result<(), Ended> {
@@ -379,12 +366,9 @@ impl Reader {
     }
 
     /// Whether this batch was told, or a later one.
-    fn reached(&self, position: Option<(u64, u64)>) -> bool {
-        match (position, self.links.last()) {
-            (None, _) => true,
-            (Some((epoch, seq)), Some((ours, last))) => epoch == ours && seq <= last,
-            (Some(_), None) => false,
-        }
+    fn reached(&self, (epoch, seq): (u64, u64)) -> bool {
+        let told = self.links.last();
+        told.is_some_and(|(ours, last)| epoch == ours && seq <= last)
     }
 
     async fn assure(&mut self) -> Result<(), Ended> {

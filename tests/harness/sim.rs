@@ -1,0 +1,54 @@
+//! Simulated servers in the test's own process.
+
+use kvscout_sim::engine::EngineConfig;
+use kvscout_sim::events::{EventConfig, Layout};
+use kvscout_sim::server::{self, Server};
+use kvscout_sim::timing::Timing;
+
+/// A server of so many blocks, so that much is evicted, at the addresses of one that is gone or
+/// anywhere.
+pub async fn pod(
+    blocks: u32,
+    hash_seed: u64,
+    at: Option<&server::Addresses>,
+) -> anyhow::Result<server::Bound> {
+    let any = || "tcp://127.0.0.1:0".to_owned();
+    let events = at.and_then(|at| at.events.as_ref());
+    Server::start(server::Config {
+        listen: at.map_or_else(|| "127.0.0.1:0".to_owned(), |at| at.http.to_string()),
+        timing: Timing::INSTANT,
+        engine: EngineConfig {
+            num_gpu_blocks: blocks,
+            hash_seed,
+            ..EngineConfig::default()
+        },
+        events: Some(EventConfig {
+            endpoint: events.map_or_else(any, |events| events.endpoint.clone()),
+            replay_endpoint: Some(events.map_or_else(any, |events| {
+                events.replay_endpoint.clone().expect("replay is on")
+            })),
+            topic: Some("kv".into()),
+            layout: Layout::Map,
+            rank: 0,
+        }),
+        ..server::Config::default()
+    })
+    .await
+}
+
+/// A fleet of these pods, in order, and of more lines.
+pub fn fleet_yaml(pods: &[server::Bound], more: &str) -> String {
+    let mut yaml = format!("endpoints:\n{more}");
+    for (number, pod) in pods.iter().enumerate() {
+        let events = pod.addresses.events.as_ref().expect("events are on");
+        let (http, replay) = (
+            pod.addresses.http,
+            events.replay_endpoint.as_ref().expect("replay is on"),
+        );
+        let events = &events.endpoint;
+        yaml += &format!(
+            "  - {{name: pod-{number}, address: \"{http}\", events: \"{events}\", replay: \"{replay}\"}}\n"
+        );
+    }
+    yaml
+}
