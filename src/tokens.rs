@@ -11,11 +11,13 @@ pub use crate::metrics::CacheSizes;
 pub use crate::prompt::TokenId;
 use crate::prompt::{Prompt, PromptText};
 
+mod clauses;
 mod fast;
 mod pool;
 mod reference;
 mod segments;
 
+use clauses::{Clauses, Neighbours};
 pub use pool::{NotDone, TokenPool};
 use segments::cuts::Cuts;
 use segments::{Segmented, Whole};
@@ -126,7 +128,7 @@ pub fn load(
     let cuts = Cuts::of_file(&path).map_err(explain)?;
     if engine == Engine::Fast {
         match fast::Fast::load(&path) {
-            Ok(tokenizer) => return cached(tokenizer, cuts, cache).map_err(explain),
+            Ok(tokenizer) => return quickened(tokenizer, &path, cuts, cache).map_err(explain),
             Err(reason) => tracing::warn!(
                 path = %path.display(),
                 %reason,
@@ -136,6 +138,26 @@ pub fn load(
     }
     let tokenizer = reference::Reference::load(&path).map_err(explain)?;
     cached(tokenizer, cuts, cache).map_err(explain)
+}
+
+/// With a look-up of short parts, where the tokenizer's rules allow it and anything may be kept.
+fn quickened(
+    engine: fast::Fast,
+    path: &Path,
+    cuts: Cuts,
+    cache: &CacheBudget,
+) -> Result<Arc<dyn Tokenizer>, String> {
+    let neighbours = match cuts.are_inside() && cache.bytes_max > 0 {
+        true => Neighbours::of_file(path)?,
+        false => None,
+    };
+    match neighbours {
+        Some(neighbours) => {
+            let engine = Clauses::new(engine, neighbours).map_err(|error| error.to_string())?;
+            cached(engine, cuts, cache)
+        }
+        None => cached(engine, cuts, cache),
+    }
 }
 
 fn cached(

@@ -222,7 +222,7 @@ fn frame(engine: &impl Tokenizer) -> Result<(Vec<TokenId>, Vec<TokenId>), Tokeni
 
 /// Keys that are hashes already.
 #[derive(Clone, Copy, Default)]
-struct Unhashed;
+pub(super) struct Unhashed;
 
 impl BuildHasher for Unhashed {
     type Hasher = Unmixed;
@@ -232,7 +232,7 @@ impl BuildHasher for Unhashed {
     }
 }
 
-struct Unmixed(u64);
+pub(super) struct Unmixed(u64);
 
 impl std::hash::Hasher for Unmixed {
     fn finish(&self) -> u64 {
@@ -240,7 +240,7 @@ impl std::hash::Hasher for Unmixed {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        // moka hashes our u64 keys alone; anything else is mixed as it comes.
+        // Our keys are u64 alone; anything else is mixed as it comes.
         self.0 = xxh3_64_with_seed(bytes, self.0);
     }
 

@@ -112,6 +112,11 @@ impl Cuts {
         })
     }
 
+    /// Whether texts are cut inside, of a pattern that is known.
+    pub fn are_inside(&self) -> bool {
+        self.inside
+    }
+
     /// The whole lines that a text begins with, of `bytes` or up to twice that; none where it is
     /// shorter, or cannot be cut there. What follows does not change them.
     pub fn page<'t>(&self, text: &'t str, bytes: usize) -> Option<&'t str> {
@@ -222,7 +227,7 @@ pub(super) fn safe_cuts(text: &str) -> impl DoubleEndedIterator<Item = usize> {
 /// letters ends at what is no letter; digits are words of their own, or of up to three,
 /// and end at what is no digit; a run of line breaks ends at what is no white space. All of these
 /// characters are unchanged by NFC, and compose with nothing beside them.
-fn is_safe(before: char, after: char) -> bool {
+pub(in crate::tokens) fn is_safe(before: char, after: char) -> bool {
     let graphic = before.is_ascii_graphic() || is_letter(before);
     (after == ' ' && is_no_space(before))
         || (is_letter(before) && is_inert_other(after))
