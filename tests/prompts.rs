@@ -266,8 +266,8 @@ const GAPS: Excused = &[
     ),
 ];
 
-fn texts_are_those_of_vllm(engine: Engine) {
-    let tokenizer = tokens::load(&tokenizer(), engine, &CacheBudget::none()).unwrap();
+fn texts_are_those_of_vllm(engine: Engine, cache: &CacheBudget) {
+    let tokenizer = tokens::load(&tokenizer(), engine, cache).unwrap();
     // Texts of requests that asked for truncation stand beside the tokens that were left.
     let truncated: Vec<Value> = lines("public.jsonl")
         .into_iter()
@@ -286,12 +286,17 @@ fn texts_are_those_of_vllm(engine: Engine) {
 
 #[test]
 fn the_fast_engine_encodes_every_text_as_vllm() {
-    texts_are_those_of_vllm(Engine::Fast);
+    texts_are_those_of_vllm(Engine::Fast, &CacheBudget::none());
+}
+
+#[test]
+fn what_is_cut_and_looked_up_has_the_ids_of_vllm() {
+    texts_are_those_of_vllm(Engine::Fast, &CacheBudget::of_bytes(TOKEN_CACHE_BYTES_MAX));
 }
 
 #[test]
 fn the_reference_engine_encodes_every_text_as_vllm() {
-    texts_are_those_of_vllm(Engine::Reference);
+    texts_are_those_of_vllm(Engine::Reference, &CacheBudget::none());
 }
 
 #[test]
