@@ -15,8 +15,9 @@ pub use crate::prompt::TokenId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockKey(u64);
 
-/// Changes whenever [`BlockKey`]s of the same blocks do: pictures that were kept are then of no use.
-pub const KEYS_VERSION: u32 = 1;
+/// Changes whenever [`BlockKey`]s of the same blocks do, or how pictures are kept: those kept before
+/// are then of no use.
+pub const KEYS_VERSION: u32 = 2;
 
 impl BlockKey {
     /// The parent of every first block: the base model, or one of its LoRA adapters.
@@ -99,11 +100,31 @@ pub struct Identity {
     pub cache_salt: Option<String>,
 }
 
+/// How an engine cuts a prompt into blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Shape {
+    /// Tokens in each block.
+    pub block_size: u32,
+    /// Tokens after each block that its hash covers too: vLLM 0.33 with speculative decoding, so
+    /// that a block is shared only where its drafts are.
+    pub lookahead: u32,
+}
+
+impl From<u32> for Shape {
+    fn from(block_size: u32) -> Self {
+        let lookahead = 0;
+        Self {
+            block_size,
+            lookahead,
+        }
+    }
+}
+
 /// The keys of a prompt's leading full blocks that a server may serve from its cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Tokens in each block.
-    pub block_size: u32,
+    /// How it was cut.
+    pub shape: Shape,
     /// One key per block, in prompt order.
     pub keys: Vec<BlockKey>,
 }
@@ -112,16 +133,23 @@ impl Chain {
     /// The chain of a prompt: at most `floor((n - 1) / block_size)` blocks, since the engine
     /// always computes the last token itself (measured on vLLM 0.9 to 0.33).
     #[must_use]
-    pub fn of_prompt(tokens: &[TokenId], block_size: u32, identity: &Identity) -> Self {
-        let hittable = tokens.len().saturating_sub(1);
-        Self::of_full_blocks(&tokens[..hittable], block_size, identity)
+    pub fn of_prompt(tokens: &[TokenId], shape: impl Into<Shape>, identity: &Identity) -> Self {
+        let shape = shape.into();
+        let kept = usize::from(shape.lookahead == 0);
+        let hittable = tokens.len().saturating_sub(kept);
+        Self::of_full_blocks(&tokens[..hittable], shape, identity)
     }
 
     /// The chain of all full blocks of these tokens: what a server stores of a prompt once it
     /// has computed it.
     #[must_use]
-    pub fn of_full_blocks(tokens: &[TokenId], block_size: u32, identity: &Identity) -> Self {
-        let size = block_size.max(1) as usize;
+    pub fn of_full_blocks(
+        tokens: &[TokenId],
+        shape: impl Into<Shape>,
+        identity: &Identity,
+    ) -> Self {
+        let shape = shape.into();
+        let (size, covered) = (shape.block_size.max(1) as usize, shape.lookahead as usize);
         let salt: Vec<ExtraKey> = identity
             .cache_salt
             .iter()
@@ -129,15 +157,57 @@ impl Chain {
             .map(ExtraKey::Text)
             .collect();
         let mut parent = BlockKey::root(identity.adapter.as_deref());
-        let keys = tokens
-            .chunks_exact(size)
-            .enumerate()
-            .map(|(position, block)| {
-                parent = parent.child(block, if position == 0 { &salt } else { &[] });
+        // `windows` of the size and what is covered beyond it, one for each block.
+        let blocks = tokens.len().saturating_sub(covered) / size;
+        let keys = (0..blocks)
+            .map(|at| {
+                let block = &tokens[at * size..(at + 1) * size + covered];
+                parent = parent.child(block, if at == 0 { &salt } else { &[] });
                 parent
             })
             .collect();
-        Self { block_size, keys }
+        Self { shape, keys }
+    }
+}
+
+/// A prompt's chains, one for each shape that is asked for.
+#[derive(Debug)]
+pub struct Chains<'p> {
+    tokens: &'p [TokenId],
+    identity: &'p Identity,
+    made: Vec<Chain>,
+}
+
+impl<'p> Chains<'p> {
+    /// Of a prompt.
+    #[must_use]
+    pub fn new(tokens: &'p [TokenId], identity: &'p Identity) -> Self {
+        Self {
+            tokens,
+            identity,
+            made: Vec::new(),
+        }
+    }
+
+    /// The prompt's tokens.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens.len() as u64
+    }
+
+    /// The chain of a shape, made when it is first asked for.
+    pub fn of(&mut self, shape: Shape) -> &Chain {
+        if self.made(shape).is_none() {
+            let chain = Chain::of_prompt(self.tokens, shape, self.identity);
+            self.made.push(chain);
+        }
+        self.made(shape).expect("just made")
+    }
+
+    /// The same, where it was asked for before.
+    #[must_use]
+    pub fn made(&self, shape: Shape) -> Option<&Chain> {
+        self.made.iter().find(|chain| chain.shape == shape)
     }
 }
 
@@ -146,7 +216,7 @@ impl Chain {
 pub struct EngineHash(pub u64);
 
 /// Where a server keeps a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Medium {
     /// The engine's own KV cache (vLLM says "GPU" on every platform, CPU included).
     Gpu,
@@ -158,14 +228,27 @@ pub enum Medium {
     Other,
 }
 
+/// Which of a group's blocks a prefix needs, by `kv_cache_spec_kind` (vLLM 0.22 and later).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Rule {
+    /// All of them: full attention, MLA.
+    #[default]
+    All,
+    /// Those that the last so many tokens reach: a sliding window.
+    Window(u32),
+    /// The last one: a recurrent state, such as Mamba's.
+    Last,
+    /// Not modelled.
+    Unknown,
+}
+
 /// A KV cache group of a hybrid model; plain models have one, with index 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Group {
     /// `group_idx`; 0 where the engine does not say.
     pub index: u32,
-    /// Whether a block of this group is needed for every later token (full attention), as
-    /// opposed to a sliding window or a recurrent state.
-    pub partial_attention: bool,
+    /// What makes a hit. Removals do not say it.
+    pub rule: Rule,
 }
 
 /// One KV cache event of one server, free of any wire format.
@@ -193,7 +276,8 @@ pub struct Stored {
     pub hashes: Vec<EngineHash>,
     /// The block before the first one; none where that starts a prompt.
     pub parent: Option<EngineHash>,
-    /// `hashes.len() * block_size` ids. Placeholder events of offload connectors carry none.
+    /// `hashes.len() * block_size` ids; more where a group keeps only some of the blocks (a sliding
+    /// window, a recurrent state), and none in placeholder events of offload connectors.
     pub tokens: Vec<TokenId>,
     /// Tokens in each block.
     pub block_size: u32,
@@ -208,8 +292,8 @@ pub struct Stored {
     /// Per block, the adapter's name left out; `None` where this vLLM (before 0.17.1) has no
     /// such field, so that salted blocks look like plain ones.
     pub extra_keys: Option<Vec<Vec<ExtraKey>>>,
-    /// Tokens after each block that its hash also covers (0.33, speculative decoding).
-    pub lookahead: bool,
+    /// Per block, the tokens after it that its hash covers too; empty where there are none.
+    pub lookahead: Vec<Vec<TokenId>>,
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::config::Media;
 use crate::fleet::{EndpointId, Trust};
+use crate::index::Cached;
 
 /// How much of a choice rests on knowledge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,8 +43,8 @@ impl Basis {
 pub struct Candidate {
     /// Which.
     pub endpoint: EndpointId,
-    /// Prompt tokens that it holds in its cache.
-    pub cached_tokens: u64,
+    /// Prompt tokens that it holds.
+    pub cached: Cached,
     /// How sure that is.
     pub trust: Trust,
     /// It failed a moment ago.
@@ -64,6 +66,8 @@ pub struct Problem<'a> {
     pub prompt_doubtful: bool,
     /// Best cached / prompt tokens that overlap must exceed to count.
     pub matching_ratio_min: f64,
+    /// What a cached token is worth, by where it is.
+    pub media: Media,
     /// Scatters ties: the request's id.
     pub request: &'a str,
 }
@@ -122,7 +126,7 @@ fn matching_ratio(cached_tokens: u64, prompt_tokens: u64) -> f64 {
 pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice> {
     let best = candidates
         .iter()
-        .map(|candidate| candidate.cached_tokens)
+        .map(|candidate| candidate.cached.tokens())
         .max()?;
     let exceeds =
         |cached| matching_ratio(cached, problem.prompt_tokens) > problem.matching_ratio_min;
@@ -135,9 +139,9 @@ pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice>
     Some(Choice {
         endpoint: chosen.endpoint,
         basis: problem.basis,
-        predicted_cached_tokens: chosen.cached_tokens,
+        predicted_cached_tokens: chosen.cached.tokens(),
         prompt_tokens: problem.prompt_tokens,
-        prefix_aware: exceeds(chosen.cached_tokens),
+        prefix_aware: exceeds(chosen.cached.tokens()),
         cost,
         trust: chosen.trust,
     })
@@ -161,13 +165,25 @@ fn cost(problem: &Problem<'_>, candidate: &Candidate, prefix_aware: bool) -> Cos
 /// Cached tokens that a choice may count on. What a `Doubtful` or `Learning` endpoint is seen
 /// to hold it most likely holds (its picture was rebuilt from live events), so it counts, but
 /// an endpoint known to hold the same wins. What any endpoint holds of a doubtful prompt is worth
-/// no more.
+/// no more. What may have been removed in a gap counts half, and what has to be loaded from a
+/// slower medium is worth less than what need not be.
 fn credit(problem: &Problem<'_>, candidate: &Candidate) -> u64 {
+    let Cached {
+        own,
+        unsure,
+        cpu,
+        storage,
+    } = candidate.cached;
+    let Media {
+        gpu,
+        cpu: of_cpu,
+        storage: of_storage,
+    } = problem.media;
+    let own = own as f64 - unsure as f64 / 2.0;
+    let worth = own * gpu + cpu as f64 * of_cpu + storage as f64 * of_storage;
     match (candidate.trust, problem.prompt_doubtful) {
-        (Trust::Live, false) => candidate.cached_tokens,
-        (Trust::Live, true) | (Trust::Learning | Trust::Doubtful, _) => {
-            candidate.cached_tokens * 9 / 10
-        }
+        (Trust::Live, false) => worth as u64,
+        (Trust::Live, true) | (Trust::Learning | Trust::Doubtful, _) => worth as u64 * 9 / 10,
         (Trust::Silent, _) => 0,
     }
 }
@@ -181,6 +197,11 @@ mod tests {
         basis: Basis::Overlap,
         prompt_doubtful: false,
         matching_ratio_min: 0.5,
+        media: Media {
+            gpu: 1.0,
+            cpu: 0.9,
+            storage: 0.6,
+        },
         request: "r",
     };
 
@@ -188,11 +209,18 @@ mod tests {
         let endpoint = EndpointId(id);
         Candidate {
             endpoint,
-            cached_tokens,
+            cached: own(cached_tokens),
             trust: Trust::Live,
             avoided: false,
             queued_tokens,
             requests: 0,
+        }
+    }
+
+    fn own(own: u64) -> Cached {
+        Cached {
+            own,
+            ..Cached::default()
         }
     }
 
@@ -238,6 +266,41 @@ mod tests {
         };
         assert_eq!(chosen(&[doubtful, candidate(1, 800, 0)]), 1);
         assert_eq!(chosen(&[doubtful, candidate(1, 0, 0)]), 0);
+    }
+
+    #[test]
+    fn what_has_to_be_loaded_is_worth_less_than_what_is_there() {
+        let of = |id, cached| Candidate {
+            cached,
+            ..candidate(id, 0, 0)
+        };
+        let cpu = Cached {
+            own: 200,
+            cpu: 600,
+            ..Cached::default()
+        };
+        let storage = Cached {
+            own: 200,
+            storage: 600,
+            ..Cached::default()
+        };
+        assert_eq!(chosen(&[of(0, cpu), of(1, own(800))]), 1);
+        assert_eq!(chosen(&[of(0, storage), of(1, cpu)]), 1);
+        assert_eq!(chosen(&[of(0, own(600)), of(1, cpu)]), 1, "740 against 600");
+    }
+
+    #[test]
+    fn what_may_be_gone_counts_half() {
+        let unsure = Cached {
+            unsure: 400,
+            ..own(800)
+        };
+        let unsure = Candidate {
+            cached: unsure,
+            ..candidate(0, 0, 0)
+        };
+        assert_eq!(chosen(&[unsure, candidate(1, 650, 0)]), 1);
+        assert_eq!(chosen(&[unsure, candidate(1, 550, 0)]), 0);
     }
 
     #[test]

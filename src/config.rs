@@ -103,6 +103,19 @@ pub struct Policy {
     /// Predicted cached tokens / prompt tokens that the best endpoint must exceed for overlap
     /// to count.
     pub matching_ratio_min: f64,
+    /// What a cached token is worth, by where it is.
+    pub media: Media,
+}
+
+/// Shares of a computed token's cost that a cached one spares, 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Media {
+    /// In the engine's own cache.
+    pub gpu: f64,
+    /// In host memory: at 25 GB/s and 56 KB a token (7B) it is there in a twentieth of the time.
+    pub cpu: f64,
+    /// On disk or remote storage: at 3 GB/s in two fifths.
+    pub storage: f64,
 }
 
 /// The routing strategies of the InferencePool annotation
@@ -179,6 +192,11 @@ impl Default for Config {
             policy: Policy {
                 strategy: Strategy::PrefixCache,
                 matching_ratio_min: 0.5,
+                media: Media {
+                    gpu: 1.0,
+                    cpu: 0.9,
+                    storage: 0.6,
+                },
             },
             limits: Limits {
                 body_bytes_max: 64 << 20,
@@ -323,6 +341,19 @@ fn read_policy(policy: &mut Section<'_>) -> Policy {
             (0.0, 1.0),
             defaults.matching_ratio_min,
         ),
+        media: policy
+            .section("media", |media| Some(read_media(media)))
+            .unwrap_or(defaults.media),
+    }
+}
+
+fn read_media(media: &mut Section<'_>) -> Media {
+    let defaults = Config::default().policy.media;
+    let mut share = |name, default| media.within(name, (0.0, 1.0), default);
+    Media {
+        gpu: share("gpu", defaults.gpu),
+        cpu: share("cpu", defaults.cpu),
+        storage: share("storage", defaults.storage),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Who holds which block: [`Index::apply`], [`Index::overlap`], [`Index::forget`].
 //!
 //! Two layers. Each endpoint has a [`Book`](book::Book) of the physical copies that its engine
-//! hashes stand for; vLLM stores duplicates and removes them one by one, so copies are counted,
-//! per hash. Above them stands one map from block key to its holders, which is all that a
-//! lookup reads. One lock covers both, for the length of a batch of events or of a lookup:
+//! hashes stand for, per medium and group; vLLM stores duplicates and removes them one by one, so
+//! copies are counted, per hash. Above them stands one map from block key to its holders, which is
+//! all that a lookup reads. One lock covers both, for the length of a batch of events or of a lookup:
 //! readers see every endpoint between two of its batches, never inside one.
 
 use std::collections::HashMap;
@@ -12,12 +12,19 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::blocks::{BlockEvent, BlockKey, Chain, Stored};
+use crate::blocks::{
+    BlockEvent, BlockKey, Chain, Chains, Identity, Medium, Rule, Shape, Stored, TokenId,
+};
 use crate::fleet::EndpointId;
 
 mod book;
+mod cache;
+mod hit;
+mod orphans;
 
 use book::{Book, Change};
+pub use cache::{CachePicture, Place};
+use hit::{Held, agreed};
 
 /// The picture of every endpoint's cache.
 #[derive(Default)]
@@ -46,13 +53,37 @@ struct State {
     holders: HashMap<BlockKey, Vec<Holder>>,
 }
 
-/// An endpoint that holds a block, under `names` engine hashes: two hashes of one server can
-/// mean the same block to us where its events hide what tells them apart (a LoRA path, or a
-/// cache salt before vLLM 0.17.1).
+/// An endpoint that holds a block in one of its caches, under `names` engine hashes: two hashes of
+/// one server can mean the same block to us where its events hide what tells them apart (a LoRA
+/// path, or a cache salt before vLLM 0.17.1).
 #[derive(Debug, Clone, Copy)]
 struct Holder {
     endpoint: EndpointId,
+    cache: u8,
     names: u32,
+    /// Those of which it may have been removed in a gap.
+    unsure: u32,
+}
+
+/// Leading tokens of a prompt that an endpoint holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cached {
+    /// In the engine's own cache.
+    pub own: u64,
+    /// How many of these may be gone: they were last heard of before a gap.
+    pub unsure: u64,
+    /// After them, in host memory.
+    pub cpu: u64,
+    /// After the first, on disk or remote storage; the two may take turns.
+    pub storage: u64,
+}
+
+impl Cached {
+    /// All of them: what the engine need not compute.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.own + self.cpu + self.storage
+    }
 }
 
 /// What a batch of events did to an endpoint's picture.
@@ -64,15 +95,16 @@ pub struct Applied {
     pub removed: u32,
     /// Times that everything went.
     pub cleared: u32,
-    /// Copies whose parent we never saw: counted, but in nobody's overlap.
+    /// Copies that nobody can name yet, such as those whose parent we never saw: counted, but in
+    /// nobody's overlap.
     pub orphans: u32,
     /// Removals of copies that we never saw.
     pub unknown: u32,
     /// Blocks reported again on a request's demand (`kv_cache_report_mode=full`), not stored.
     pub reported: u32,
-    /// Blocks on media other than the engine's own cache: not indexed yet.
+    /// Blocks on media that this version does not know.
     pub elsewhere: u32,
-    /// Blocks under rules that are not modelled yet (hybrid groups, lookahead hashes).
+    /// Blocks of groups whose hits follow a rule that is not modelled.
     pub unmodelled: u32,
     /// Copies past [`book::COPIES_MAX`], not indexed.
     pub over_limit: u32,
@@ -81,12 +113,10 @@ pub struct Applied {
 /// What one endpoint holds, apart from the index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Picture {
-    /// Tokens in each block.
-    pub block_size: u32,
     /// Whether its events show cache salts.
     pub shows_salt: Option<bool>,
-    /// Engine hash, our name (none where the parent was never seen), physical copies.
-    pub copies: Vec<(u64, Option<BlockKey>, u32)>,
+    /// Each medium and group.
+    pub caches: Vec<CachePicture>,
 }
 
 /// How large the picture is.
@@ -121,22 +151,50 @@ impl Index {
                         observer(endpoint, seen);
                     }
                 }
-                Change::Holds(key) => hold(holders, key, endpoint),
-                Change::Drops(key) => drop_hold(holders, key, endpoint),
+                change => note(holders, endpoint, &change),
             });
         }
         applied
     }
 
-    /// What an endpoint holds, to restore elsewhere; none before its first event.
+    /// Events of an endpoint were lost: what it holds may be gone, and counts as
+    /// [`Cached::unsure`] until it is heard of again. It is given up once as many blocks have been
+    /// stored as there were.
+    pub fn doubt(&self, endpoint: EndpointId) {
+        self.with_book(endpoint, |book, change| book.doubt(change));
+    }
+
+    /// Gives up what an endpoint may not hold any more.
+    pub fn drop_unsure(&self, endpoint: EndpointId) {
+        self.with_book(endpoint, |book, change| book.drop_unsure(change));
+    }
+
+    /// Ends every block of an endpoint, but keeps what an operator said of it.
+    pub fn empty(&self, endpoint: EndpointId) {
+        self.with_book(endpoint, |book, change| book.clear(change));
+    }
+
+    fn with_book(
+        &self,
+        endpoint: EndpointId,
+        act: impl FnOnce(&mut Book, &mut dyn FnMut(Change<'_>)),
+    ) {
+        let mut state = self.state.write();
+        let State { books, holders } = &mut *state;
+        if let Some(book) = books.get_mut(&endpoint) {
+            act(book, &mut |change| note(holders, endpoint, &change));
+        }
+    }
+
+    /// What an endpoint holds for sure, to restore elsewhere; none before its first event.
     #[must_use]
     pub fn picture(&self, endpoint: EndpointId) -> Option<Picture> {
         let state = self.state.read();
         let book = state.books.get(&endpoint)?;
+        book.shape()?;
         Some(Picture {
-            block_size: book.block_size?,
             shows_salt: book.shows_salt,
-            copies: book.rows().collect(),
+            caches: book.picture(),
         })
     }
 
@@ -145,40 +203,55 @@ impl Index {
         let mut state = self.state.write();
         let State { books, holders } = &mut *state;
         let book = books.entry(endpoint).or_default();
-        book.clear(&mut |key| drop_hold(holders, key, endpoint));
-        book.block_size = Some(picture.block_size);
+        let mut change = |change: Change<'_>| note(holders, endpoint, &change);
+        book.clear(&mut change);
         book.shows_salt = picture.shows_salt;
-        book.fill(&picture.copies, &mut |key| hold(holders, key, endpoint));
+        book.fill(&picture.caches, &mut change);
     }
 
-    /// How many leading blocks of the chain each endpoint holds, by falling count; endpoints
-    /// that hold none are left out.
+    /// How much of a prompt's start each of these endpoints holds; those of which nothing was heard
+    /// are left out.
     #[must_use]
-    pub fn overlap(&self, chain: &Chain) -> Vec<(EndpointId, u32)> {
+    pub fn cached(
+        &self,
+        endpoints: impl IntoIterator<Item = EndpointId>,
+        prompt: &mut Chains<'_>,
+    ) -> HashMap<EndpointId, Cached> {
         let state = self.state.read();
-        let mut ended: Vec<(EndpointId, u32)> = Vec::new();
-        let mut alive: Vec<EndpointId> =
-            match chain.keys.first().and_then(|key| state.holders.get(key)) {
-                Some(holders) => holders.iter().map(|holder| holder.endpoint).collect(),
-                None => return ended,
+        // Of endpoints with one cache, a walk along the chain tells all that are cut alike.
+        let mut walked: Vec<(Shape, HashMap<EndpointId, Depth>)> = Vec::new();
+        let mut cached = HashMap::new();
+        for endpoint in endpoints {
+            let Some(book) = state.books.get(&endpoint) else {
+                continue;
             };
-        for (depth, key) in (0u32..).zip(&chain.keys) {
-            let holders = state.holders.get(key).map_or(&[][..], Vec::as_slice);
-            alive.retain(|endpoint| {
-                let holds = holders.iter().any(|holder| holder.endpoint == *endpoint);
-                if !holds {
-                    ended.push((*endpoint, depth));
+            let Some(shape) = book.shape() else { continue };
+            let found = if book.is_plain() {
+                if !walked.iter().any(|(of, _)| *of == shape) {
+                    walked.push((shape, state.walk(prompt.of(shape))));
                 }
-                holds
-            });
-            if alive.is_empty() {
-                break;
-            }
+                let depths = walked.iter().find(|(of, _)| *of == shape);
+                let depth = depths.and_then(|(_, depths)| depths.get(&endpoint));
+                depth.map_or(Cached::default(), |depth| depth.cached(shape))
+            } else {
+                state.compound(endpoint, book, prompt)
+            };
+            cached.insert(endpoint, found);
         }
-        let whole = chain.keys.len() as u32;
-        ended.extend(alive.into_iter().map(|endpoint| (endpoint, whole)));
-        ended.reverse();
-        ended
+        cached
+    }
+
+    /// The same of one endpoint.
+    #[must_use]
+    pub fn cached_at(
+        &self,
+        endpoint: EndpointId,
+        tokens: &[TokenId],
+        identity: &Identity,
+    ) -> Cached {
+        let mut prompt = Chains::new(tokens, identity);
+        let cached = self.cached([endpoint], &mut prompt);
+        cached.get(&endpoint).copied().unwrap_or_default()
     }
 
     /// Whether an endpoint holds a block.
@@ -194,7 +267,7 @@ impl Index {
         let mut state = self.state.write();
         let State { books, holders } = &mut *state;
         if let Some(mut book) = books.remove(&endpoint) {
-            book.clear(&mut |key| drop_hold(holders, key, endpoint));
+            book.clear(&mut |change| note(holders, endpoint, &change));
         }
     }
 
@@ -222,14 +295,18 @@ impl Index {
         }
     }
 
-    /// The block size that an endpoint's events give; none before its first.
+    /// How an endpoint cuts prompts into blocks; none before its first store.
     #[must_use]
-    pub fn block_size(&self, endpoint: EndpointId) -> Option<u32> {
-        self.state
-            .read()
-            .books
-            .get(&endpoint)
-            .and_then(|book| book.block_size)
+    pub fn shape(&self, endpoint: EndpointId) -> Option<Shape> {
+        self.state.read().books.get(&endpoint)?.shape()
+    }
+
+    /// Physical copies in an endpoint's own cache: at most what its `num_gpu_blocks` allow, or
+    /// removals were lost.
+    #[must_use]
+    pub fn physical(&self, endpoint: EndpointId) -> u64 {
+        let state = self.state.read();
+        state.books.get(&endpoint).map_or(0, Book::physical)
     }
 
     /// Whether an endpoint's events show cache salts (vLLM 0.17.1 and later); none before its
@@ -248,11 +325,19 @@ impl Index {
     #[must_use]
     pub fn digest(&self, endpoint: EndpointId) -> (u64, u64) {
         let state = self.state.read();
-        let rows = state.books.get(&endpoint).into_iter().flat_map(Book::rows);
-        rows.fold((0, 0), |(copies, digest), (hash, _, count)| {
-            let of_row = digest_of(hash, count);
-            (copies + u64::from(count), digest.wrapping_add(of_row))
-        })
+        let caches = state
+            .books
+            .get(&endpoint)
+            .map_or(&[][..], |book| &book.caches);
+        let mut digest = (0, 0u64);
+        for cache in caches {
+            digest.0 += cache.physical;
+            for (hash, copies) in &cache.copies {
+                let of_hash = digest_of(cache.place, hash.0, copies.count);
+                digest.1 = digest.1.wrapping_add(of_hash);
+            }
+        }
+        digest
     }
 
     /// How large the picture is.
@@ -273,28 +358,198 @@ impl Index {
     }
 }
 
-/// An engine hash's part of [`Index::digest`].
-#[must_use]
-pub fn digest_of(hash: u64, copies: u32) -> u64 {
-    xxh3_64_with_seed(&hash.to_le_bytes(), u64::from(copies))
+/// How many leading blocks an endpoint holds, and of these for sure.
+#[derive(Debug, Clone, Copy)]
+struct Depth {
+    blocks: u32,
+    sure: u32,
 }
 
-fn hold(holders: &mut HashMap<BlockKey, Vec<Holder>>, key: BlockKey, endpoint: EndpointId) {
-    let of_key = holders.entry(key).or_default();
-    match of_key.iter_mut().find(|holder| holder.endpoint == endpoint) {
-        Some(holder) => holder.names += 1,
-        None => of_key.push(Holder { endpoint, names: 1 }),
+impl Depth {
+    fn cached(self, shape: Shape) -> Cached {
+        let tokens = |blocks: u32| u64::from(blocks) * u64::from(shape.block_size);
+        Cached {
+            own: tokens(self.blocks),
+            unsure: tokens(self.blocks - self.sure),
+            ..Cached::default()
+        }
     }
 }
 
-fn drop_hold(holders: &mut HashMap<BlockKey, Vec<Holder>>, key: BlockKey, endpoint: EndpointId) {
-    let Some(of_key) = holders.get_mut(&key) else {
-        return;
+impl State {
+    fn holders_of(&self, key: &BlockKey) -> &[Holder] {
+        self.holders.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// How deep every endpoint of one cache holds a chain; those that hold none are left out.
+    fn walk(&self, chain: &Chain) -> HashMap<EndpointId, Depth> {
+        let mut ended = HashMap::new();
+        let mut alive: Vec<(EndpointId, Option<u32>)> = match chain.keys.first() {
+            Some(first) => self
+                .holders_of(first)
+                .iter()
+                .map(|holder| (holder.endpoint, None))
+                .collect(),
+            None => return ended,
+        };
+        for (depth, key) in (0u32..).zip(&chain.keys) {
+            let holders = self.holders_of(key);
+            alive.retain_mut(|(endpoint, sure)| {
+                match holders.iter().find(|holder| holder.endpoint == *endpoint) {
+                    Some(holder) => {
+                        if holder.unsure == holder.names {
+                            sure.get_or_insert(depth);
+                        }
+                        true
+                    }
+                    None => {
+                        let sure = sure.unwrap_or(depth);
+                        let blocks = depth;
+                        ended.insert(*endpoint, Depth { blocks, sure });
+                        false
+                    }
+                }
+            });
+            if alive.is_empty() {
+                break;
+            }
+        }
+        let blocks = chain.keys.len() as u32;
+        ended.extend(alive.into_iter().map(|(endpoint, sure)| {
+            let sure = sure.unwrap_or(blocks);
+            (endpoint, Depth { blocks, sure })
+        }));
+        ended
+    }
+
+    /// The same of one endpoint with several caches.
+    fn compound(&self, endpoint: EndpointId, book: &Book, prompt: &mut Chains<'_>) -> Cached {
+        let own = self.own(endpoint, book, prompt, false);
+        let sure = match book.is_unsure() {
+            true => self.own(endpoint, book, prompt, true).min(own),
+            false => own,
+        };
+        let mut cached = Cached {
+            own,
+            unsure: own - sure,
+            ..Cached::default()
+        };
+        self.below(endpoint, book, prompt, &mut cached);
+        cached
+    }
+
+    /// Tokens that all groups of the engine's own cache agree on.
+    fn own(&self, endpoint: EndpointId, book: &Book, prompt: &mut Chains<'_>, sure: bool) -> u64 {
+        let tokens_max = prompt.tokens().saturating_sub(1);
+        let own = (0u8..).zip(&book.caches);
+        // Of a group that is not modelled nothing is known, and the endpoint is not trusted.
+        let own = own
+            .filter(|(_, cache)| cache.place.medium == Medium::Gpu && cache.rule != Rule::Unknown);
+        let shaped: Vec<_> = own
+            .filter_map(|(at, cache)| Some((at, cache.rule, cache.shape?)))
+            .collect();
+        for (_, _, shape) in &shaped {
+            prompt.of(*shape);
+        }
+        let prompt = &*prompt;
+        let mut groups: Vec<_> = shaped
+            .into_iter()
+            .map(|(at, rule, shape)| Held {
+                rule,
+                block_size: u64::from(shape.block_size),
+                has: move |block: u64| {
+                    let key = prompt
+                        .made(shape)
+                        .and_then(|chain| chain.keys.get(block as usize));
+                    key.is_some_and(|key| self.has(endpoint, at, key, sure))
+                },
+            })
+            .collect();
+        agreed(&mut groups, tokens_max)
+    }
+
+    /// What follows in lower media, block by block: an offload connector goes on from where the
+    /// engine's own cache ends (`get_num_new_matched_tokens`). Of hybrid models the group of full
+    /// attention decides here.
+    fn below(
+        &self,
+        endpoint: EndpointId,
+        book: &Book,
+        prompt: &mut Chains<'_>,
+        cached: &mut Cached,
+    ) {
+        let Some(shape) = book.shape() else { return };
+        let size = u64::from(shape.block_size.max(1));
+        let of = |medium: Medium| {
+            let caches = (0u8..).zip(&book.caches);
+            let of = caches.filter(move |(_, cache)| cache.place.medium == medium);
+            of.map(|(at, _)| at).collect::<Vec<u8>>()
+        };
+        let (cpu, storage) = (of(Medium::Cpu), of(Medium::Storage));
+        let keys = &prompt.of(shape).keys;
+        for key in keys.iter().skip((cached.own / size) as usize) {
+            let holds = |caches: &[u8]| caches.iter().any(|at| self.has(endpoint, *at, key, false));
+            if holds(&cpu) {
+                cached.cpu += size;
+            } else if holds(&storage) {
+                cached.storage += size;
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn has(&self, endpoint: EndpointId, cache: u8, key: &BlockKey, sure: bool) -> bool {
+        self.holders_of(key).iter().any(|holder| {
+            let unsure = holder.unsure == holder.names;
+            holder.endpoint == endpoint && holder.cache == cache && !(sure && unsure)
+        })
+    }
+}
+
+/// An engine hash's part of [`Index::digest`].
+#[must_use]
+pub fn digest_of(place: Place, hash: u64, copies: u32) -> u64 {
+    let medium = match place.medium {
+        Medium::Gpu => 0,
+        Medium::Cpu => 1,
+        Medium::Storage => 2,
+        Medium::Other => 3,
     };
-    if let Some(at) = of_key.iter().position(|holder| holder.endpoint == endpoint) {
-        of_key[at].names -= 1;
-        if of_key[at].names == 0 {
-            of_key.swap_remove(at);
+    let place = u64::from(place.group) << 40 | medium << 32;
+    xxh3_64_with_seed(&hash.to_le_bytes(), place | u64::from(copies))
+}
+
+/// Keeps the holders of a block as a book's change says.
+fn note(holders: &mut HashMap<BlockKey, Vec<Holder>>, endpoint: EndpointId, change: &Change<'_>) {
+    let (cache, key) = match *change {
+        Change::Stores(_) => return,
+        Change::Holds(cache, key) | Change::Drops(cache, key, _) => (cache, key),
+        Change::Doubts(cache, key) | Change::Confirms(cache, key) => (cache, key),
+    };
+    let of_key = holders.entry(key).or_default();
+    let same = |holder: &Holder| holder.endpoint == endpoint && holder.cache == cache;
+    let at = of_key.iter().position(same).unwrap_or_else(|| {
+        of_key.push(Holder {
+            endpoint,
+            cache,
+            names: 0,
+            unsure: 0,
+        });
+        of_key.len() - 1
+    });
+    let holder = &mut of_key[at];
+    match *change {
+        Change::Stores(_) => {}
+        Change::Holds(..) => holder.names += 1,
+        Change::Doubts(..) => holder.unsure += 1,
+        Change::Confirms(..) => holder.unsure -= 1,
+        Change::Drops(_, _, unsure) => {
+            holder.names -= 1;
+            holder.unsure -= u32::from(unsure);
+            if holder.names == 0 {
+                of_key.swap_remove(at);
+            }
         }
     }
     if of_key.is_empty() {

@@ -174,18 +174,18 @@ impl Parity {
         placed: &Placed<'_>,
         trust: impl FnOnce() -> Trust,
     ) -> Option<Watch> {
-        let block_size = index.block_size(endpoint).filter(|size| *size > 0)?;
+        let shape = index.shape(endpoint)?;
         let salted = placed.identity.cache_salt.is_some();
         if salted && index.shows_salt(endpoint) != Some(true) {
             return None;
         }
-        let full = placed.tokens.len() / block_size as usize;
-        let tokens = &placed.tokens[..full * block_size as usize];
-        let known = (placed.cached_tokens / u64::from(block_size)) as usize;
-        if full <= known || !self.state.lock().has_room(endpoint, tokens.len()) {
+        let (size, tokens) = (shape.block_size.max(1) as usize, placed.tokens);
+        let full = tokens.len().saturating_sub(shape.lookahead as usize) / size;
+        let known = placed.cached_tokens as usize / size;
+        if full <= known || !self.state.lock().has_room(endpoint, full * size) {
             return None;
         }
-        let chain = Chain::of_full_blocks(tokens, block_size, placed.identity);
+        let chain = Chain::of_full_blocks(tokens, shape, placed.identity);
         let last = *chain.keys.last()?;
         let watch = self.wait(endpoint, placed, chain, known);
         // In this order: a store that the index has not counted yet is shown to the watch.
@@ -203,7 +203,7 @@ impl Parity {
         chain: Chain,
         known: usize,
     ) -> Watch {
-        let tokens = &placed.tokens[..chain.keys.len() * chain.block_size as usize];
+        let tokens = &placed.tokens[..chain.keys.len() * chain.shape.block_size as usize];
         let mut state = self.state.lock();
         state.next += 1;
         let id = state.next;

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::blocks::{Chain, Identity, TokenId};
+use crate::blocks::{Chain, Chains, Identity, TokenId};
 use crate::choice::{Basis, Candidate, Choice, Problem, choose};
 use crate::config::{Policy, Strategy};
 use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
-use crate::index::Index;
+use crate::index::{Cached, Index};
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{self, Parity, Placed, Watch};
 
@@ -237,35 +237,14 @@ impl Scheduler {
         model.is_some_and(|model| self.parts.parity.is_doubtful(model))
     }
 
-    /// Cached tokens by endpoint. One chain for each block size that the fleet uses.
-    fn overlaps(&self, reading: &Reading, allowed: &Fleet) -> HashMap<EndpointId, u64> {
-        let mut cached = HashMap::new();
+    /// What each endpoint holds of the prompt.
+    fn overlaps(&self, reading: &Reading, allowed: &Fleet) -> HashMap<EndpointId, Cached> {
         if !reading.reads_cache {
-            return cached;
+            return HashMap::new();
         }
-        let mut chains: Vec<(Chain, HashMap<EndpointId, u32>)> = Vec::new();
-        for endpoint in &allowed.endpoints {
-            let Some(block_size) = self.parts.index.block_size(endpoint.id) else {
-                continue;
-            };
-            if !chains
-                .iter()
-                .any(|(chain, _)| chain.block_size == block_size)
-            {
-                let chain = Chain::of_prompt(&reading.tokens, block_size, &reading.identity);
-                let overlap = self.parts.index.overlap(&chain).into_iter().collect();
-                chains.push((chain, overlap));
-            }
-            let overlap = chains
-                .iter()
-                .find(|(chain, _)| chain.block_size == block_size);
-            let blocks = overlap
-                .and_then(|(_, overlap)| overlap.get(&endpoint.id))
-                .copied()
-                .unwrap_or(0);
-            cached.insert(endpoint.id, u64::from(blocks) * u64::from(block_size));
-        }
-        cached
+        let mut prompt = Chains::new(&reading.tokens, &reading.identity);
+        let endpoints = allowed.endpoints.iter().map(|endpoint| endpoint.id);
+        self.parts.index.cached(endpoints, &mut prompt)
     }
 
     /// Chooses and books.
@@ -274,7 +253,7 @@ impl Scheduler {
         request_id: &str,
         reading: &Reading,
         allowed: Arc<Fleet>,
-        cached: &HashMap<EndpointId, u64>,
+        cached: &HashMap<EndpointId, Cached>,
     ) -> Result<Placement, Refusal> {
         let now = Instant::now();
         let candidates: Vec<Candidate> = allowed
@@ -282,7 +261,7 @@ impl Scheduler {
             .iter()
             .map(|endpoint| Candidate {
                 endpoint: endpoint.id,
-                cached_tokens: cached.get(&endpoint.id).copied().unwrap_or(0),
+                cached: cached.get(&endpoint.id).copied().unwrap_or_default(),
                 trust: endpoint.trust(),
                 avoided: endpoint.avoided(now),
                 queued_tokens: endpoint.load.prefill_tokens(),
@@ -294,6 +273,7 @@ impl Scheduler {
             basis: reading.basis,
             prompt_doubtful: self.is_doubtful(reading),
             matching_ratio_min: self.parts.policy.matching_ratio_min,
+            media: self.parts.policy.media,
             request: request_id,
         };
         let choice = choose(&problem, &candidates).ok_or(Refusal::NoEndpoint)?;
@@ -329,9 +309,9 @@ impl Scheduler {
         if !reading.wants_report || !reading.reads_cache {
             return;
         }
-        if let Some(size) = self.parts.index.block_size(choice.endpoint) {
-            let chain = Chain::of_prompt(&reading.tokens, size, &reading.identity);
-            let blocks = choice.predicted_cached_tokens / u64::from(size.max(1));
+        if let Some(shape) = self.parts.index.shape(choice.endpoint) {
+            let chain = Chain::of_prompt(&reading.tokens, shape, &reading.identity);
+            let blocks = choice.predicted_cached_tokens / u64::from(shape.block_size.max(1));
             self.parts.index.expect_reports(
                 choice.endpoint,
                 &chain,

@@ -16,7 +16,7 @@ use harness::nats::NatsServer;
 use harness::process::{Served, output};
 use harness::sim;
 use kvscout::config::{Config, EventSourceKind, Tls};
-use kvscout::index::digest_of;
+use kvscout::index::{Place, digest_of};
 use kvscout_sim::dice::Dice;
 use kvscout_sim::events::{Faults, ReplayFault};
 use kvscout_sim::server;
@@ -266,7 +266,7 @@ impl World {
             let held = http::get(pod.addresses.http, "/sim/blocks").await;
             let held: BTreeMap<u64, u32> = serde_json::from_slice(&held.body).expect("JSON");
             let truth = held.iter().fold(0u64, |digest, (hash, copies)| {
-                digest.wrapping_add(digest_of(*hash, *copies))
+                digest.wrapping_add(digest_of(Place::OWN, *hash, *copies))
             });
             for (picker, admin) in self.admins.iter().enumerate() {
                 let Ok(answer) = http::try_get(*admin, "/endpoints").await else {

@@ -72,8 +72,9 @@ impl Ears {
     /// Physical copies by hash, as believed.
     fn copies(&self) -> BTreeMap<u64, usize> {
         let picture = self.index.picture(self.endpoint.id);
-        let copies = picture.into_iter().flat_map(|picture| picture.copies);
-        copies
+        let caches = picture.into_iter().flat_map(|picture| picture.caches);
+        caches
+            .flat_map(|cache| cache.copies)
             .map(|(hash, _, count)| (hash, count as usize))
             .collect()
     }

@@ -275,7 +275,7 @@ fn the_decoded_column_is_never_read() {
 
 #[test]
 fn a_lost_batch_makes_predictions_wrong_and_the_exit_status_says_so() {
-    let copy = changed("v0.33.0-py", |at, line| (at != 3).then(|| line.to_owned()));
+    let copy = changed("v0.33.0-py", |at, line| (at != 0).then(|| line.to_owned()));
     let output = replay(copy.path(), &["--json"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(summary(&output)["wrong"].as_u64() > Some(0));
@@ -283,6 +283,16 @@ fn a_lost_batch_makes_predictions_wrong_and_the_exit_status_says_so() {
     let line: serde_json::Value =
         serde_json::from_str(stderr.lines().next().expect("a line")).expect("JSON");
     assert_eq!(line["verdict"], "wrong");
+}
+
+#[test]
+fn what_was_known_before_a_gap_is_not_thrown_away() {
+    for lost in [3, 8, 20] {
+        let copy = changed("v0.33.0-py", |at, line| {
+            (at != lost).then(|| line.to_owned())
+        });
+        assert_eq!(summary(&replay(copy.path(), &[]))["exact"], 34, "{lost}");
+    }
 }
 
 #[test]

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use kvscout::blocks::{BlockEvent, BlockKey, EngineHash, Group, KEYS_VERSION, Medium, Stored};
+use kvscout::blocks::{
+    BlockEvent, BlockKey, EngineHash, Group, KEYS_VERSION, Medium, Rule, Stored,
+};
 use kvscout::bridge::Bridge;
 use kvscout::config::Nats;
 use kvscout::events::listen::{Listeners, Way};
@@ -22,7 +24,7 @@ use kvscout::events::nats::{Beat, Cluster, born};
 use kvscout::events::snapshot::Snapshot;
 use kvscout::events::zmq;
 use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
-use kvscout::index::{Index, Picture};
+use kvscout::index::{CachePicture, Index, Picture, Place};
 use kvscout_sim::events::{EventConfig, FaultSwitch, Layout, Publisher};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime;
@@ -164,7 +166,7 @@ fn batch(number: usize) -> Vec<BlockEvent> {
         medium: Medium::Gpu,
         group: Group::default(),
         extra_keys: Some(vec![Vec::new(); BLOCKS_A_BATCH]),
-        lookahead: false,
+        lookahead: Vec::new(),
     }));
     events
 }
@@ -344,9 +346,13 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
             whole: true,
             reason: String::new(),
             picture: Picture {
-                block_size: 16,
                 shows_salt: Some(true),
-                copies: (0..COLD_BLOCKS).map(row).collect(),
+                caches: vec![CachePicture {
+                    place: Place::OWN,
+                    rule: Rule::All,
+                    shape: Some(16.into()),
+                    copies: (0..COLD_BLOCKS).map(row).collect(),
+                }],
             },
         };
         cluster

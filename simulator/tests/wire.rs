@@ -57,7 +57,7 @@ fn event(shown: &Value) -> BlockEvent {
         medium: Medium::Gpu,
         group,
         extra_keys: Some(keys.map(extras).collect()),
-        lookahead: false,
+        lookahead: Vec::new(),
     })
 }
 

@@ -49,6 +49,11 @@ fn what_is_printed_reads_back() {
         policy: Policy {
             strategy: Strategy::Default,
             matching_ratio_min: 0.25,
+            media: Media {
+                gpu: 0.99,
+                cpu: 0.5,
+                storage: 0.0,
+            },
         },
         events: Events {
             source: EventSourceKind::Nats,

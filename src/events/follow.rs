@@ -1,17 +1,15 @@
 //! Deliveries → index and trust: decode → order → apply, for one endpoint. Pure but for the
 //! index it writes to; the live loop and `kvscout replay` both run on it.
 //!
-//! A picture that may be wrong is thrown away, not kept: after a gap, a restart or bytes that
-//! cannot be read, the endpoint's blocks are forgotten and the live tail builds up again. What
-//! is held then is true but not all, so the endpoint is `Doubtful` until its process restarts
-//! or it reports an empty cache. Where the server can replay, the listener asks for what is
-//! missing first, and nothing is lost.
+//! What may be gone is not claimed: after a gap, or bytes that cannot be read, everything held is
+//! unsure until it is heard of again, and the endpoint is `Doubtful` until its process restarts or
+//! it reports an empty cache; after a restart everything is forgotten. Where the server can
+//! replay, the listener asks for what is missing first, and nothing is lost.
 
 use std::collections::HashMap;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::blocks::BlockEvent;
 use crate::events::order::{Order, Place};
 use crate::events::snapshot::Snapshot;
 use crate::events::wire::{self, Batch};
@@ -70,6 +68,8 @@ pub struct Followed {
     pub missed: u64,
     /// The endpoint's picture was thrown away.
     pub forgotten: bool,
+    /// All of the picture became unsure.
+    pub doubted: bool,
     /// The batch could not be decoded at all.
     pub undecodable: bool,
     /// Events of a type that this version does not know.
@@ -176,7 +176,7 @@ impl Follower {
 
     /// What follows comes from another process, or is this one's from its start.
     pub fn on_restarted(&mut self, index: &Index) {
-        index.apply(self.endpoint, &[BlockEvent::Cleared]);
+        index.empty(self.endpoint);
         let verdict = Verdict::new(Trust::Silent, "another process publishes here now");
         *self = Self {
             verdict,
@@ -319,7 +319,7 @@ impl Follower {
             // As expected, but an engine that restarted and published as much would look the same.
             Place::Next if unheard.is_some() => {
                 let reason = "connected again, and no replay shows that it is the same process";
-                self.verdict = Verdict::new(Trust::Doubtful, reason);
+                self.distrust(index, followed, reason.to_owned());
             }
             Place::Next => {}
             Place::Late { missed: 0 } | Place::Restart { missed: 0 } => {
@@ -340,6 +340,7 @@ impl Follower {
             Place::Restart { missed } => {
                 self.epoch = None;
                 followed.missed = missed;
+                self.forget(index, followed);
                 let reason = format!("the engine restarted and {missed} of its batches were lost");
                 self.distrust(index, followed, reason);
             }
@@ -357,13 +358,12 @@ impl Follower {
             let reason = format!("{} events could not be read", batch.malformed);
             self.distrust(index, followed, reason);
         } else if applied.unmodelled > 0 {
-            let reason =
-                "hybrid cache groups or lookahead hashes: their hit rule is not modelled yet";
+            let reason = "it has a cache group whose hit rule is not modelled";
             self.verdict = Verdict::new(Trust::Doubtful, reason);
         } else if applied.over_limit > 0 {
             self.verdict = Verdict::new(Trust::Doubtful, "more blocks than the index may hold");
         } else if applied.elsewhere > 0 {
-            let reason = "blocks are offloaded to a medium that is not indexed yet";
+            let reason = "blocks are offloaded to a medium that this version does not know";
             self.verdict = Verdict::new(Trust::Doubtful, reason);
         } else if applied.orphans + applied.unknown > 0 {
             if self.verdict.trust == Trust::Live {
@@ -377,14 +377,15 @@ impl Follower {
     }
 
     fn distrust(&mut self, index: &Index, followed: &mut Followed, reason: String) {
-        self.forget(index, followed);
+        index.doubt(self.endpoint);
+        followed.doubted = true;
         self.unheard = None;
         self.verdict = Verdict::new(Trust::Doubtful, reason);
     }
 
     /// Ends every block but keeps what the operator said of the endpoint.
     fn forget(&self, index: &Index, followed: &mut Followed) {
-        index.apply(self.endpoint, &[BlockEvent::Cleared]);
+        index.empty(self.endpoint);
         followed.forgotten = true;
     }
 }

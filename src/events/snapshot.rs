@@ -74,6 +74,8 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocks::Rule;
+    use crate::index::{CachePicture, Place};
 
     #[test]
     fn what_is_written_is_read_back_and_other_schemes_are_not() {
@@ -87,12 +89,16 @@ mod tests {
             whole: true,
             reason: "complete from sequence 0".to_owned(),
             picture: Picture {
-                block_size: 16,
                 shows_salt: Some(true),
-                copies: vec![
-                    (u64::MAX, None, 2),
-                    (1, Some(crate::blocks::BlockKey::root(None)), 1),
-                ],
+                caches: vec![CachePicture {
+                    place: Place::OWN,
+                    rule: Rule::Window(4096),
+                    shape: Some(16.into()),
+                    copies: vec![
+                        (u64::MAX, None, 2),
+                        (1, Some(crate::blocks::BlockKey::root(None)), 1),
+                    ],
+                }],
             },
         };
         let bytes = snapshot.to_bytes();

@@ -7,7 +7,7 @@
 
 use serde::Deserialize;
 
-use crate::blocks::{BlockEvent, EngineHash, ExtraKey, Group, Medium, Stored, TokenId};
+use crate::blocks::{BlockEvent, EngineHash, ExtraKey, Group, Medium, Rule, Stored, TokenId};
 use crate::events::wire::value::Value;
 
 mod value;
@@ -179,13 +179,11 @@ fn read_stored(fields: &mut Fields<'_>) -> Option<Stored> {
         Some(keys) => Some(read_extra_keys(keys, adapter.as_deref())?),
     };
     let group = read_group(fields, STORED)?;
-    let lookahead = fields
-        .take(STORED, "lookahead_token_ids")
-        .is_some_and(|ids| !ids.is_empty());
+    let lookahead = read_lookahead(fields.take(STORED, "lookahead_token_ids"), hashes.len())?;
     // Placeholder events of offload connectors name hashes only; those of the engine itself
-    // must give every token.
+    // must give every token. Groups that do not need every block do not store every block.
     let complete = tokens.len() as u64 == hashes.len() as u64 * u64::from(block_size);
-    (complete || medium != Medium::Gpu || group.partial_attention).then_some(Stored {
+    (complete || medium != Medium::Gpu || group.rule != Rule::All).then_some(Stored {
         hashes,
         parent,
         tokens,
@@ -258,21 +256,37 @@ fn read_medium(medium: Option<Value<'_>>) -> Option<Medium> {
     }
 }
 
-/// Kinds whose every block is needed for every later token; others (`sliding_window`, `mamba`…)
-/// have rules of their own. Only stores name the kind, removals just the group.
+/// Only stores name the kind of their group (vLLM 0.22 and later), removals just its number.
 fn read_group(fields: &mut Fields<'_>, names: &[&str]) -> Option<Group> {
     let index = match fields.take(names, "group_idx") {
         None | Some(Value::Nil) => 0,
         Some(index) => u32::try_from(index.int()?).ok()?,
     };
+    let window = fields.take(names, "kv_cache_spec_sliding_window");
+    let window = window.and_then(|window| u32::try_from(window.int()?).ok());
     let kind = fields.take(names, "kv_cache_spec_kind");
-    let kind = kind.as_ref().and_then(Value::str);
-    let partial_attention =
-        kind.is_some_and(|kind| !kind.ends_with("full_attention") && !kind.starts_with("mla"));
-    Some(Group {
-        index,
-        partial_attention,
-    })
+    let rule = match (kind.as_ref().and_then(Value::str), window) {
+        // Before kinds were told, a model of one group had nothing else to tell.
+        (None, _) if index == 0 => Rule::All,
+        (Some("full_attention" | "sink_full_attention" | "mla_attention"), _) => Rule::All,
+        (Some("sliding_window" | "sliding_window_mla"), Some(window)) => Rule::Window(window),
+        (Some("mamba"), _) => Rule::Last,
+        _ => Rule::Unknown,
+    };
+    Some(Group { index, rule })
+}
+
+/// As many for each block, or none.
+fn read_lookahead(lists: Option<Value<'_>>, blocks: usize) -> Option<Vec<Vec<TokenId>>> {
+    let lists = match lists {
+        None | Some(Value::Nil) => return Some(Vec::new()),
+        Some(lists) => lists.list()?,
+    };
+    let lists: Option<Vec<_>> = lists.into_iter().map(read_tokens).collect();
+    let lists = lists?;
+    let length = lists.first().map_or(0, Vec::len);
+    let alike = lists.iter().all(|list| list.len() == length);
+    (lists.is_empty() || (lists.len() == blocks && alike)).then_some(lists)
 }
 
 fn read_extra_keys(keys: Value<'_>, adapter: Option<&str>) -> Option<Vec<Vec<ExtraKey>>> {

@@ -1,42 +1,52 @@
 //! One endpoint's physical copies, by the engine's own names for them.
+//!
+//! A [`Cache`] for each medium and group: one for most endpoints. vLLM stores a prefix under the same
+//! hash in every group that is cut alike, so a name that one of them learns is the others' too.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
-use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Stored};
+use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Shape, Stored};
+use crate::index::cache::{Cache, CachePicture, Copies, Place};
+use crate::index::orphans::Orphans;
 use crate::index::{Applied, Seen};
 
 /// Engine hashes kept per endpoint: 64 GiB of KV cache in 16-token blocks of a 7B model make
 /// about 75,000; this is fifty times that, and about 200 MB here.
 pub(super) const COPIES_MAX: usize = 4_000_000;
 
+/// Caches kept per endpoint: more groups than any model has, on each medium.
+const CACHES_MAX: usize = 64;
+
 /// Prompts whose reports are awaited per endpoint: as many as vLLM runs at once by default
 /// (`max_num_seqs`). Of 100,000 tokens each, in 16-token blocks, they take 13 MB.
 const REPORTS_MAX: usize = 256;
 
-/// A store, then what it and other events change in what the endpoint holds, copies and names
-/// aside.
+/// What an event changes in what the endpoint holds, copies and names aside. A key is held in one
+/// of its caches, by number.
 pub(super) enum Change<'a> {
+    /// Told first.
     Stores(&'a Seen<'a>),
-    Holds(BlockKey),
-    Drops(BlockKey),
-}
-
-/// What a snapshot keeps of a book: how many copies an engine hash stands for, and our name.
-pub(super) type Row = (u64, Option<BlockKey>, u32);
-
-#[derive(Debug)]
-struct Copies {
-    /// None for an orphan: its parent was never seen, so what it holds is not known.
-    key: Option<BlockKey>,
-    count: u32,
+    Holds(u8, BlockKey),
+    /// Whether it was unsure.
+    Drops(u8, BlockKey, bool),
+    /// It may be gone.
+    Doubts(u8, BlockKey),
+    /// It is there after all.
+    Confirms(u8, BlockKey),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    copies: HashMap<EngineHash, Copies>,
+    pub(super) caches: Vec<Cache>,
+    /// Engine hashes in all of them.
+    len: usize,
+    /// Those whose blocks are not known.
+    unnamed: u32,
+    orphans: Orphans,
+    /// Blocks to be stored until what is unsure is given up; none where all is sure.
+    unsure_for: Option<u64>,
     /// Prompts and how many reports of their leading blocks are awaited.
     reports: VecDeque<(Vec<BlockKey>, u32)>,
-    pub(super) block_size: Option<u32>,
     pub(super) adapters: Vec<String>,
     /// Whether this server's events show cache salts; none before its first store.
     pub(super) shows_salt: Option<bool>,
@@ -44,22 +54,72 @@ pub(super) struct Book {
 
 impl Book {
     pub(super) fn len(&self) -> usize {
-        self.copies.len()
+        self.len
     }
 
-    /// Every copy.
-    pub(super) fn rows(&self) -> impl Iterator<Item = Row> {
-        let row = |(hash, copies): (&EngineHash, &Copies)| (hash.0, copies.key, copies.count);
-        self.copies.iter().map(row)
+    /// The engine's own cache of full attention, in which every block of a prompt is stored.
+    fn main(&self) -> Option<usize> {
+        self.caches.iter().position(|cache| {
+            cache.place.medium == Medium::Gpu && cache.rule == Rule::All && cache.shape.is_some()
+        })
     }
 
-    /// Takes copies that a snapshot kept, into an empty book.
-    pub(super) fn fill(&mut self, rows: &[Row], held: &mut impl FnMut(BlockKey)) {
-        for (hash, key, count) in rows.iter().take(COPIES_MAX).copied() {
-            let copies = Copies { key, count };
-            if self.copies.insert(EngineHash(hash), copies).is_none() {
-                key.into_iter().for_each(&mut *held);
+    /// How prompts are cut there; none before the first store.
+    pub(super) fn shape(&self) -> Option<Shape> {
+        let own = |cache: &&Cache| cache.place.medium == Medium::Gpu;
+        match self.main() {
+            Some(main) => self.caches[main].shape,
+            None => self.caches.iter().find(own)?.shape,
+        }
+    }
+
+    /// Whether one cache is all there is, and every block of it is needed.
+    pub(super) fn is_plain(&self) -> bool {
+        self.caches.len() == 1 && self.main() == Some(0)
+    }
+
+    pub(super) fn is_unsure(&self) -> bool {
+        self.unsure_for.is_some()
+    }
+
+    /// Physical copies in the engine's own cache, of every group: they share one pool.
+    pub(super) fn physical(&self) -> u64 {
+        let own = |cache: &&Cache| cache.place.medium == Medium::Gpu;
+        self.caches
+            .iter()
+            .filter(own)
+            .map(|cache| cache.physical)
+            .sum()
+    }
+
+    /// What a snapshot keeps.
+    pub(super) fn picture(&self) -> Vec<CachePicture> {
+        self.caches.iter().map(Cache::picture).collect()
+    }
+
+    /// Takes what a snapshot kept, into an empty book.
+    pub(super) fn fill(&mut self, caches: &[CachePicture], change: &mut dyn FnMut(Change<'_>)) {
+        self.caches.clear();
+        for (at, picture) in caches.iter().take(CACHES_MAX).enumerate() {
+            let mut cache = Cache::new(picture.place, picture.rule, picture.shape);
+            for (hash, key, count) in picture.copies.iter().copied() {
+                if self.len == COPIES_MAX {
+                    break;
+                }
+                let copies = Copies {
+                    key,
+                    count,
+                    unsure: false,
+                };
+                if cache.copies.insert(EngineHash(hash), copies).is_none() {
+                    self.len += 1;
+                    cache.physical += u64::from(count);
+                    self.unnamed += u32::from(key.is_none());
+                    key.into_iter()
+                        .for_each(|key| change(Change::Holds(at as u8, key)));
+                }
             }
+            self.caches.push(cache);
         }
     }
 
@@ -67,8 +127,9 @@ impl Book {
         &mut self,
         event: &BlockEvent,
         applied: &mut Applied,
-        change: &mut impl FnMut(Change<'_>),
+        change: &mut dyn FnMut(Change<'_>),
     ) {
+        let unnamed = self.unnamed;
         match event {
             BlockEvent::Stored(stored) => self.store(stored, applied, change),
             BlockEvent::Removed {
@@ -76,28 +137,89 @@ impl Book {
                 medium,
                 group,
             } => {
+                let place = Place {
+                    medium: *medium,
+                    group: group.index,
+                };
+                let at = self.caches.iter().position(|cache| cache.place == place);
                 for hash in hashes {
-                    match (medium, group.index) {
-                        (Medium::Gpu, 0) => self.remove(*hash, applied, change),
-                        (Medium::Gpu, _) => applied.unmodelled += 1,
-                        _ => applied.elsewhere += 1,
-                    }
+                    self.remove(at, *medium, *hash, applied, change);
                 }
             }
             BlockEvent::Cleared => {
                 applied.cleared += 1;
-                self.clear(&mut |key| change(Change::Drops(key)));
+                self.clear_own(change);
+            }
+        }
+        applied.orphans += self.unnamed.saturating_sub(unnamed);
+    }
+
+    /// Ends every copy, and how its caches were. What an operator said of it outlives it.
+    pub(super) fn clear(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+        for at in 0..self.caches.len() {
+            self.empty(at, change);
+        }
+        self.caches.clear();
+        self.reports.clear();
+        self.orphans.clear();
+        self.unsure_for = None;
+    }
+
+    /// Ends the engine's own copies. What was offloaded stays (`reset_prefix_cache` resets its
+    /// connector on demand only).
+    fn clear_own(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+        for at in 0..self.caches.len() {
+            if self.caches[at].place.medium == Medium::Gpu {
+                self.empty(at, change);
+            }
+        }
+        self.reports.clear();
+        self.orphans.clear();
+        if self.caches.iter().all(|cache| cache.copies.is_empty()) {
+            self.unsure_for = None;
+        }
+    }
+
+    fn empty(&mut self, at: usize, change: &mut dyn FnMut(Change<'_>)) {
+        let cache = &mut self.caches[at];
+        cache.physical = 0;
+        self.len -= cache.copies.len();
+        for (_, copies) in cache.copies.drain() {
+            match copies.key {
+                Some(key) => change(Change::Drops(at as u8, key, copies.unsure)),
+                None => self.unnamed -= 1,
             }
         }
     }
 
-    /// Ends every copy. Adapters and block size outlive it: the process does.
-    pub(super) fn clear(&mut self, dropped: &mut impl FnMut(BlockKey)) {
-        self.reports.clear();
-        self.copies
-            .drain()
-            .filter_map(|(_, copies)| copies.key)
-            .for_each(dropped);
+    /// Events were lost: whatever is held may be gone.
+    pub(super) fn doubt(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+        for (at, cache) in self.caches.iter_mut().enumerate() {
+            for copies in cache.copies.values_mut().filter(|copies| !copies.unsure) {
+                copies.unsure = true;
+                copies
+                    .key
+                    .into_iter()
+                    .for_each(|key| change(Change::Doubts(at as u8, key)));
+            }
+        }
+        self.unsure_for = (self.len > 0).then(|| self.physical().max(1));
+    }
+
+    /// Gives up what is unsure.
+    pub(super) fn drop_unsure(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+        self.unsure_for = None;
+        for (at, cache) in self.caches.iter_mut().enumerate() {
+            let gone = cache.copies.extract_if(|_, copies| copies.unsure);
+            for (_, copies) in gone {
+                self.len -= 1;
+                cache.physical -= u64::from(copies.count);
+                match copies.key {
+                    Some(key) => change(Change::Drops(at as u8, key, true)),
+                    None => self.unnamed -= 1,
+                }
+            }
+        }
     }
 
     pub(super) fn expect_reports(&mut self, prompt: Vec<BlockKey>, reports: u32) {
@@ -111,55 +233,169 @@ impl Book {
         &mut self,
         stored: &Stored,
         applied: &mut Applied,
-        change: &mut impl FnMut(Change<'_>),
+        change: &mut dyn FnMut(Change<'_>),
     ) {
         let blocks = stored.hashes.len() as u32;
-        if stored.medium != Medium::Gpu {
+        if stored.medium == Medium::Other {
             applied.elsewhere += blocks;
             return;
         }
-        if stored.group.index != 0 || stored.group.partial_attention || stored.lookahead {
+        let Some(at) = self.cache_of(stored, change) else {
             applied.unmodelled += blocks;
             return;
+        };
+        if stored.medium == Medium::Gpu {
+            self.shows_salt = Some(stored.extra_keys.is_some());
         }
-        self.block_size = Some(stored.block_size);
-        self.shows_salt = Some(stored.extra_keys.is_some());
-        let parent = self.parent_of(stored);
+        let parent = self.parent_of(stored, at);
         let keys = keys_of(parent, stored);
-        change(Change::Stores(&Seen {
-            parent,
-            keys: &keys,
-            stored,
-        }));
-        if self.is_report(stored, keys.last().copied().flatten()) {
-            applied.reported += blocks;
-            return;
+        if self.main() == Some(at) {
+            change(Change::Stores(&Seen {
+                parent,
+                keys: &keys,
+                stored,
+            }));
+            if self.is_report(at, stored, keys.last().copied().flatten()) {
+                applied.reported += blocks;
+                return;
+            }
+        }
+        if let (None, Some(hash)) = (parent, stored.parent)
+            && is_complete(stored)
+        {
+            self.orphans.push(hash, stored.clone());
         }
         for (hash, key) in stored.hashes.iter().zip(keys) {
-            applied.stored += 1;
-            applied.orphans += u32::from(key.is_none());
-            if let Some(copies) = self.copies.get_mut(hash) {
-                copies.count += 1;
-                // An orphan whose parent has come since.
-                if let (None, Some(key)) = (copies.key, key) {
-                    copies.key = Some(key);
-                    change(Change::Holds(key));
+            self.add(at, *hash, key, applied, change);
+        }
+        if let Some(left) = self.unsure_for {
+            // What was held then and is used no more has made room since.
+            self.unsure_for = left.checked_sub(u64::from(blocks));
+            if self.unsure_for.is_none() {
+                self.drop_unsure(change);
+            }
+        }
+    }
+
+    /// The cache that a store is about; none where it is not modelled.
+    fn cache_of(&mut self, stored: &Stored, change: &mut dyn FnMut(Change<'_>)) -> Option<usize> {
+        let place = Place {
+            medium: stored.medium,
+            group: stored.group.index,
+        };
+        let shape = shape_of(stored);
+        let Some(at) = self.caches.iter().position(|cache| cache.place == place) else {
+            if self.caches.len() == CACHES_MAX {
+                return None;
+            }
+            self.caches
+                .push(Cache::new(place, stored.group.rule, shape));
+            return (stored.group.rule != Rule::Unknown).then_some(self.caches.len() - 1);
+        };
+        let cache = &mut self.caches[at];
+        cache.shape = cache.shape.or(shape);
+        // Blocks of several sizes in one group are hits at finer steps, which are not modelled.
+        if cache.rule != Rule::Unknown && shape.is_some_and(|shape| cache.shape != Some(shape)) {
+            cache.rule = Rule::Unknown;
+            self.empty(at, change);
+        }
+        (self.caches[at].rule != Rule::Unknown).then_some(at)
+    }
+
+    fn add(
+        &mut self,
+        at: usize,
+        hash: EngineHash,
+        key: Option<BlockKey>,
+        applied: &mut Applied,
+        change: &mut dyn FnMut(Change<'_>),
+    ) {
+        let key = key.or_else(|| self.name_of(hash, at));
+        applied.stored += 1;
+        let cache = &mut self.caches[at];
+        if let Some(copies) = cache.copies.get_mut(&hash) {
+            if copies.unsure {
+                // Of those before the gap nobody knows how many are left.
+                cache.physical -= u64::from(copies.count);
+                (copies.unsure, copies.count) = (false, 0);
+                copies
+                    .key
+                    .into_iter()
+                    .for_each(|key| change(Change::Confirms(at as u8, key)));
+            }
+            copies.count += 1;
+            cache.physical += 1;
+        } else if self.len < COPIES_MAX {
+            let copies = Copies {
+                key,
+                count: 1,
+                unsure: false,
+            };
+            cache.copies.insert(hash, copies);
+            cache.physical += 1;
+            self.len += 1;
+            match key {
+                Some(key) => change(Change::Holds(at as u8, key)),
+                None => self.unnamed += 1,
+            }
+        } else {
+            applied.over_limit += 1;
+        }
+        if let Some(key) = key
+            && self.unnamed > 0
+        {
+            self.name(at, hash, key, change);
+        }
+    }
+
+    /// Tells a block's name to every copy of it that has none, and to the orphans that waited for it.
+    fn name(
+        &mut self,
+        at: usize,
+        hash: EngineHash,
+        key: BlockKey,
+        change: &mut dyn FnMut(Change<'_>),
+    ) {
+        let mut named = vec![(hash, key)];
+        while let Some((hash, key)) = named.pop() {
+            for other in 0..self.caches.len() {
+                if !self.caches[other].names_as(&self.caches[at]) {
+                    continue;
                 }
-            } else if self.copies.len() < COPIES_MAX {
-                self.copies.insert(*hash, Copies { key, count: 1 });
-                key.into_iter().for_each(|key| change(Change::Holds(key)));
-            } else {
-                applied.over_limit += 1;
+                let copies = self.caches[other].copies.get_mut(&hash);
+                if let Some(copies) = copies.filter(|copies| copies.key.is_none()) {
+                    copies.key = Some(key);
+                    self.unnamed -= 1;
+                    change(Change::Holds(other as u8, key));
+                    if copies.unsure {
+                        change(Change::Doubts(other as u8, key));
+                    }
+                }
+            }
+            for orphan in self.orphans.take(hash) {
+                let keys = keys_of(Some(key), &orphan);
+                let children = orphan.hashes.iter().zip(keys);
+                named.extend(children.filter_map(|(hash, key)| Some((*hash, key?))));
             }
         }
     }
 
     /// Our name for the block before an event's first; none where it was never seen.
-    fn parent_of(&self, stored: &Stored) -> Option<BlockKey> {
+    fn parent_of(&self, stored: &Stored, at: usize) -> Option<BlockKey> {
         match stored.parent {
+            // A placeholder names no parent either.
+            None if stored.tokens.is_empty() => None,
             None => Some(self.root(stored)),
-            Some(hash) => self.copies.get(&hash).and_then(|copies| copies.key),
+            Some(hash) => self.name_of(hash, at),
         }
+    }
+
+    fn name_of(&self, hash: EngineHash, at: usize) -> Option<BlockKey> {
+        let own = &self.caches[at];
+        own.name_of(hash).or_else(|| {
+            let alike = self.caches.iter().filter(|cache| cache.names_as(own));
+            alike.filter_map(|cache| cache.name_of(hash)).next()
+        })
     }
 
     fn root(&self, stored: &Stored) -> BlockKey {
@@ -177,8 +413,8 @@ impl Book {
     }
 
     /// A report starts at the prompt's start, names only what is held, and was announced.
-    fn is_report(&mut self, stored: &Stored, last: Option<BlockKey>) -> bool {
-        let held = |hash| self.copies.contains_key(hash);
+    fn is_report(&mut self, at: usize, stored: &Stored, last: Option<BlockKey>) -> bool {
+        let held = |hash| self.caches[at].copies.contains_key(hash);
         if self.reports.is_empty() || stored.parent.is_some() || !stored.hashes.iter().all(held) {
             return false;
         }
@@ -198,37 +434,74 @@ impl Book {
 
     fn remove(
         &mut self,
+        at: Option<usize>,
+        medium: Medium,
         hash: EngineHash,
         applied: &mut Applied,
-        change: &mut impl FnMut(Change<'_>),
+        change: &mut dyn FnMut(Change<'_>),
     ) {
-        let Some(copies) = self.copies.get_mut(&hash) else {
-            applied.unknown += 1;
+        let Some(at) = at else {
+            match medium {
+                Medium::Other => applied.elsewhere += 1,
+                _ => applied.unknown += 1,
+            }
+            return;
+        };
+        let cache = &mut self.caches[at];
+        let Some(copies) = cache.copies.get_mut(&hash) else {
+            match cache.rule {
+                Rule::Unknown => applied.unmodelled += 1,
+                _ => applied.unknown += 1,
+            }
             return;
         };
         applied.removed += 1;
+        cache.physical -= 1;
         copies.count -= 1;
-        if copies.count == 0
-            && let Some(key) = self.copies.remove(&hash).and_then(|copies| copies.key)
-        {
-            change(Change::Drops(key));
+        if copies.count > 0 {
+            return;
+        }
+        let Copies { key, unsure, .. } = *copies;
+        cache.copies.remove(&hash);
+        self.len -= 1;
+        match key {
+            Some(key) => change(Change::Drops(at as u8, key, unsure)),
+            None => self.unnamed -= 1,
         }
     }
 }
 
-/// Our names for the blocks of an event; none where the parent is unknown.
+/// None for a placeholder.
+fn shape_of(stored: &Stored) -> Option<Shape> {
+    let lookahead = stored.lookahead.first().map_or(0, Vec::len) as u32;
+    (stored.block_size > 0).then_some(Shape {
+        block_size: stored.block_size,
+        lookahead,
+    })
+}
+
+/// Whether every block between its first and its last token is stored.
+fn is_complete(stored: &Stored) -> bool {
+    !stored.tokens.is_empty()
+        && stored.tokens.len() == stored.hashes.len() * stored.block_size as usize
+}
+
+/// Our names for the blocks of an event; none where the parent is unknown, or which of the blocks
+/// are stored.
 fn keys_of(mut parent: Option<BlockKey>, stored: &Stored) -> Vec<Option<BlockKey>> {
+    if !is_complete(stored) {
+        return vec![None; stored.hashes.len()];
+    }
     let extras = stored.extra_keys.as_deref().unwrap_or_default();
-    let size = stored.block_size.max(1) as usize;
-    let child = |(position, tokens)| {
+    let child = |(position, tokens): (usize, &[_])| {
         let extras = extras.get(position).map_or(&[][..], Vec::as_slice);
-        parent = parent.map(|parent: BlockKey| parent.child(tokens, extras));
+        let name = |parent: BlockKey| match stored.lookahead.get(position) {
+            Some(ahead) if !ahead.is_empty() => parent.child(&[tokens, ahead].concat(), extras),
+            _ => parent.child(tokens, extras),
+        };
+        parent = parent.map(name);
         parent
     };
-    stored
-        .tokens
-        .chunks_exact(size)
-        .enumerate()
-        .map(child)
-        .collect()
+    let blocks = stored.tokens.chunks_exact(stored.block_size as usize);
+    blocks.enumerate().map(child).collect()
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::{EngineHash, ExtraKey, Group, Identity, Medium, Stored, TokenId};
+use crate::blocks::{EngineHash, ExtraKey, Group, Identity, Medium, Rule, Stored, TokenId};
 
 const POD: EndpointId = EndpointId(1);
 
@@ -18,7 +18,7 @@ fn stored(parent: Option<u64>, hashes: &[u64], tokens: &[TokenId]) -> Stored {
         medium: Medium::Gpu,
         group: Group::default(),
         extra_keys: None,
-        lookahead: false,
+        lookahead: Vec::new(),
     }
 }
 
@@ -35,10 +35,23 @@ fn remove(hash: u64) -> BlockEvent {
     }
 }
 
+/// These tokens and one more, which the engine computes itself.
+fn prompt(tokens: &[TokenId]) -> Vec<TokenId> {
+    [tokens, &[0]].concat()
+}
+
 fn chain(tokens: &[TokenId]) -> Chain {
-    let mut with_last = tokens.to_vec();
-    with_last.push(0);
-    Chain::of_prompt(&with_last, 2, &Identity::default())
+    Chain::of_prompt(&prompt(tokens), 2, &Identity::default())
+}
+
+/// What the pod holds of these tokens.
+fn cached(index: &Index, tokens: &[TokenId]) -> Cached {
+    index.cached_at(POD, &prompt(tokens), &Identity::default())
+}
+
+/// How many blocks of the engine's own these are.
+fn blocks(index: &Index, tokens: &[TokenId]) -> u64 {
+    cached(index, tokens).own / 2
 }
 
 #[test]
@@ -52,9 +65,9 @@ fn an_evicted_copy_leaves_the_other_one_hittable() {
         ],
     );
     index.apply(POD, &[remove(11)]);
-    assert_eq!(index.overlap(&chain(&[1, 2, 3, 4])), [(POD, 2)]);
+    assert_eq!(blocks(&index, &[1, 2, 3, 4]), 2);
     index.apply(POD, &[remove(11)]);
-    assert_eq!(index.overlap(&chain(&[1, 2, 3, 4])), [(POD, 1)]);
+    assert_eq!(blocks(&index, &[1, 2, 3, 4]), 1);
 }
 
 #[test]
@@ -64,9 +77,9 @@ fn a_hole_ends_the_overlap_and_filling_it_restores_the_rest() {
         POD,
         &[store(None, &[1, 2, 3], &[1, 1, 2, 2, 3, 3]), remove(2)],
     );
-    assert_eq!(index.overlap(&chain(&[1, 1, 2, 2, 3, 3])), [(POD, 1)]);
+    assert_eq!(blocks(&index, &[1, 1, 2, 2, 3, 3]), 1);
     index.apply(POD, &[store(Some(1), &[2], &[2, 2])]);
-    assert_eq!(index.overlap(&chain(&[1, 1, 2, 2, 3, 3])), [(POD, 3)]);
+    assert_eq!(blocks(&index, &[1, 1, 2, 2, 3, 3]), 3);
 }
 
 #[test]
@@ -74,7 +87,7 @@ fn orphans_are_counted_but_never_claimed() {
     let index = Index::default();
     let applied = index.apply(POD, &[store(Some(99), &[5], &[1, 2])]);
     assert_eq!((applied.stored, applied.orphans), (1, 1));
-    assert_eq!(index.overlap(&chain(&[1, 2])), []);
+    assert_eq!(blocks(&index, &[1, 2]), 0);
     assert_eq!(index.apply(POD, &[remove(5), remove(5)]).unknown, 1);
 }
 
@@ -123,9 +136,9 @@ fn old_adapter_ids_get_their_names() {
             adapter: Some(adapter.into()),
             cache_salt: None,
         };
-        index.overlap(&Chain::of_prompt(&[1, 2, 0], 2, &identity))
+        index.cached_at(POD, &[1, 2, 0], &identity).own
     };
-    assert_eq!((of("chat"), of("sql")), (vec![(POD, 1)], vec![]));
+    assert_eq!((of("chat"), of("sql")), (2, 0));
 }
 
 #[test]
@@ -141,11 +154,9 @@ fn salted_blocks_are_found_with_their_salt_only() {
         adapter: None,
         cache_salt: Some("tenant".into()),
     };
-    assert_eq!(
-        index.overlap(&Chain::of_prompt(&[1, 1, 2, 2, 0], 2, &identity)),
-        [(POD, 2)]
-    );
-    assert_eq!(index.overlap(&chain(&[1, 1, 2, 2])), []);
+    let salted = index.cached_at(POD, &[1, 1, 2, 2, 0], &identity);
+    assert_eq!(salted.own, 4);
+    assert_eq!(blocks(&index, &[1, 1, 2, 2]), 0);
 }
 
 #[test]
@@ -154,7 +165,198 @@ fn forgetting_leaves_nothing_behind() {
     index.apply(POD, &[store(None, &[1, 2], &[1, 1, 2, 2])]);
     index.forget(POD);
     assert_eq!(index.size(), Size::default());
-    assert_eq!(index.block_size(POD), None);
+    assert_eq!(index.shape(POD), None);
+}
+
+/// Of a group by its number and rule, on a medium.
+fn store_in(medium: Medium, group: Group, event: Stored) -> BlockEvent {
+    BlockEvent::Stored(Stored {
+        medium,
+        group,
+        ..event
+    })
+}
+
+const WINDOW: Group = Group {
+    index: 1,
+    rule: Rule::Window(3),
+};
+
+#[test]
+fn a_hybrid_prefix_counts_where_all_groups_agree() {
+    let index = Index::default();
+    let tokens = [1, 1, 2, 2, 3, 3, 4, 4];
+    // The window's group stores the tail alone: which blocks these are, its sibling's names say, and
+    // that comes later in the batch.
+    let tail = stored(Some(10), &[12, 13], &tokens[2..]);
+    let applied = index.apply(
+        POD,
+        &[
+            store_in(Medium::Gpu, WINDOW, tail),
+            store(None, &[10, 11, 12, 13], &tokens),
+        ],
+    );
+    assert_eq!((applied.stored, applied.unmodelled), (6, 0));
+    assert_eq!(blocks(&index, &tokens), 4);
+    assert_eq!(index.physical(POD), 6);
+    let remove_in = |group, hash| BlockEvent::Removed {
+        hashes: vec![EngineHash(hash)],
+        medium: Medium::Gpu,
+        group,
+    };
+    index.apply(POD, &[remove_in(WINDOW, 12)]);
+    assert_eq!(
+        blocks(&index, &tokens),
+        4,
+        "ceil(2 / 2) = 1 block is enough"
+    );
+    index.apply(POD, &[remove_in(WINDOW, 13)]);
+    assert_eq!(
+        blocks(&index, &tokens),
+        0,
+        "the full group alone hits nothing"
+    );
+}
+
+#[test]
+fn a_group_of_an_unknown_kind_is_told_and_left_out() {
+    let index = Index::default();
+    let unknown = Group {
+        index: 1,
+        rule: Rule::Unknown,
+    };
+    let event = store_in(Medium::Gpu, unknown, stored(None, &[7], &[1, 1]));
+    let applied = index.apply(POD, &[store(None, &[7], &[1, 1]), event]);
+    assert_eq!((applied.stored, applied.unmodelled), (1, 1));
+    assert_eq!(blocks(&index, &[1, 1]), 1);
+}
+
+#[test]
+fn lower_media_go_on_where_the_engines_own_cache_ends() {
+    let index = Index::default();
+    let tokens = [1, 1, 2, 2, 3, 3, 4, 4];
+    let group = Group::default();
+    // A placeholder names a block that the engine has named before.
+    let placeholder = |medium, hash| {
+        let event = Stored {
+            block_size: 0,
+            ..stored(None, &[hash], &[])
+        };
+        store_in(medium, group, event)
+    };
+    index.apply(POD, &[store(None, &[1, 2, 3, 4], &tokens)]);
+    index.apply(POD, &[1, 2, 3].map(|hash| placeholder(Medium::Cpu, hash)));
+    index.apply(POD, &[placeholder(Medium::Storage, 4)]);
+    index.apply(POD, &[remove(2), remove(3), remove(4)]);
+    let expected = Cached {
+        own: 2,
+        unsure: 0,
+        cpu: 4,
+        storage: 2,
+    };
+    assert_eq!(cached(&index, &tokens), expected);
+    // An engine that clears its cache keeps what it has offloaded.
+    index.apply(POD, &[BlockEvent::Cleared]);
+    let expected = Cached {
+        own: 0,
+        cpu: 6,
+        ..expected
+    };
+    assert_eq!(cached(&index, &tokens), expected);
+    assert_eq!(index.physical(POD), 0);
+}
+
+#[test]
+fn a_hash_that_covers_what_follows_is_shared_only_there() {
+    let index = Index::default();
+    let event = Stored {
+        lookahead: vec![vec![2], vec![3]],
+        ..stored(None, &[1, 2], &[1, 1, 2, 2])
+    };
+    index.apply(POD, &[BlockEvent::Stored(event)]);
+    let own = |tokens: &[TokenId]| index.cached_at(POD, tokens, &Identity::default()).own;
+    assert_eq!(own(&[1, 1, 2, 2, 3]), 4);
+    assert_eq!(
+        own(&[1, 1, 2, 2, 9]),
+        2,
+        "the second block was drafted on another token"
+    );
+    assert_eq!(
+        own(&[1, 1, 2, 2]),
+        2,
+        "what follows the second is not known"
+    );
+}
+
+#[test]
+fn orphans_are_claimed_once_their_parent_appears() {
+    let index = Index::default();
+    let applied = index.apply(
+        POD,
+        &[store(Some(2), &[3], &[3, 3]), store(Some(3), &[4], &[4, 4])],
+    );
+    assert_eq!(applied.orphans, 2);
+    let tokens = [1, 1, 2, 2, 3, 3, 4, 4];
+    index.apply(POD, &[store(None, &[1, 2], &tokens[..4])]);
+    assert_eq!(blocks(&index, &tokens), 4);
+    index.apply(POD, &[remove(3)]);
+    assert_eq!(blocks(&index, &tokens), 2);
+    index.forget(POD);
+    assert_eq!(index.size(), Size::default());
+}
+
+#[test]
+fn what_is_unsure_is_told_apart_until_it_is_heard_of_again() {
+    let index = Index::default();
+    let tokens = [1, 1, 2, 2, 3, 3];
+    index.apply(
+        POD,
+        &[store(None, &[1, 2, 3], &tokens), store(None, &[1], &[1, 1])],
+    );
+    index.doubt(POD);
+    let found = |index: &Index| (cached(index, &tokens).own, cached(index, &tokens).unsure);
+    assert_eq!(found(&index), (6, 6));
+    index.apply(POD, &[store(None, &[1], &[1, 1])]);
+    assert_eq!(found(&index), (6, 4));
+    assert_eq!(
+        index.physical(POD),
+        3,
+        "of two copies before the gap nobody knows"
+    );
+    index.apply(POD, &[remove(2)]);
+    assert_eq!(found(&index), (2, 0));
+    index.drop_unsure(POD);
+    assert_eq!((index.blocks_of(POD), index.physical(POD)), (1, 1));
+}
+
+#[test]
+fn what_is_unsure_is_given_up_once_as_much_was_stored() {
+    let index = Index::default();
+    index.apply(POD, &[store(None, &[1, 2], &[1, 1, 2, 2])]);
+    index.doubt(POD);
+    index.apply(
+        POD,
+        &[store(None, &[3], &[3, 3]), store(None, &[4], &[4, 4])],
+    );
+    assert_eq!(blocks(&index, &[1, 1, 2, 2]), 2);
+    index.apply(POD, &[store(None, &[5], &[5, 5])]);
+    assert_eq!(blocks(&index, &[1, 1, 2, 2]), 0);
+}
+
+#[test]
+fn a_picture_is_restored_as_it_was_but_for_what_is_unsure() {
+    let index = Index::default();
+    let tokens = [1, 1, 2, 2];
+    let window = store_in(Medium::Gpu, WINDOW, stored(None, &[1, 2], &tokens));
+    index.apply(POD, &[store(None, &[1, 2], &tokens), window]);
+    let picture = index.picture(POD).expect("a picture");
+    let other = Index::default();
+    other.restore(POD, &picture);
+    assert_eq!(other.digest(POD), index.digest(POD));
+    assert_eq!(cached(&other, &tokens), cached(&index, &tokens));
+    index.doubt(POD);
+    let picture = index.picture(POD).expect("a picture");
+    assert!(picture.caches.iter().all(|cache| cache.copies.is_empty()));
 }
 
 /// Keeps every copy by name: what the index must equal, written to be obviously right.
@@ -262,10 +464,13 @@ proptest! {
                 }
             }
         }
-        let found: BTreeMap<_, _> = index.overlap(&chain(&ask)).into_iter().collect();
+        let (identity, prompt) = (Identity::default(), prompt(&ask));
+        let mut chains = Chains::new(&prompt, &identity);
+        let found = index.cached((0..3).map(EndpointId), &mut chains);
         for pod in 0..3 {
-            let blocks = found.get(&EndpointId(pod)).copied().unwrap_or(0);
-            prop_assert_eq!(blocks, naive.overlap(pod, &ask));
+            let found = found.get(&EndpointId(pod)).copied().unwrap_or_default();
+            prop_assert_eq!(found.own, 2 * u64::from(naive.overlap(pod, &ask)));
+            prop_assert_eq!(found.unsure, 0);
         }
         prop_assert_eq!(index.size().pairs, naive.copies.len());
     }

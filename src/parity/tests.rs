@@ -46,11 +46,7 @@ impl World {
     }
 
     fn cached_tokens(&self, tokens: &[TokenId], identity: &Identity) -> u64 {
-        let chain = Chain::of_prompt(tokens, SIZE as u32, identity);
-        let overlap = self.index.overlap(&chain);
-        overlap
-            .first()
-            .map_or(0, |(_, blocks)| u64::from(*blocks) * SIZE as u64)
+        self.index.cached_at(POD, tokens, identity).tokens()
     }
 
     fn open(&self, tokens: &[TokenId]) -> Option<Watch> {
@@ -102,7 +98,7 @@ fn store(parent: Option<&[TokenId]>, tokens: &[TokenId]) -> BlockEvent {
         medium: Medium::Gpu,
         group: Group::default(),
         extra_keys: Some(Vec::new()),
-        lookahead: false,
+        lookahead: Vec::new(),
     })
 }
 

@@ -67,7 +67,7 @@ impl Waiting {
     /// Holds one store against the prompt.
     pub fn compare(&mut self, seen: &Seen<'_>) {
         let theirs = &seen.stored.tokens;
-        if self.stored || seen.stored.block_size != self.chain.block_size {
+        if self.stored || seen.stored.block_size != self.chain.shape.block_size {
             return;
         }
         let Some(depth) = seen.parent.and_then(|parent| self.depth_of(parent)) else {
@@ -81,7 +81,7 @@ impl Waiting {
             .count();
         self.known = self.known.max(depth + equal);
         self.stored = equal > 0 && depth + equal == self.chain.keys.len();
-        let size = self.chain.block_size as usize;
+        let size = self.chain.shape.block_size as usize;
         let (begin, theirs) = ((depth + equal) * size, &theirs[equal * size..]);
         let ours = &self.tokens[begin..];
         let differ = |(ours, theirs)| ours != theirs;
@@ -103,13 +103,13 @@ impl Waiting {
     }
 
     fn begins_like(&self, theirs: &[TokenId]) -> bool {
-        let size = self.chain.block_size as usize;
+        let size = self.chain.shape.block_size as usize;
         theirs.get(..size) == self.tokens.get(..size)
     }
 
     /// Where the server's tokens part from ours, as far as its stores have shown.
     fn fork(&self) -> Fork {
-        let size = self.chain.block_size as usize;
+        let size = self.chain.shape.block_size as usize;
         let block = self.known.min(self.chain.keys.len() - 1);
         match self.parts_at {
             Some(position) if position / size == block => Fork::Token(position),

@@ -157,11 +157,8 @@ impl Placement {
         } else {
             Arc::new(self.metrics.endpoint(endpoint))
         };
-        let Candidate {
-            trust,
-            cached_tokens: predicted,
-            ..
-        } = *candidate;
+        let Candidate { trust, cached, .. } = *candidate;
+        let predicted = cached.tokens();
         let prediction = Prediction {
             basis,
             trust,

@@ -113,7 +113,7 @@ fn hold(world: &World, endpoint: u32, tokens: &[TokenId], adapter: Option<&str>)
         medium: Medium::Gpu,
         group: Group::default(),
         extra_keys: Some(Vec::new()),
-        lookahead: false,
+        lookahead: Vec::new(),
     };
     world
         .index

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::blocks::{BlockKey, Chain, Identity, Stored, TokenId};
+use crate::blocks::{BlockKey, Chain, Identity, Shape, Stored, TokenId};
 use crate::events::recording::{EVENTS_FILE, Recorded, Recording};
 use crate::events::{Batch, wire};
 use crate::fleet::EndpointId;
@@ -410,7 +410,7 @@ impl Replay {
                 cache_salt: cache_salt.map(str::to_owned),
             },
             // Before the first store nothing is held, whatever the size.
-            block_size: self.index.block_size(EndpointId(rank)).unwrap_or(16),
+            shape: self.index.shape(EndpointId(rank)).unwrap_or(16.into()),
             answers: request.as_ref().map_or(1, Request::answers),
             reads_cache: request.as_ref().is_none_or(Request::reads_cache),
             wants_report: request.as_ref().is_some_and(Request::wants_cache_report),
@@ -427,7 +427,7 @@ impl Replay {
         let mut before: HashSet<BlockKey> = HashSet::new();
         for tokens in &reading.prompts {
             let chain = reading.chain(tokens);
-            let held = self.held(reading.endpoint, &chain) as usize;
+            let held = self.held(reading, tokens) as usize;
             // Prompts of one request are scheduled in order, each with all of its blocks, so
             // that it finds those before it; and so do the answers to one prompt (0.32).
             let rest = chain.keys.iter().skip(held);
@@ -437,20 +437,23 @@ impl Replay {
             };
             before.extend(reading.blocks_of(tokens, &reading.identity));
         }
-        cached as u64 * u64::from(reading.block_size)
+        cached as u64 * u64::from(reading.shape.block_size)
     }
 
-    fn held(&self, endpoint: EndpointId, chain: &Chain) -> u32 {
-        let overlap = self.index.overlap(chain);
-        let of = overlap.iter().find(|(of, _)| *of == endpoint);
-        of.map_or(0, |(_, blocks)| *blocks)
+    /// Leading blocks of a prompt that are held.
+    fn held(&self, reading: &Reading, tokens: &[TokenId]) -> u32 {
+        let Reading {
+            endpoint, identity, ..
+        } = reading;
+        let cached = self.index.cached_at(*endpoint, tokens, identity).tokens();
+        (cached / u64::from(reading.shape.block_size.max(1))) as u32
     }
 
     fn announce_reports(&self, reading: &Reading) {
         if reading.wants_report && reading.reads_cache {
             for tokens in &reading.prompts {
                 let (endpoint, chain) = (reading.endpoint, reading.chain(tokens));
-                let held = self.held(endpoint, &chain);
+                let held = self.held(reading, tokens);
                 self.index
                     .expect_reports(endpoint, &chain, held, reading.answers);
             }
@@ -495,7 +498,7 @@ struct Reading {
     endpoint: EndpointId,
     prompts: Vec<Vec<TokenId>>,
     identity: Identity,
-    block_size: u32,
+    shape: Shape,
     answers: u32,
     reads_cache: bool,
     wants_report: bool,
@@ -504,12 +507,12 @@ struct Reading {
 impl Reading {
     /// The blocks of a prompt that may be found in the cache.
     fn chain(&self, tokens: &[TokenId]) -> Chain {
-        Chain::of_prompt(tokens, self.block_size, &self.identity)
+        Chain::of_prompt(tokens, self.shape, &self.identity)
     }
 
     /// All full blocks of a prompt, the last one too.
     fn blocks_of(&self, tokens: &[TokenId], identity: &Identity) -> Vec<BlockKey> {
-        Chain::of_full_blocks(tokens, self.block_size, identity).keys
+        Chain::of_full_blocks(tokens, self.shape, identity).keys
     }
 }
 

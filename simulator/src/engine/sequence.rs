@@ -103,7 +103,7 @@ impl Sequence {
             medium: Medium::Gpu,
             group: Group::default(),
             extra_keys: Some((from..to).map(extras).collect()),
-            lookahead: false,
+            lookahead: Vec::new(),
         }
     }
 }

@@ -89,6 +89,56 @@ fn fields_that_do_not_exist_yet_are_passed_over() {
 }
 
 #[test]
+fn the_kind_of_a_group_says_what_makes_a_hit() {
+    let read =
+        |group: i64, kind: Option<&str>, window: Option<u32>, lookahead: Option<Vec<[u32; 1]>>| {
+            let event = (
+                "BlockStored",
+                (1, 2),
+                (),
+                (5, 6, 7, 8),
+                2,
+                (),
+                "GPU",
+                (),
+                (),
+                group,
+                kind,
+                window,
+                (),
+                (),
+                (),
+                lookahead,
+            );
+            let batch = decode(&pack((1.0, (event,), 0))).expect("a batch");
+            match batch.events.as_slice() {
+                [BlockEvent::Stored(stored)] => Some((stored.group.rule, stored.lookahead.clone())),
+                _ => None,
+            }
+        };
+    let rule = |group, kind, window| read(group, kind, window, None).expect("stored").0;
+    assert_eq!(rule(0, None, None), Rule::All);
+    assert_eq!(rule(1, None, None), Rule::Unknown, "before 0.22.1");
+    assert_eq!(rule(1, Some("mla_attention"), None), Rule::All);
+    assert_eq!(
+        rule(1, Some("sliding_window"), Some(4096)),
+        Rule::Window(4096)
+    );
+    assert_eq!(rule(2, Some("mamba"), None), Rule::Last);
+    assert_eq!(
+        rule(2, Some("chunked_local_attention"), None),
+        Rule::Unknown
+    );
+    let ahead = read(0, None, None, Some(vec![[7], [9]])).expect("stored").1;
+    assert_eq!(ahead, [[7], [9]]);
+    assert_eq!(
+        read(0, None, None, Some(vec![[7]])),
+        None,
+        "one list for two blocks"
+    );
+}
+
+#[test]
 fn a_bad_event_costs_itself_and_not_its_batch() {
     let good = ("BlockRemoved", (4,));
     let short = ("BlockStored", (1, 2), (), (1, 2, 3), 2);

@@ -53,14 +53,6 @@ impl<'a> Value<'a> {
             _ => None,
         }
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        match self {
-            Self::Nil => true,
-            Self::List(list) => list.is_empty(),
-            _ => false,
-        }
-    }
 }
 
 impl<'de> Deserialize<'de> for Value<'de> {

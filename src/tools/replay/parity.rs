@@ -192,10 +192,8 @@ impl Parities {
 
 /// What the picker would predict.
 fn cached_tokens(index: &Index, reading: &Reading, tokens: &[TokenId]) -> u64 {
-    let overlap = index.overlap(&reading.chain(tokens));
-    let own = overlap.iter().find(|(of, _)| *of == reading.endpoint);
-    let blocks = own.map_or(0, |(_, blocks)| *blocks);
-    u64::from(blocks) * u64::from(reading.block_size)
+    let cached = index.cached_at(reading.endpoint, tokens, &reading.identity);
+    cached.tokens()
 }
 
 impl Differed {

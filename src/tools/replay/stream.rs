@@ -79,7 +79,7 @@ impl Stream {
                 self.apply_next(index, &mut each);
             }
             // What the new process holds is nothing, and it has not said so yet.
-            index.apply(self.endpoint, &[BlockEvent::Cleared]);
+            index.empty(self.endpoint);
             self.last = None;
         }
         while let Some(message) = self.messages.get(self.applied)
