@@ -13,6 +13,7 @@ pub mod wire;
 pub mod order;
 pub mod snapshot;
 pub mod follow;
+pub mod capacity;
 pub mod backoff;
 mod queue;
 pub mod zmtp;

@@ -312,6 +312,23 @@ impl Follower {
         Followed::default()
     }
 
+    /// Holds what was counted against what the engine's own cache can hold. More of it means that
+    /// removals were lost, or that what was reported again was counted: what is unsure goes first,
+    /// then all becomes so.
+    pub fn on_capacity(&mut self, index: &Index, blocks_max: u64) -> Followed {
+        let mut followed = Followed::default();
+        if index.physical(self.endpoint) <= blocks_max {
+            return followed;
+        }
+        index.drop_unsure(self.endpoint);
+        let counted = index.physical(self.endpoint);
+        if counted > blocks_max {
+            let reason = format!("{counted} blocks were counted in a cache of {blocks_max}");
+            self.distrust(index, &mut followed, reason);
+        }
+        followed
+    }
+
     fn on_place(&mut self, index: &Index, seq: u64, followed: &mut Followed) {
         let unheard = self.unheard.take();
         match self.order.place(seq) {

@@ -235,3 +235,24 @@ fn a_cleared_cache_with_a_stranger_after_it_is_not_complete() {
     let (_, follower) = follow(&[(41, stored(1, None)), (42, batch)]);
     assert_eq!(follower.verdict().trust, Trust::Doubtful);
 }
+
+#[test]
+fn an_engine_does_not_hold_more_than_it_can() {
+    let (index, mut follower) = follow(&[(0, stored(1, None)), (1, stored(2, Some(1)))]);
+    follower.on_capacity(&index, 2);
+    assert_eq!(
+        (follower.verdict().trust, held(&index)),
+        (Trust::Live, (2, 0))
+    );
+    // A removal was lost on the way without a trace.
+    follower.on_batch(&index, 2, &stored(3, Some(2)));
+    follower.on_capacity(&index, 2);
+    assert_eq!(
+        (follower.verdict().trust, held(&index)),
+        (Trust::Doubtful, (2, 2))
+    );
+    // What is heard from then on is sure; the rest makes room for it.
+    follower.on_batch(&index, 3, &stored(4, None));
+    follower.on_capacity(&index, 2);
+    assert_eq!((index.physical(POD), held(&index)), (1, (2, 0)));
+}
