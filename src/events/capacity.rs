@@ -1,0 +1,43 @@
+//! How many blocks an engine has, as its own metrics say: what it cannot hold is not held.
+
+/// The family of vLLM that says so, as labels.
+const FAMILY: &str = "vllm:cache_config_info{";
+
+/// Copies that an engine's own cache holds at most, of its `/metrics` text; none where it does not
+/// say. Of several ranks behind one port the largest counts: they are configured alike.
+#[must_use]
+pub fn read(metrics: &str) -> Option<u64> {
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix(FAMILY));
+    let blocks = lines.filter_map(|labels| {
+        let (_, value) = labels.split_once("num_gpu_blocks=\"")?;
+        value.split_once('"')?.0.parse::<u64>().ok()
+    });
+    // One block is vLLM's null block, which holds nothing.
+    blocks.max()?.checked_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_null_block_is_none() {
+        let text = "# TYPE vllm:cache_config_info gauge\n\
+            vllm:cache_config_info{block_size=\"16\",engine=\"0\",num_gpu_blocks=\"96\"} 1.0\n\
+            vllm:cache_config_info{engine=\"1\",num_gpu_blocks=\"97\",x=\"y\"} 1.0\n\
+            vllm:kv_cache_usage_perc{engine=\"0\"} 0.0\n";
+        assert_eq!(read(text), Some(96));
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_guessed() {
+        for text in [
+            "",
+            "vllm:cache_config_info{block_size=\"16\"} 1.0",
+            "vllm:cache_config_info{num_gpu_blocks=\"None\"} 1.0",
+            "vllm:cache_config_info{num_gpu_blocks=\"0\"} 1.0",
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}
