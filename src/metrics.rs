@@ -65,6 +65,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Times that an endpoint's picture was thrown away",
     ),
     (
+        "kvscout_pictures_doubted_total",
+        Unit::Count,
+        "Times that all of an endpoint's picture became unsure, by endpoint",
+    ),
+    (
         "kvscout_model_loads_total",
         Unit::Count,
         "Times that a model's files were loaded, by model; more than one is a reload",
@@ -312,6 +317,7 @@ impl Metrics {
             batches: counter("kvscout_event_batches_total"),
             missed: counter("kvscout_event_batches_missed_total"),
             forgotten: counter("kvscout_pictures_forgotten_total"),
+            doubted: counter("kvscout_pictures_doubted_total"),
             stored: blocks("stored"),
             removed: blocks("removed"),
             orphans: blocks("orphan"),
@@ -510,6 +516,7 @@ pub struct EndpointMetrics {
     pub batches: Counter,
     pub missed: Counter,
     pub forgotten: Counter,
+    pub doubted: Counter,
     pub stored: Counter,
     pub removed: Counter,
     pub orphans: Counter,

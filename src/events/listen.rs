@@ -557,6 +557,7 @@ impl Listener {
         let metrics = &self.metrics;
         metrics.missed.increment(followed.missed);
         metrics.forgotten.increment(u64::from(followed.forgotten));
+        metrics.doubted.increment(u64::from(followed.doubted));
         metrics
             .undecodable
             .increment(u64::from(followed.undecodable));
