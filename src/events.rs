@@ -21,6 +21,7 @@ pub mod replay;
 pub mod recording;
 pub mod nats;
 
+pub mod silence;
 pub mod tap;
 pub mod listen;
 

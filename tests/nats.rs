@@ -5,77 +5,52 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+use harness::ears;
 use harness::http::{self, full, post};
 use harness::nats::NatsServer;
 use harness::sim;
 use harness::{PATIENCE, soon};
-use kvscout::bridge::Bridge;
 use kvscout::config::Nats;
-use kvscout::events::listen::{Listeners, Way};
 use kvscout::events::nats::Cluster;
-use kvscout::events::zmq;
-use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
-use kvscout::index::Index;
+use kvscout::fleet::{EventAddress, Trust};
 use kvscout_sim::server;
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 const POD: &str = "pod-0";
 
-/// What listens to the fleet of one pod, and the picture that comes of it.
-struct Ears {
-    endpoint: Arc<Endpoint>,
-    index: Arc<Index>,
-    listening: JoinHandle<()>,
-    _fleet: watch::Sender<Arc<Fleet>>,
+/// A pod as those know it who listen to it.
+fn server(pod: &server::Bound) -> ears::Server {
+    let events = pod.addresses.events.as_ref().map(|events| EventAddress {
+        publisher: events.endpoint.clone(),
+        replay: events.replay_endpoint.clone(),
+    });
+    ears::Server {
+        name: POD.into(),
+        address: pod.addresses.http,
+        events,
+    }
+}
+
+/// Listens to a pod.
+struct Ears(ears::Ears);
+
+impl std::ops::Deref for Ears {
+    type Target = ears::Ears;
+
+    fn deref(&self) -> &ears::Ears {
+        &self.0
+    }
 }
 
 impl Ears {
-    fn open(pod: &server::Bound, way: Way, bridge: Option<&Bridge>) -> Self {
-        let events = pod.addresses.events.as_ref().map(|events| EventAddress {
-            publisher: events.endpoint.clone(),
-            replay: events.replay_endpoint.clone(),
-        });
-        let address = pod.addresses.http;
-        let endpoint = Arc::new(Endpoint::new(EndpointId(0), POD.into(), address, events));
-        let endpoints = vec![endpoint.clone()];
-        let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
-        let index = Arc::new(Index::default());
-        let listeners = Listeners {
-            tap: bridge.map(Bridge::tap),
-            ..Listeners::new(fleet, index.clone(), way)
-        };
-        Self {
-            endpoint,
-            index,
-            listening: tokio::spawn(listeners.run()),
-            _fleet: sender,
-        }
-    }
-
     async fn bridge(pod: &server::Bound, settings: &Nats) -> Self {
-        let cluster = Cluster::connect(settings).await.expect("an address");
-        let bridge = Bridge::new(cluster);
-        let (topic, limits) = (String::new(), zmq::Limits::default());
-        Self::open(pod, Way::Zmq { topic, limits }, Some(&bridge))
+        Self(ears::Ears::bridge(&server(pod), settings).await)
     }
 
     async fn picker(pod: &server::Bound, settings: &Nats) -> Self {
-        let cluster = Cluster::connect(settings).await.expect("an address");
-        Self::open(pod, Way::Nats(Box::new(cluster)), None)
-    }
-
-    /// Physical copies by hash, as believed.
-    fn copies(&self) -> BTreeMap<u64, usize> {
-        let picture = self.index.picture(self.endpoint.id);
-        let copies = picture.into_iter().flat_map(|picture| picture.copies);
-        copies
-            .map(|(hash, _, count)| (hash, count as usize))
-            .collect()
+        Self(ears::Ears::picker(&server(pod), settings).await)
     }
 
     /// Waits until what is believed is called complete; then it must be so.
@@ -95,12 +70,6 @@ impl Ears {
                 truth.len()
             );
         }
-    }
-}
-
-impl Drop for Ears {
-    fn drop(&mut self) {
-        self.listening.abort();
     }
 }
 

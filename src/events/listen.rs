@@ -13,6 +13,7 @@ use crate::config::Events;
 use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
 use crate::events::replay::{Replay, ReplayEnd, replay};
+use crate::events::silence::{SILENT_AFTER, Silence, advice};
 use crate::events::tap::{NewTap, Tap, Untapped};
 use crate::events::zmq::{DepthGauge, Limits, ZmqSource};
 use crate::events::{Delivery, EventSource};
@@ -87,6 +88,8 @@ pub struct Listeners {
     pub adapters: Vec<String>,
     /// Given back when an endpoint was first reached, or could not be.
     pub first: HashMap<EndpointId, Ticket>,
+    /// How long a server may work and say nothing before its operator is told.
+    pub silent_after: Duration,
 }
 
 impl Listeners {
@@ -102,6 +105,7 @@ impl Listeners {
             tap: None,
             adapters: Vec::new(),
             first: HashMap::new(),
+            silent_after: SILENT_AFTER,
         }
     }
 
@@ -155,6 +159,9 @@ impl Listeners {
             relearn_after: None,
             relearn_wait: RELEARN.0,
             replays: replays.clone(),
+            silence: Silence::default(),
+            silent_after: self.silent_after,
+            advice: None,
         }
     }
 }
@@ -175,6 +182,10 @@ struct Listener {
     relearn_wait: Duration,
     /// A turn at replaying.
     replays: Arc<Semaphore>,
+    silence: Silence,
+    silent_after: Duration,
+    /// What its operator was told to do, so that it speaks.
+    advice: Option<String>,
 }
 
 /// How a server is asked for what was not heard. Where there is a bridge, that does it.
@@ -260,6 +271,7 @@ impl Listener {
             let delivery = tokio::select! {
                 delivery = source.next() => delivery,
                 _ = ticks.tick() => {
+                    self.look_for_silence(&follower);
                     self.learn_again(&mut follower).await;
                     if self.tap_picture(&follower).await.is_err() {
                         return;
@@ -277,6 +289,9 @@ impl Listener {
                 Delivery::Batch(batch) => follower.missing_before(batch.seq, &batch.payload),
                 _ => None,
             };
+            if delivery == Delivery::Connected {
+                self.silence.on_connected();
+            }
             if let Some(from_seq) = missing {
                 self.repair(&mut follower, from_seq).await;
             }
@@ -293,6 +308,25 @@ impl Listener {
             {
                 return;
             }
+        }
+    }
+
+    /// Tells of a server that works and never sends an event. Behind a bridge nobody knows whose
+    /// silence it is.
+    fn look_for_silence(&mut self, follower: &Follower) {
+        let (heard, computed) = (follower.position().is_some(), self.endpoint.take_computed());
+        let silent = self
+            .silence
+            .look(heard, computed, Instant::now(), self.silent_after);
+        if heard {
+            self.advice = None;
+        }
+        if let (true, Way::Zmq { .. }, Some(events)) = (silent, &self.way, &self.endpoint.events) {
+            let (endpoint, advice) = (self.endpoint.name.as_str(), advice(events));
+            tracing::warn!(endpoint, publisher = events.publisher, "{advice}");
+            self.advice = Some(advice);
+            let verdict = follower.verdict();
+            self.trust(verdict.trust, &verdict.reason);
         }
     }
 
@@ -545,6 +579,11 @@ impl Listener {
     }
 
     fn trust(&self, trust: Trust, reason: &str) {
+        let advised = match (&self.advice, trust) {
+            (Some(advice), Trust::Silent) => format!("{reason}; {advice}"),
+            _ => String::new(),
+        };
+        let reason = if advised.is_empty() { reason } else { &advised };
         if self.endpoint.set_trust(trust, reason, Instant::now()) {
             let (endpoint, trust) = (self.endpoint.name.as_str(), trust.as_str());
             // Quoted and escaped: some of the reason is the peer's own word.
