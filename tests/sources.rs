@@ -32,7 +32,7 @@ use harness::{PATIENCE, sim, soon};
 use kvscout::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
 use kvscout::config::Nats;
 use kvscout::events::follow::Follower;
-use kvscout::events::listen::Listeners;
+use kvscout::events::listen::{self, Listeners};
 use kvscout::events::nats::Cluster;
 use kvscout::events::recording::{Recording, RecordingWriter};
 use kvscout::events::wire;
@@ -493,8 +493,8 @@ async fn out_of_a_recording_everything_is_known_or_doubted() {
     told(join_all(results).await);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_works_and_says_nothing_is_told_what_to_set() {
+/// A server whose events are on and do not come.
+async fn silent() -> (kvscout_sim::Bound, ears::Server) {
     let pod = sim::pod(64, 0, None).await.expect("it starts");
     let events = pod.addresses.events.as_ref().expect("events are on");
     let server = ears::Server {
@@ -505,37 +505,77 @@ async fn a_server_that_works_and_says_nothing_is_told_what_to_set() {
             replay: None,
         }),
     };
-    let ask = async |path: &str, body: serde_json::Value| {
-        let request = post(path).body(full(body.to_string()));
-        let answer = http::send(server.address, request.expect("a request")).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-    };
-    ask("/sim/faults", json!({"silent": true})).await;
-    let ears = Ears::open_as(&server, ears::direct(), |listeners| Listeners {
+    ask(&server, "/sim/faults", json!({"silent": true})).await;
+    (pod, server)
+}
+
+async fn ask(server: &ears::Server, path: &str, body: serde_json::Value) {
+    let request = post(path).body(full(body.to_string()));
+    let answer = http::send(server.address, request.expect("a request")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// Listens, and loses patience at once.
+fn impatient(server: &ears::Server, way: listen::Way) -> Ears {
+    Ears::open_as(server, way, |listeners| Listeners {
         silent_after: Duration::ZERO,
         ..listeners
-    });
-    let reason = || ears.endpoint.trust_since().reason;
-    harness::until("connected", || reason() == "connected; no event seen yet").await;
+    })
+}
 
-    let prompt: Vec<u32> = (0..300).collect();
-    ask(
-        "/v1/completions",
-        json!({"prompt": prompt, "max_tokens": 1}),
-    )
-    .await;
+/// Waits until the reason begins so; then the server works, and its operator is told.
+async fn is_told(ears: &Ears, begins: &str) {
+    let reason = || ears.endpoint.trust_since().reason;
+    harness::until(begins, || reason().starts_with(begins)).await;
+    assert!(!reason().contains("--kv-events-config"), "{}", reason());
+    // As its placement does when a prompt of 300 tokens was answered.
     ears.endpoint.computed(300);
     harness::until("it is told", || reason().contains("--kv-events-config")).await;
+    assert!(reason().starts_with(begins), "{}", reason());
     assert_eq!(ears.endpoint.trust(), Trust::Silent);
-    assert!(reason().starts_with("connected; no event seen yet; it answers"));
+}
 
-    ask("/sim/faults", json!({})).await;
-    ask(
-        "/v1/completions",
-        json!({"prompt": [1, 2, 3], "max_tokens": 40}),
-    )
-    .await;
-    let heard = || ears.endpoint.trust() != Trust::Silent;
-    harness::until("one event clears it", heard).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_works_and_says_nothing_is_told_what_to_set() {
+    let (_pod, server) = silent().await;
+    let ears = impatient(&server, ears::direct());
+    let prompt: Vec<u32> = (0..300).collect();
+    let body = json!({"model": "sim", "prompt": prompt, "max_tokens": 1});
+    ask(&server, "/v1/completions", body).await;
+    is_told(&ears, "connected; no event seen yet").await;
+
+    ask(&server, "/sim/faults", json!({})).await;
+    let body = json!({"model": "sim", "prompt": [1, 2, 3], "max_tokens": 40});
+    ask(&server, "/v1/completions", body).await;
+    let cleared = || {
+        let trust = ears.endpoint.trust_since();
+        trust.trust != Trust::Silent && !trust.reason.contains("--kv-events-config")
+    };
+    harness::until("one event clears it", cleared).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_publisher_refuses_us_is_told_the_same() {
+    let (pod, server) = silent().await;
+    drop(pod);
+    let ears = impatient(&server, ears::direct());
+    is_told(&ears, "not connected: ").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_bridge_the_server_is_told_and_a_missing_bridge_is_not() {
+    let nats = NatsServer::start().await;
+    let settings = nats.settings();
+    let cluster = Cluster::connect(&settings).await.expect("an address");
+    let made = soon("the stream is made", cluster.init()).await;
+    made.expect("made");
+    let (_pod, server) = silent().await;
+    let picker = impatient(&server, listen::Way::Nats(Box::new(cluster)));
+    picker.endpoint.computed(300);
+    let reason = || picker.endpoint.trust_since().reason;
+    let away = || reason().starts_with("its bridge is not heard");
+    harness::until("no bridge is heard", away).await;
     assert!(!reason().contains("--kv-events-config"), "{}", reason());
+    let _bridge = Ears::bridge(&server, &settings).await;
+    is_told(&picker, "its bridge: connected; no event seen yet").await;
 }

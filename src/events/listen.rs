@@ -160,6 +160,7 @@ impl Listeners {
             relearn_wait: RELEARN.0,
             replays: replays.clone(),
             silence: Silence::default(),
+            bridge_away: matches!(self.way, Way::Nats(_)),
             silent_after: self.silent_after,
             advice: None,
         }
@@ -184,6 +185,8 @@ struct Listener {
     replays: Arc<Semaphore>,
     silence: Silence,
     silent_after: Duration,
+    /// No bridge says how the server is heard: nobody knows whose silence it is.
+    bridge_away: bool,
     /// What its operator was told to do, so that it speaks.
     advice: Option<String>,
 }
@@ -289,8 +292,11 @@ impl Listener {
                 Delivery::Batch(batch) => follower.missing_before(batch.seq, &batch.payload),
                 _ => None,
             };
-            if delivery == Delivery::Connected {
-                self.silence.on_connected();
+            match delivery {
+                Delivery::Connected => self.silence.on_unheard(),
+                Delivery::Doubted { by_bridge, .. } => self.bridge_away = !by_bridge,
+                Delivery::Resumed => self.bridge_away = false,
+                _ => {}
             }
             if let Some(from_seq) = missing {
                 self.repair(&mut follower, from_seq).await;
@@ -311,21 +317,23 @@ impl Listener {
         }
     }
 
-    /// Tells of a server that works and never sends an event. Behind a bridge nobody knows whose
-    /// silence it is.
+    /// Tells of a server that works and never sends an event.
     fn look_for_silence(&mut self, follower: &Follower) {
-        let (heard, computed) = (follower.position().is_some(), self.endpoint.take_computed());
-        let silent = self
-            .silence
-            .look(heard, computed, Instant::now(), self.silent_after);
+        let verdict = follower.verdict();
+        let heard = follower.position().is_some() || verdict.trust != Trust::Silent;
+        let (computed, now) = (self.endpoint.take_computed(), Instant::now());
+        if self.bridge_away {
+            return self.silence.on_unheard();
+        }
+        let silent = self.silence.look(heard, computed, now, self.silent_after);
         if heard {
             self.advice = None;
         }
-        if let (true, Way::Zmq { .. }, Some(events)) = (silent, &self.way, &self.endpoint.events) {
-            let (endpoint, advice) = (self.endpoint.name.as_str(), advice(events));
-            tracing::warn!(endpoint, publisher = events.publisher, "{advice}");
+        if silent {
+            let (endpoint, events) = (self.endpoint.name.as_str(), &self.endpoint.events);
+            let (reason, advice) = (&verdict.reason, advice(events.as_ref()));
+            tracing::warn!(endpoint, ?reason, "{advice}");
             self.advice = Some(advice);
-            let verdict = follower.verdict();
             self.trust(verdict.trust, &verdict.reason);
         }
     }
@@ -513,7 +521,7 @@ impl Listener {
                     ..Followed::default()
                 }
             }
-            Delivery::Doubted { silent, reason } => {
+            Delivery::Doubted { silent, reason, .. } => {
                 follower.on_doubted(silent, reason);
                 Followed::default()
             }

@@ -20,8 +20,9 @@ pub struct Silence {
 }
 
 impl Silence {
-    /// A publisher answered just now: what it said before was not heard, and accuses nobody.
-    pub fn on_connected(&mut self) {
+    /// What the server said until now was not heard, and accuses nobody: its publisher answered just
+    /// now, or its bridge is away.
+    pub fn on_unheard(&mut self) {
         self.since = None;
     }
 
@@ -40,9 +41,9 @@ impl Silence {
     }
 }
 
-/// For an operator: what to set, for the address that we listen to.
+/// For an operator: what to set, for the address that is listened to, where it is known.
 #[must_use]
-pub fn advice(events: &EventAddress) -> String {
+pub fn advice(events: Option<&EventAddress>) -> String {
     let at = |address: &str| {
         let port = address.rsplit(':').next().unwrap_or_default();
         format!("tcp://*:{port}")
@@ -50,9 +51,9 @@ pub fn advice(events: &EventAddress) -> String {
     let mut config = serde_json::json!({
         "enable_kv_cache_events": true,
         "publisher": "zmq",
-        "endpoint": at(&events.publisher),
+        "endpoint": at(events.map_or(":5557", |events| &events.publisher)),
     });
-    if let Some(replay) = &events.replay {
+    if let Some(replay) = events.and_then(|events| events.replay.as_ref()) {
         config["replay_endpoint"] = at(replay).into();
     }
     format!(
@@ -74,7 +75,7 @@ mod tests {
         let mut told = Vec::new();
         for second in 0..200 {
             if connected.contains(&second) {
-                silence.on_connected();
+                silence.on_unheard();
             }
             let now = begun + Duration::from_secs(second);
             let works = computed.contains(&second);
@@ -116,7 +117,7 @@ mod tests {
             publisher: "tcp://10.0.0.1:5557".into(),
             replay: Some("tcp://10.0.0.1:5558".into()),
         };
-        let advice = advice(&events);
+        let advice = advice(Some(&events));
         assert!(advice.contains("--enable-prefix-caching"), "{advice}");
         let config = advice.split("--kv-events-config '").nth(1);
         let config = config.and_then(|rest| rest.split('\'').next());
