@@ -267,18 +267,15 @@ fn listeners(
         .map(|endpoint| (endpoint.id, readiness.ticket("events")))
         .collect();
     Listeners {
-        fleet: fleet.clone(),
-        index: index.clone(),
         parity: parity.clone(),
         metrics: metrics.clone(),
-        way,
-        tap: None,
         adapters: config
             .models
             .iter()
             .flat_map(Model::adapter_names)
             .collect(),
         first,
+        ..Listeners::new(fleet.clone(), index.clone(), way)
     }
 }
 

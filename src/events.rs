@@ -22,6 +22,7 @@ pub mod replay;
 pub mod recording;
 pub mod nats;
 
+pub mod silence;
 pub mod tap;
 pub mod listen;
 
@@ -66,6 +67,8 @@ pub enum Delivery {
     Doubted {
         /// The server is not heard at all.
         silent: bool,
+        /// A bridge says so of the server; otherwise the bridge itself is not heard, or late.
+        by_bridge: bool,
         /// Why, for an operator.
         reason: String,
     },

@@ -45,6 +45,8 @@ pub struct Endpoint {
     differs_told: AtomicBool,
     /// It has once said how many tokens of a prompt were cached.
     reports: AtomicBool,
+    /// It has computed a prompt since somebody asked.
+    computed: AtomicBool,
 }
 
 impl Endpoint {
@@ -76,6 +78,7 @@ impl Endpoint {
             failures: Mutex::default(),
             differs_told: AtomicBool::new(false),
             reports: AtomicBool::new(false),
+            computed: AtomicBool::new(false),
         }
     }
 
@@ -109,6 +112,19 @@ impl Endpoint {
     /// A request went well there.
     pub fn succeeded(&self) {
         *self.failures.lock() = Failures::default();
+    }
+
+    /// It has computed so many tokens of a prompt. Where that fills any server's block, it must
+    /// have stored one and said so.
+    pub fn computed(&self, tokens: u64) {
+        if tokens >= BLOCK_TOKENS_MAX {
+            self.computed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it has computed a prompt of some length since the last time this was asked.
+    pub fn take_computed(&self) -> bool {
+        self.computed.swap(false, Ordering::Relaxed)
     }
 
     /// Cached tokens of a response, given what it says. vLLM 0.20.2 says nothing on a miss and a
@@ -147,6 +163,9 @@ const AVOIDED_FIRST: Duration = Duration::from_millis(500);
 const AVOIDED_MAX: Duration = Duration::from_secs(30);
 /// 500 ms, doubled so often, is past the maximum.
 const FAILURES_MAX: u32 = 8;
+
+/// Blocks have 16 tokens on a GPU by default, 128 on a CPU, and 256 at most in vLLM's own kernels.
+const BLOCK_TOKENS_MAX: u64 = 256;
 
 #[derive(Debug, Default)]
 struct Failures {

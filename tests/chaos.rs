@@ -116,18 +116,48 @@ impl World {
 
     /// Asks every server, so that each publishes.
     async fn load(&mut self, prompts: usize) {
-        for _ in 0..prompts {
-            let (group, turn) = (self.dice.below(20) as u32, self.dice.below(12) as u32);
-            let tail = (self.dice.roll() % 100_000) as u32;
+        for prompt in self.prompts(prompts) {
             for pod in &self.pods {
-                let mut tokens: Vec<u32> = (0..16 * turn).map(|at| 1 + group * 500 + at).collect();
-                tokens.extend((0..20).map(|at| tail + at));
-                let body = json!({"model": "sim", "prompt": tokens, "max_tokens": 2});
-                let request = post("/v1/completions").body(full(body.to_string()));
-                let answer = http::send(pod.addresses.http, request.expect("a request")).await;
+                let answer = http::send(pod.addresses.http, completion(&prompt)).await;
                 assert_eq!(answer.status, 200, "{answer:?}");
             }
         }
+    }
+
+    /// Drawn before they are sent, so that who answers first decides nothing.
+    fn prompts(&mut self, count: usize) -> Vec<Vec<u32>> {
+        let dice = &mut self.dice;
+        let mut prompt = || {
+            let (group, turn) = (dice.below(20) as u32, dice.below(12) as u32);
+            let tail = (dice.roll() % 100_000) as u32;
+            let old = (0..16 * turn).map(|at| 1 + group * 500 + at);
+            old.chain((0..20).map(|at| tail + at)).collect()
+        };
+        (0..count).map(|_| prompt()).collect()
+    }
+
+    /// Another process in place of a server's, while it is asked: what was running is refused.
+    async fn restart_in_place(&mut self, number: usize, change_ports: bool) {
+        let how = json!({"change_ports": change_ports, "seed": self.dice.roll()});
+        let prompts = self.prompts(8);
+        let address = self.pods[number].addresses.http;
+        let asked = async {
+            for prompt in &prompts {
+                let status = http::send(address, completion(prompt)).await.status;
+                assert!([200, 503].contains(&status), "{status}");
+            }
+        };
+        let restart = post("/sim/restart").body(full(how.to_string()));
+        let restart = http::send(address, restart.expect("a request"));
+        let ((), answer) = tokio::join!(asked, restart);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let told = http::get(address, "/kv_event_sources").await.json();
+        let told = |key: &str| told["0"][key].as_str().expect("an address").to_owned();
+        let events = self.pods[number].addresses.events.as_mut();
+        let events = events.expect("events are on");
+        events.endpoint = told("endpoint");
+        events.replay_endpoint = Some(told("replay_endpoint"));
+        self.write_fleet();
     }
 
     async fn set_faults(&self, number: usize, faults: &Faults) {
@@ -145,7 +175,7 @@ impl World {
             seed: self.dice.roll(),
             ..Faults::default()
         };
-        let kind = self.dice.below(16);
+        let kind = self.dice.below(20);
         let mut lost = false;
         let what = match kind {
             0 => "drop",
@@ -163,7 +193,11 @@ impl World {
             12 => "restart on other ports",
             13 => "bridge killed",
             14 => "picker killed",
-            _ => "nats-server killed",
+            15 => "nats-server killed",
+            16 => "drop, replay ring of 3",
+            17 => "reset",
+            18 => "restart in place",
+            _ => "restart in place on other ports",
         };
         match kind {
             0 => faults.drop = 0.3,
@@ -177,6 +211,8 @@ impl World {
             8 => (faults.drop, faults.replay) = (0.3, ReplayFault::Slow),
             9 => (faults.drop, faults.replay) = (0.3, ReplayFault::Dead),
             10 => (faults.drop, faults.replay) = (0.3, ReplayFault::Truncated),
+            16 => (faults.drop, faults.replay_batches, lost) = (0.3, 3, true),
+            17 => faults.reset_every = 2,
             _ => {}
         }
         self.set_faults(number, &faults).await;
@@ -196,6 +232,8 @@ impl World {
                 self.start_picker(picker);
             }
             15 => self.nats.kill(),
+            17 => self.reset(number).await,
+            18 | 19 => self.restart_in_place(number, kind == 19).await,
             _ => {}
         }
         self.load(8).await;
@@ -224,15 +262,12 @@ impl World {
         self.pods.insert(number, new);
     }
 
-    /// Empties the caches: what was lost for good does not matter from then on.
-    async fn reset(&self) {
-        for pod in &self.pods {
-            let request = post("/reset_prefix_cache")
-                .body(full(""))
-                .expect("a request");
-            let answer = http::send(pod.addresses.http, request).await;
-            assert_eq!(answer.status, 200, "{answer:?}");
-        }
+    /// Empties a cache: what was lost for good does not matter from then on.
+    async fn reset(&self, number: usize) {
+        let request = post("/reset_prefix_cache").body(full(""));
+        let request = request.expect("a request");
+        let answer = http::send(self.pods[number].addresses.http, request).await;
+        assert_eq!(answer.json(), json!({"success": true}));
     }
 
     /// Waits until every picker knows every server; what differs otherwise.
@@ -293,6 +328,12 @@ impl World {
     }
 }
 
+fn completion(prompt: &[u32]) -> hyper::Request<http::Body> {
+    let body = json!({"model": "sim", "prompt": prompt, "max_tokens": 2});
+    let request = post("/v1/completions").body(full(body.to_string()));
+    request.expect("a request")
+}
+
 fn setting(name: &str, default: u64) -> u64 {
     let given = std::env::var(name).ok();
     given.map_or(default, |text| text.parse().expect("a number"))
@@ -307,7 +348,9 @@ async fn after_every_fault_the_pictures_are_right_again_and_called_so() {
     for number in 1..=count {
         let (what, lost) = world.fault().await;
         if lost {
-            world.reset().await;
+            for number in 0..PODS {
+                world.reset(number).await;
+            }
         }
         world.load(2).await;
         match world.settle().await {

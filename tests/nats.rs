@@ -5,78 +5,54 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64_URL;
+use harness::ears;
 use harness::http::{self, full, post};
 use harness::nats::NatsServer;
 use harness::sim;
 use harness::{PATIENCE, soon};
-use kvscout::bridge::Bridge;
 use kvscout::config::Nats;
-use kvscout::events::listen::{Listeners, Way};
 use kvscout::events::nats::Cluster;
-use kvscout::events::zmq;
-use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
-use kvscout::index::Index;
+use kvscout::fleet::{EventAddress, Trust};
 use kvscout_sim::server;
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 const POD: &str = "pod-0";
 
-/// What listens to the fleet of one pod, and the picture that comes of it.
-struct Ears {
-    endpoint: Arc<Endpoint>,
-    index: Arc<Index>,
-    listening: JoinHandle<()>,
-    _fleet: watch::Sender<Arc<Fleet>>,
+/// A pod as those know it who listen to it.
+fn server(pod: &server::Bound) -> ears::Server {
+    let events = pod.addresses.events.as_ref().map(|events| EventAddress {
+        publisher: events.endpoint.clone(),
+        replay: events.replay_endpoint.clone(),
+    });
+    ears::Server {
+        name: POD.into(),
+        address: pod.addresses.http,
+        events,
+    }
+}
+
+/// Listens to a pod.
+struct Ears(ears::Ears);
+
+impl std::ops::Deref for Ears {
+    type Target = ears::Ears;
+
+    fn deref(&self) -> &ears::Ears {
+        &self.0
+    }
 }
 
 impl Ears {
-    fn open(pod: &server::Bound, way: Way, bridge: Option<&Bridge>) -> Self {
-        let events = pod.addresses.events.as_ref().map(|events| EventAddress {
-            publisher: events.endpoint.clone(),
-            replay: events.replay_endpoint.clone(),
-        });
-        let address = pod.addresses.http;
-        let endpoint = Arc::new(Endpoint::new(EndpointId(0), POD.into(), address, events));
-        let endpoints = vec![endpoint.clone()];
-        let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
-        let index = Arc::new(Index::default());
-        let listeners = Listeners {
-            tap: bridge.map(Bridge::tap),
-            ..Listeners::new(fleet, index.clone(), way)
-        };
-        Self {
-            endpoint,
-            index,
-            listening: tokio::spawn(listeners.run()),
-            _fleet: sender,
-        }
-    }
-
     async fn bridge(pod: &server::Bound, settings: &Nats) -> Self {
-        let cluster = Cluster::connect(settings).await.expect("an address");
-        let bridge = Bridge::new(cluster);
-        let (topic, limits) = (String::new(), zmq::Limits::default());
-        Self::open(pod, Way::Zmq { topic, limits }, Some(&bridge))
+        Self(ears::Ears::bridge(&server(pod), settings).await)
     }
 
     async fn picker(pod: &server::Bound, settings: &Nats) -> Self {
-        let cluster = Cluster::connect(settings).await.expect("an address");
-        Self::open(pod, Way::Nats(Box::new(cluster)), None)
-    }
-
-    /// Physical copies by hash, as believed.
-    fn copies(&self) -> BTreeMap<u64, usize> {
-        let picture = self.index.picture(self.endpoint.id);
-        let caches = picture.into_iter().flat_map(|picture| picture.caches);
-        caches
-            .flat_map(|cache| cache.copies)
-            .map(|(hash, _, count)| (hash, count as usize))
-            .collect()
+        Self(ears::Ears::picker(&server(pod), settings).await)
     }
 
     /// Waits until what is believed is called complete; then it must be so.
@@ -96,12 +72,6 @@ impl Ears {
                 truth.len()
             );
         }
-    }
-}
-
-impl Drop for Ears {
-    fn drop(&mut self) {
-        self.listening.abort();
     }
 }
 
@@ -332,4 +302,93 @@ async fn a_cluster_with_tls_and_an_nkey_lets_in_who_has_the_seed() {
     };
     let error = Cluster::connect(&missing).await.expect_err("no such file");
     assert!(error.to_string().contains("events.nats.nkey"), "{error}");
+}
+
+/// A JWT as `nsc` makes them: claims about `subject`, signed by `issuer`.
+fn jwt(issuer: &nkeys::KeyPair, subject: &nkeys::KeyPair, claims: serde_json::Value) -> String {
+    let part = |value: serde_json::Value| BASE64_URL.encode(value.to_string());
+    let header = part(json!({"typ": "JWT", "alg": "ed25519-nkey"}));
+    let claims = part(json!({
+        "jti": subject.public_key(), "iat": 1_700_000_000, "name": "kvscout",
+        "iss": issuer.public_key(), "sub": subject.public_key(), "nats": claims,
+    }));
+    let signed = format!("{header}.{claims}");
+    let signature = issuer.sign(signed.as_bytes()).expect("a seed");
+    format!("{signed}.{}", BASE64_URL.encode(signature))
+}
+
+/// An account that may do anything; the system's own may not have streams.
+fn account(streams: bool) -> serde_json::Value {
+    let mut limits = json!({"subs": -1, "conn": -1, "leaf": -1, "imports": -1, "exports": -1,
+        "data": -1, "payload": -1, "wildcards": true});
+    if streams {
+        for limit in ["mem_storage", "disk_storage", "streams", "consumer"] {
+            limits[limit] = json!(-1);
+        }
+    }
+    json!({"type": "account", "version": 2, "limits": limits})
+}
+
+/// A `.creds` file of a user that this account signed.
+fn credentials(account: &nkeys::KeyPair) -> String {
+    let user = nkeys::KeyPair::new_user();
+    let may = json!({"type": "user", "version": 2, "pub": {}, "sub": {}, "subs": -1, "data": -1,
+        "payload": -1});
+    let (jwt, seed) = (jwt(account, &user, may), user.seed().expect("a seed"));
+    format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credentials_file_lets_in_whom_an_account_signed() {
+    let operator = nkeys::KeyPair::new_operator();
+    let [ours, system, strange] = [0; 3].map(|_| nkeys::KeyPair::new_account());
+    let config = format!(
+        "operator: {}\nsystem_account: {system}\nresolver: MEMORY\n\
+         resolver_preload: {{ {ours}: {}, {system}: {} }}\n",
+        jwt(
+            &operator,
+            &operator,
+            json!({"type": "operator", "version": 2})
+        ),
+        jwt(&operator, &ours, account(true)),
+        jwt(&operator, &system, account(false)),
+        ours = ours.public_key(),
+        system = system.public_key(),
+    );
+    let nats = NatsServer::configured(&config).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        Nats {
+            credentials: Some(path),
+            ..nats.settings()
+        }
+    };
+    let known = settings("ours.creds", credentials(&ours));
+    let cluster = Cluster::connect(&known).await.expect("a file");
+    let done = soon("the stream is made", cluster.init()).await;
+    assert_eq!(done.expect("made").len(), 2);
+    let pod = sim::pod(64, 0, None).await.expect("it starts");
+    let _bridge = Ears::bridge(&pod, &known).await;
+    ask(&pod, 0..5).await;
+    let picker = Ears::picker(&pod, &known).await;
+    picker.knows("by its credentials", &pod).await;
+
+    let unknown = settings("strange.creds", credentials(&strange));
+    let unknown = Cluster::connect(&unknown).await.expect("a file");
+    let nobody = Cluster::connect(&nats.settings()).await;
+    let nobody = nobody.expect("an address");
+    let (unknown, nobody) = tokio::join!(unknown.init(), nobody.init());
+    assert!(
+        unknown.is_err() && nobody.is_err(),
+        "{unknown:?} {nobody:?}"
+    );
+    let broken = settings("broken.creds", "no credentials".into());
+    let error = Cluster::connect(&broken).await.expect_err("no JWT in it");
+    let error = error.to_string();
+    assert!(error.contains("events.nats.credentials"), "{error}");
 }

@@ -109,6 +109,7 @@ const CORE: &[&str] = &[
     "events/wire",
     "events/order.rs",
     "events/follow.rs",
+    "events/silence.rs",
     "ext_proc/exchange",
     "ext_proc/reply",
     "ext_proc/usage",

@@ -33,6 +33,14 @@ pub enum Command {
     ///
     ///   {"http": "http://127.0.0.1:8000", "events": "tcp://0.0.0.0:5557", "replay": null}
     ///
+    /// What goes wrong (--fault-*, --replay-batches) can be changed while it runs:
+    ///
+    ///   POST /sim/faults {"drop": 0.1, "replay": "dead"}   what is not named goes well
+    ///   POST /sim/restart {"change_ports": true}           another process: no blocks, batches
+    ///                                                      from 0, other hashes, other ports
+    ///   POST /reset_prefix_cache                           as vLLM's; told with the next step
+    ///   GET /sim/blocks, /kv_event_sources                 what is held, where events are now
+    ///
     /// Example: a small, slow server with replay, on free ports
     ///
     ///   kvscout-sim serve --port 0 --num-gpu-blocks 512 --prefill-rate 4000
@@ -87,10 +95,7 @@ pub struct Serve {
     speed: SpeedArgs,
     #[command(flatten)]
     events: EventArgs,
-    #[command(
-        flatten,
-        next_help_heading = "What goes wrong with events; POST /sim/faults changes it at run time"
-    )]
+    #[command(flatten, next_help_heading = "What goes wrong with events")]
     faults: Faults,
 }
 
@@ -109,7 +114,8 @@ struct EngineArgs {
     /// Requests in a batch at most
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_num_seqs: usize,
-    /// Seeds the block hashes; random by default, since no two engines name blocks alike
+    /// Seeds the block hashes; random by default, in every process, since no two engines name
+    /// blocks alike
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
 }
@@ -157,6 +163,7 @@ impl Serve {
     pub fn config(self, random: u64) -> Config {
         let listen = std::net::SocketAddr::new(self.host, self.port).to_string();
         let layout = self.events.events_layout;
+        let seed_drawn = self.engine.seed.is_none();
         Config {
             listen,
             model: self.model,
@@ -166,6 +173,7 @@ impl Serve {
             answer_tokens: self.answer_tokens.max(1),
             prompt_tokens_details: self.enable_prompt_tokens_details,
             engine: self.engine.config(layout, random),
+            seed_drawn,
             timing: self.speed.timing(),
             events: self.events.config(),
             faults: self.faults,

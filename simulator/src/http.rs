@@ -5,6 +5,7 @@ mod error;
 mod generate;
 mod info;
 mod metrics;
+mod restart;
 mod shape;
 
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 
 use crate::engine::EngineConfig;
-use crate::events::{FaultSwitch, Sources};
-use crate::runner::Handle;
+use crate::events::FaultSwitch;
+use crate::process::Processes;
 use crate::text::Text;
 
 /// The largest body read: a prompt of some 8 million tokens as text, more than any context.
@@ -25,8 +26,8 @@ const BODY_BYTES_MAX: usize = 32 << 20;
 /// What every handler can see.
 #[derive(Debug)]
 pub struct App {
-    /// The way to the engine.
-    pub engine: Handle,
+    /// The way to the engine, and where it publishes.
+    pub processes: Processes,
     /// How the engine was set up.
     pub engine_config: EngineConfig,
     /// Reads prompts, words answers.
@@ -41,8 +42,6 @@ pub struct App {
     pub answer_tokens: usize,
     /// Whether usage says how much of a prompt was cached.
     pub prompt_tokens_details: bool,
-    /// Where events are published, if they are.
-    pub sources: Option<Sources>,
     /// What goes wrong on their way.
     pub faults: FaultSwitch,
     /// Adapters seen together.
@@ -62,6 +61,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/kv_event_sources", get(info::kv_event_sources))
         .route("/sim/blocks", get(info::blocks))
         .route("/sim/faults", get(info::faults).post(info::set_faults))
+        .route("/sim/restart", post(restart::restart))
         .route("/version", get(info::version))
         .route("/health", get(info::healthy))
         .route("/ping", get(info::healthy).post(info::healthy))

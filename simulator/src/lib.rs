@@ -18,6 +18,7 @@ pub mod engine;
 pub mod timing;
 pub mod events;
 pub mod runner;
+pub mod process;
 mod http;
 pub mod server;
 mod table;

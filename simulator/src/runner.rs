@@ -85,6 +85,10 @@ pub struct Runner {
     /// Who waits for which request's tokens.
     seats: HashMap<RequestId, (usize, mpsc::Sender<Spoken>)>,
     resets: Vec<oneshot::Sender<bool>>,
+    /// Batches of events so far.
+    batches: u64,
+    /// A fault asks for a reset, which waits until no request runs.
+    reset_due: bool,
 }
 
 impl Runner {
@@ -105,6 +109,8 @@ impl Runner {
             stats,
             seats: HashMap::new(),
             resets: Vec::new(),
+            batches: 0,
+            reset_due: false,
         };
         let handle = Handle {
             inbox: commands,
@@ -147,6 +153,8 @@ impl Runner {
             .filter(|_| !outcome.events.is_empty())
         {
             publisher.publish(outcome.events).await;
+            self.batches += 1;
+            self.reset_due |= publisher.is_reset_due(self.batches);
         }
         for emission in outcome.emissions {
             self.speak(emission);
@@ -187,6 +195,7 @@ impl Runner {
             // Nobody waits any more if the client hung up.
             let _ = answer.send(self.engine.reset_prefix_cache());
         }
+        self.reset_due = self.reset_due && !self.engine.reset_prefix_cache();
     }
 
     fn abort_the_abandoned(&mut self) {

@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::engine::EngineConfig;
-use crate::events::{EventConfig, FaultSwitch, Faults, Publisher, Sources};
+use crate::events::{EventConfig, FaultSwitch, Faults, Sources};
 use crate::http::{self, App};
-use crate::runner::Runner;
+use crate::process::{Recipe, Supervisor};
 use crate::text::Text;
 use crate::timing::Timing;
 
@@ -40,6 +40,8 @@ pub struct Config {
     pub prompt_tokens_details: bool,
     /// The scheduler and its blocks.
     pub engine: EngineConfig,
+    /// Whether `engine.hash_seed` was drawn, so that a restart draws another.
+    pub seed_drawn: bool,
     /// The server's speed.
     pub timing: Timing,
     /// Where to publish KV cache events; none means nowhere.
@@ -59,6 +61,7 @@ impl Default for Config {
             answer_tokens: 128,
             prompt_tokens_details: true,
             engine: EngineConfig::default(),
+            seed_drawn: false,
             timing: Timing::default(),
             events: None,
             faults: Faults::default(),
@@ -71,7 +74,7 @@ impl Default for Config {
 pub struct Addresses {
     /// HTTP.
     pub http: SocketAddr,
-    /// The event sockets.
+    /// The event sockets of the first process.
     pub events: Option<Sources>,
 }
 
@@ -87,8 +90,8 @@ pub struct Bound {
     pub addresses: Addresses,
     stop: oneshot::Sender<()>,
     http: JoinSet<()>,
-    /// The engine and the event sockets.
-    _others: JoinSet<()>,
+    /// Whoever keeps the engine and the event sockets.
+    _supervisor: JoinSet<()>,
 }
 
 impl Server {
@@ -108,38 +111,35 @@ impl Server {
         let http_address = listener
             .local_addr()
             .context("the listener has no address")?;
-        let mut others = JoinSet::new();
         let faults = FaultSwitch::new(config.faults);
-        let mut publisher = None;
-        let mut sources = None;
-        if let Some(events) = &config.events {
+        let events = config.events.map(|events| {
             let topic = events.topic.clone();
             let topic = topic.unwrap_or_else(|| format!("kv@{http_address}@{}", config.model));
-            let started = Publisher::start(events, topic, &faults, &mut others).await;
-            let (started, bound) = started?;
-            publisher = Some(started);
-            sources = Some(bound);
-        }
-        let (runner, engine) = Runner::new(config.engine.clone(), config.timing, publisher);
-        others.spawn(runner.run());
+            (events, topic)
+        });
+        let (supervisor, processes) = Supervisor::start(Recipe {
+            engine: config.engine.clone(),
+            seed_drawn: config.seed_drawn,
+            timing: config.timing,
+            events,
+            faults: faults.clone(),
+        })
+        .await?;
+        let mut supervised = JoinSet::new();
+        supervised.spawn(supervisor.run());
         let addresses = Addresses {
-            http: listener
-                .local_addr()
-                .context("the listener has no address")?,
-            events: sources.clone(),
+            http: http_address,
+            events: processes.now().sources,
         };
         let router = http::router(Arc::new(App {
-            engine,
+            processes,
             text,
-            max_model_len: config
-                .max_model_len
-                .map_or(capacity, |len| len.min(capacity)),
+            max_model_len,
             engine_config: config.engine,
             model: config.model,
             adapters: config.adapters,
             answer_tokens: config.answer_tokens,
             prompt_tokens_details: config.prompt_tokens_details,
-            sources,
             faults,
             lora_history: Default::default(),
             created: http::now(),
@@ -159,7 +159,7 @@ impl Server {
             addresses,
             stop,
             http,
-            _others: others,
+            _supervisor: supervised,
         })
     }
 }

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use kvscout::events::zmq::{Limits, ZmqSource};
+use kvscout::events::{Delivery, EventSource as _};
+use kvscout::fleet::EventAddress;
 use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::timing::Timing;
@@ -323,6 +326,23 @@ async fn a_shutdown_does_not_wait_for_long_answers() {
     assert!(over.is_ok());
 }
 
+#[tokio::test]
+async fn a_restart_breaks_answers_and_leaves_nothing() {
+    let (sim, mut answer) = answering().await;
+    sim.post("/sim/restart", json!({})).await;
+    while let Ok(chunk) = answer.chunk().await {
+        assert!(
+            chunk.is_some(),
+            "a process that dies does not end its stream"
+        );
+    }
+    let held = sim.get("/sim/blocks").await;
+    assert_eq!(held, "{}");
+    assert_eq!(sim.metric("vllm:prompt_tokens_total").await, 0.0);
+    sim.post("/v1/completions", json!({"prompt": "hi", "max_tokens": 1}))
+        .await;
+}
+
 /// A server with events, a subscriber to them, and a way to ask for old ones.
 async fn published(layout: Layout) -> (Sim, SubSocket, DealerSocket) {
     let any = "tcp://127.0.0.1:0".to_owned();
@@ -404,6 +424,93 @@ async fn older_versions_replay_without_the_topic() {
     let again = receive(&mut old).await;
     assert_eq!(again[1..], heard[1..], "number, payload");
     assert_eq!(receive(&mut old).await, [&b""[..], &[0xff; 8], b""]);
+}
+
+/// Hears a server as a picker does.
+fn ears(endpoint: &str) -> ZmqSource {
+    let events = EventAddress {
+        publisher: endpoint.to_owned(),
+        replay: None,
+    };
+    ZmqSource::connect(&events, "", Limits::default()).expect("an address")
+}
+
+/// The next batch's number, and whether the connection was lost before it. Asks for blocks until
+/// one comes.
+async fn next_seq(sim: &Sim, ears: &mut ZmqSource, prompts: &mut u32) -> (u64, bool) {
+    let mut lost = false;
+    loop {
+        let next = tokio::time::timeout(Duration::from_millis(50), ears.next()).await;
+        match next {
+            Ok(Some(Delivery::Batch(batch))) => return (batch.seq, lost),
+            Ok(Some(Delivery::Disconnected { .. })) => lost = true,
+            Ok(_) => {}
+            Err(_nothing_came) => {
+                *prompts += 1;
+                let prompt: Vec<u32> = (*prompts * 100..*prompts * 100 + 40).collect();
+                let asked = json!({"prompt": prompt, "max_tokens": 1});
+                // A process that dies answers nothing.
+                sim.send("/v1/completions", &asked).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_restart_closes_connections_and_counts_from_0() {
+    let (sim, _, _) = published(Layout::Map).await;
+    let bound = sim.bound.addresses.events.clone().expect("events are on");
+    let (mut ears, mut prompts) = (ears(&bound.endpoint), 0);
+    next_seq(&sim, &mut ears, &mut prompts).await;
+    let sources = sim.post("/sim/restart", json!({})).await;
+    assert_eq!(sources["3"]["endpoint"], bound.endpoint);
+    assert_eq!(next_seq(&sim, &mut ears, &mut prompts).await, (0, true));
+}
+
+#[tokio::test]
+async fn a_restart_on_other_ports_is_found_by_asking() {
+    let (sim, _, _) = published(Layout::Map).await;
+    let bound = sim.bound.addresses.events.clone().expect("events are on");
+    let sources = sim
+        .post("/sim/restart", json!({"change_ports": true}))
+        .await;
+    let told: Value = serde_json::from_str(&sim.get("/kv_event_sources").await).expect("JSON");
+    assert_eq!(told, sources);
+    let (endpoint, replay) = (&told["3"]["endpoint"], &told["3"]["replay_endpoint"]);
+    assert_ne!(endpoint, &bound.endpoint);
+    assert_ne!(replay, &json!(bound.replay_endpoint));
+    let (mut ears, mut prompts) = (ears(endpoint.as_str().expect("a text")), 0);
+    next_seq(&sim, &mut ears, &mut prompts).await;
+}
+
+#[tokio::test]
+async fn an_engine_restarts_as_often_as_it_is_told() {
+    let (sim, _, _) = published(Layout::Map).await;
+    let bound = sim.bound.addresses.events.clone().expect("events are on");
+    let (mut ears, mut prompts) = (ears(&bound.endpoint), 0);
+    next_seq(&sim, &mut ears, &mut prompts).await;
+    let told = sim.send("/sim/faults", &json!({"restart_every": 3})).await;
+    assert_eq!(told.status(), StatusCode::OK);
+    let again = async {
+        loop {
+            let (seq, lost) = next_seq(&sim, &mut ears, &mut prompts).await;
+            if lost {
+                return seq;
+            }
+        }
+    };
+    let again = tokio::time::timeout(PATIENCE, again).await;
+    assert!(again.expect("another process") < 3);
+}
+
+#[tokio::test]
+async fn a_cache_that_is_reset_every_time_gives_nothing() {
+    let (sim, _, _) = published(Layout::Map).await;
+    sim.send("/sim/faults", &json!({"reset_every": 1})).await;
+    for _ in 0..2 {
+        let again = sim.post("/v1/chat/completions", chat(&long())).await;
+        assert_eq!(again["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    }
 }
 
 fn ask_from(number: &[u8]) -> ZmqMessage {

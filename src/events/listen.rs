@@ -13,6 +13,7 @@ use crate::config::Events;
 use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
 use crate::events::replay::{Replay, ReplayEnd, replay};
+use crate::events::silence::{SILENT_AFTER, Silence, advice};
 use crate::events::tap::{NewTap, Tap, Untapped};
 use crate::events::zmq::{DepthGauge, Limits, ZmqSource};
 use crate::events::{Delivery, EventSource};
@@ -87,6 +88,8 @@ pub struct Listeners {
     pub adapters: Vec<String>,
     /// Given back when an endpoint was first reached, or could not be.
     pub first: HashMap<EndpointId, Ticket>,
+    /// How long a server may work and say nothing before its operator is told.
+    pub silent_after: Duration,
 }
 
 impl Listeners {
@@ -102,6 +105,7 @@ impl Listeners {
             tap: None,
             adapters: Vec::new(),
             first: HashMap::new(),
+            silent_after: SILENT_AFTER,
         }
     }
 
@@ -155,6 +159,10 @@ impl Listeners {
             relearn_after: None,
             relearn_wait: RELEARN.0,
             replays: replays.clone(),
+            silence: Silence::default(),
+            bridge_away: matches!(self.way, Way::Nats(_)),
+            silent_after: self.silent_after,
+            advice: None,
         }
     }
 }
@@ -175,6 +183,12 @@ struct Listener {
     relearn_wait: Duration,
     /// A turn at replaying.
     replays: Arc<Semaphore>,
+    silence: Silence,
+    silent_after: Duration,
+    /// No bridge says how the server is heard: nobody knows whose silence it is.
+    bridge_away: bool,
+    /// What its operator was told to do, so that it speaks.
+    advice: Option<String>,
 }
 
 /// How a server is asked for what was not heard. Where there is a bridge, that does it.
@@ -260,6 +274,7 @@ impl Listener {
             let delivery = tokio::select! {
                 delivery = source.next() => delivery,
                 _ = ticks.tick() => {
+                    self.look_for_silence(&follower);
                     self.learn_again(&mut follower).await;
                     if self.tap_picture(&follower).await.is_err() {
                         return;
@@ -277,6 +292,12 @@ impl Listener {
                 Delivery::Batch(batch) => follower.missing_before(batch.seq, &batch.payload),
                 _ => None,
             };
+            match delivery {
+                Delivery::Connected => self.silence.on_unheard(),
+                Delivery::Doubted { by_bridge, .. } => self.bridge_away = !by_bridge,
+                Delivery::Resumed => self.bridge_away = false,
+                _ => {}
+            }
             if let Some(from_seq) = missing {
                 self.repair(&mut follower, from_seq).await;
             }
@@ -293,6 +314,27 @@ impl Listener {
             {
                 return;
             }
+        }
+    }
+
+    /// Tells of a server that works and never sends an event.
+    fn look_for_silence(&mut self, follower: &Follower) {
+        let verdict = follower.verdict();
+        let heard = follower.position().is_some() || verdict.trust != Trust::Silent;
+        let (computed, now) = (self.endpoint.take_computed(), Instant::now());
+        if self.bridge_away {
+            return self.silence.on_unheard();
+        }
+        let silent = self.silence.look(heard, computed, now, self.silent_after);
+        if heard {
+            self.advice = None;
+        }
+        if silent {
+            let (endpoint, events) = (self.endpoint.name.as_str(), &self.endpoint.events);
+            let (reason, advice) = (&verdict.reason, advice(events.as_ref()));
+            tracing::warn!(endpoint, ?reason, "{advice}");
+            self.advice = Some(advice);
+            self.trust(verdict.trust, &verdict.reason);
         }
     }
 
@@ -479,7 +521,7 @@ impl Listener {
                     ..Followed::default()
                 }
             }
-            Delivery::Doubted { silent, reason } => {
+            Delivery::Doubted { silent, reason, .. } => {
                 follower.on_doubted(silent, reason);
                 Followed::default()
             }
@@ -545,6 +587,11 @@ impl Listener {
     }
 
     fn trust(&self, trust: Trust, reason: &str) {
+        let advised = match (&self.advice, trust) {
+            (Some(advice), Trust::Silent) => format!("{reason}; {advice}"),
+            _ => String::new(),
+        };
+        let reason = if advised.is_empty() { reason } else { &advised };
         if self.endpoint.set_trust(trust, reason, Instant::now()) {
             let (endpoint, trust) = (self.endpoint.name.as_str(), trust.as_str());
             // Quoted and escaped: some of the reason is the peer's own word.

@@ -108,6 +108,12 @@ impl Placement {
         {
             watch.ended(epoch_s(SystemTime::now()));
         }
+        if served == picked.address && outcome.is_answer() {
+            let ours = self.choice.prompt_tokens;
+            let counted = |usage: Usage| (usage.prompt_tokens, usage.cached_tokens.unwrap_or(0));
+            let (prompt, cached) = outcome.usage.map_or((ours, 0), counted);
+            picked.computed(prompt.saturating_sub(cached));
+        }
         match outcome.status {
             // Somebody else served it: ours could not be reached.
             _ if served != picked.address => picked.failed(Instant::now()),

@@ -317,6 +317,35 @@ async fn a_retried_request_is_audited_where_it_was_served() {
 }
 
 #[tokio::test]
+async fn only_an_answer_that_fills_any_block_must_have_stored_one() {
+    let world = world(1).await;
+    let pod = world.fleet.borrow().endpoints[0].clone();
+    for (prompt_tokens, cached_tokens, status, must) in [
+        (300, Some(0), 200, true),
+        (300, None, 200, true),
+        (300, Some(64), 200, false),
+        (200, Some(0), 200, false),
+        (300, Some(0), 400, false),
+    ] {
+        let placed = world.scheduler.place(ids("r", &PROMPT, "")).await;
+        let usage = Usage {
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens: 1,
+            unasked: false,
+        };
+        placed.expect("placed").finish(Outcome {
+            status: Some(status),
+            usage: Some(usage),
+            served: None,
+            whole: true,
+        });
+        assert_eq!(pod.take_computed(), must, "{usage:?}");
+    }
+    assert!(!pod.take_computed());
+}
+
+#[tokio::test]
 async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
     let world = world(1).await;
     hold(&world, 0, &PROMPT[..8], None);

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod ears;
 pub mod envoy;
 pub mod exchange;
 pub mod http;

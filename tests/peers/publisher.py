@@ -6,6 +6,8 @@ with its stdin. The replay follows vllm/distributed/kv_events.py.
   await_subscriber                   waits for a SUB; answers with its topic prefix
   publish TOPIC FIRST_SEQ COUNT SIZE publishes batches of SIZE bytes and keeps them for replay
   raw FRAME...                       publishes one message of these frames (hex, "-" is empty)
+  batch TOPIC SEQ PAYLOAD            publishes one batch (hex) and keeps it for replay
+  keep TOPIC SEQ PAYLOAD             only keeps it: lost on the way
   replay FORMAT MODE                 how to answer from now on: FORMAT 0.25 or 0.26;
                                      MODE whole, holes (once, then whole), endless (no end
                                      marker), hangup or garbage
@@ -70,6 +72,14 @@ class Publisher:
             batch = (topic.encode(), seq, bytes([seq % 256]) * int(size))
             self.kept.append(batch)
             self.pub.send_multipart([batch[0], seq.to_bytes(8, "big"), batch[2]])
+
+    def batch(self, topic, seq, payload):
+        self.keep(topic, seq, payload)
+        topic, seq, payload = self.kept[-1]
+        self.pub.send_multipart([topic, seq.to_bytes(8, "big"), payload])
+
+    def keep(self, topic, seq, payload):
+        self.kept.append((topic.encode(), int(seq), bytes.fromhex(payload)))
 
     def raw(self, *frames):
         frames = ["" if frame == "-" else frame for frame in frames]

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use tokio::sync::Notify;
+
 use crate::dice::Dice;
 
 /// What goes wrong. Shares are of batches, 0 to 1.
@@ -38,6 +40,23 @@ pub struct Faults {
     /// Batches that can be replayed; vLLM keeps 10,000
     #[arg(long, value_name = "N", default_value_t = super::REPLAYABLE_BATCHES_MAX)]
     pub replay_batches: usize,
+    /// Restart the engine after so many batches of each process; 0 is never
+    #[arg(
+        long = "fault-restart-every",
+        value_name = "BATCHES",
+        default_value_t = 0
+    )]
+    pub restart_every: u64,
+    /// Such a restart takes other ports; GET /kv_event_sources tells which
+    #[arg(long = "fault-restart-ports")]
+    pub restart_ports: bool,
+    /// Reset the prefix cache after every so many batches, once no request runs; 0 is never
+    #[arg(
+        long = "fault-reset-every",
+        value_name = "BATCHES",
+        default_value_t = 0
+    )]
+    pub reset_every: u64,
     /// Decides which batches it happens to
     #[arg(long = "fault-seed", value_name = "NUMBER", default_value_t = 0)]
     pub seed: u64,
@@ -70,6 +89,9 @@ impl Default for Faults {
             silent: false,
             replay: ReplayFault::None,
             replay_batches: super::REPLAYABLE_BATCHES_MAX,
+            restart_every: 0,
+            restart_ports: false,
+            reset_every: 0,
             seed: 0,
         }
     }
@@ -88,7 +110,10 @@ pub enum Fate {
 
 /// Faults that an operator changes while a server runs.
 #[derive(Debug, Clone, Default)]
-pub struct FaultSwitch(Arc<Mutex<State>>);
+pub struct FaultSwitch {
+    state: Arc<Mutex<State>>,
+    restart: Arc<Notify>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -107,7 +132,10 @@ impl FaultSwitch {
     /// One that begins with these.
     #[must_use]
     pub fn new(faults: Faults) -> Self {
-        Self(Arc::new(Mutex::new(State::new(faults))))
+        Self {
+            state: Arc::new(Mutex::new(State::new(faults))),
+            restart: Arc::default(),
+        }
     }
 
     /// Changes them; the draws begin anew.
@@ -119,6 +147,17 @@ impl FaultSwitch {
     #[must_use]
     pub fn get(&self) -> Faults {
         self.lock().faults.clone()
+    }
+
+    /// A process has published as much as it was to.
+    pub(super) fn ask_restart(&self) {
+        self.restart.notify_one();
+    }
+
+    /// Waits until a process is to be restarted; whether on other ports.
+    pub(crate) async fn restart_due(&self) -> bool {
+        self.restart.notified().await;
+        self.get().restart_ports
     }
 
     /// Decides about the next batch.
@@ -145,7 +184,7 @@ impl FaultSwitch {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

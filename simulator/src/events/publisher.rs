@@ -40,6 +40,30 @@ pub struct EventConfig {
     pub rank: u32,
 }
 
+impl EventConfig {
+    /// The same for the process after one that was bound there: on its ports, or on any free ones.
+    #[must_use]
+    pub fn after(&self, bound: &Sources, change_ports: bool) -> Self {
+        let next = |endpoint: &str, bound: &str| {
+            let parts = endpoint.rsplit_once(':').zip(bound.rsplit_once(':'));
+            match parts {
+                Some(((host, _), (_, port))) if endpoint.starts_with("tcp://") => {
+                    let port = if change_ports { "0" } else { port };
+                    format!("{host}:{port}")
+                }
+                _ => endpoint.to_owned(),
+            }
+        };
+        let replay = self.replay_endpoint.as_ref();
+        let replay = replay.zip(bound.replay_endpoint.as_ref());
+        Self {
+            endpoint: next(&self.endpoint, &bound.endpoint),
+            replay_endpoint: replay.map(|(endpoint, bound)| next(endpoint, bound)),
+            ..self.clone()
+        }
+    }
+}
+
 /// Where events are, as bound; what `GET /kv_event_sources` tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
@@ -57,6 +81,7 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Publisher {
     queue: mpsc::Sender<Batch>,
+    faults: FaultSwitch,
 }
 
 struct Batch {
@@ -106,7 +131,14 @@ impl Publisher {
             (config.layout, sources.clone()),
             faults.clone(),
         ));
-        Ok((Self { queue }, sources))
+        let faults = faults.clone();
+        Ok((Self { queue, faults }, sources))
+    }
+
+    /// Whether the cache is to be reset after so many batches.
+    #[must_use]
+    pub fn is_reset_due(&self, batches: u64) -> bool {
+        is_due(self.faults.get().reset_every, batches)
     }
 
     /// Queues a batch; waits while the queue is full, as vLLM's scheduler does.
@@ -143,10 +175,11 @@ async fn publish(
     while let Some(Batch { seconds, events }) = batches.recv().await {
         let payload = Bytes::from(encode(layout, seconds, &events, sources.rank));
         let fate = faults.draw();
+        let now = faults.get();
         if fate != Fate::Lost {
-            remember(&past, sequence, payload.clone());
+            remember(&past, sequence, payload.clone(), now.replay_batches);
         }
-        let delay = Duration::from_millis(faults.get().delay_ms);
+        let delay = Duration::from_millis(now.delay_ms);
         if !delay.is_zero() {
             sleep(delay).await;
         }
@@ -170,15 +203,27 @@ async fn publish(
             }
         }
         sequence += 1;
+        if is_due(now.restart_every, sequence) {
+            faults.ask_restart();
+            // The process dies here.
+            std::future::pending().await
+        }
     }
 }
 
-fn remember(past: &Past, sequence: u64, payload: Bytes) {
+/// The newest batches; what a small ring has dropped does not come back when it grows.
+fn remember(past: &Past, sequence: u64, payload: Bytes, batches_max: usize) {
     let mut past = past.lock().unwrap_or_else(PoisonError::into_inner);
-    if past.len() == REPLAYABLE_BATCHES_MAX {
-        past.pop_front();
-    }
     past.push_back((sequence, payload));
+    let more = past
+        .len()
+        .saturating_sub(batches_max.min(REPLAYABLE_BATCHES_MAX));
+    past.drain(..more);
+}
+
+/// Whether this is one of every so many; none of them if that is 0.
+fn is_due(every: u64, batches: u64) -> bool {
+    every > 0 && batches.is_multiple_of(every)
 }
 
 /// Answers `[identity, "", first sequence]` with all later batches and an end marker.
@@ -257,7 +302,7 @@ mod tests {
     fn the_oldest_batch_makes_room_for_the_newest() {
         let past = Past::default();
         for sequence in 0..=REPLAYABLE_BATCHES_MAX as u64 {
-            remember(&past, sequence, Bytes::new());
+            remember(&past, sequence, Bytes::new(), usize::MAX);
         }
         let past = past.lock().expect("no one panicked");
         let numbers = (
@@ -265,5 +310,36 @@ mod tests {
             past.back().map(|batch| batch.0),
         );
         assert_eq!(numbers, (Some(1), Some(REPLAYABLE_BATCHES_MAX as u64)));
+    }
+
+    #[test]
+    fn what_a_small_ring_dropped_does_not_come_back() {
+        let past = Past::default();
+        (0..5).for_each(|sequence| remember(&past, sequence, Bytes::new(), 2));
+        remember(&past, 5, Bytes::new(), 10);
+        let past = past.lock().expect("no one panicked");
+        let kept: Vec<u64> = past.iter().map(|batch| batch.0).collect();
+        assert_eq!(kept, [3, 4, 5]);
+    }
+
+    #[test]
+    fn the_next_process_has_the_ports_of_the_last_or_any() {
+        let config = EventConfig {
+            endpoint: "tcp://*:0".into(),
+            replay_endpoint: Some("ipc:///tmp/replay".into()),
+            topic: None,
+            layout: Layout::Map,
+            rank: 0,
+        };
+        let bound = Sources {
+            endpoint: "tcp://0.0.0.0:4711".into(),
+            replay_endpoint: config.replay_endpoint.clone(),
+            topic: String::new(),
+            rank: 0,
+        };
+        let next = config.after(&bound, false);
+        assert_eq!(next.endpoint, "tcp://*:4711");
+        assert_eq!(next.replay_endpoint, config.replay_endpoint);
+        assert_eq!(next.after(&bound, true).endpoint, "tcp://*:0");
     }
 }

@@ -1,7 +1,7 @@
 //! Chats and completions, in one piece or word by word.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -68,7 +68,8 @@ fn request_id(headers: &HeaderMap) -> String {
 async fn answer(app: Arc<App>, mut ask: Ask, id: &str) -> Response {
     let shape = Shape::new(&app, &ask, id);
     let choices = ask.requests.len();
-    let answers = app.engine.submit(std::mem::take(&mut ask.requests)).await;
+    let engine = app.processes.now().engine;
+    let answers = engine.submit(std::mem::take(&mut ask.requests)).await;
     if ask.stream {
         let telling = Telling::new(app, shape, answers, choices, ask.include_usage);
         return telling.into_response();
@@ -112,6 +113,9 @@ struct Telling {
     /// Written, not yet sent.
     ready: VecDeque<Bytes>,
     over: bool,
+    /// The engine's process is gone while its server goes on: the connection breaks, as the
+    /// process's own would.
+    broken: bool,
 }
 
 impl Telling {
@@ -132,28 +136,37 @@ impl Telling {
             tally: Tally::default(),
             ready: VecDeque::new(),
             over: false,
+            broken: false,
         }
     }
 
     fn into_response(self) -> Response {
         let events = stream::unfold(self, |mut telling| async {
             let event = telling.next().await?;
-            Some((Ok::<_, Infallible>(event), telling))
+            Some((event, telling))
         });
         let kind = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
         (kind, Body::from_stream(events)).into_response()
     }
 
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
         while self.ready.is_empty() && !self.over {
             self.advance().await;
         }
-        self.ready.pop_front()
+        let broken = || Err(io::Error::other("the engine's process died"));
+        match self.ready.pop_front() {
+            Some(event) => Some(Ok(event)),
+            None => std::mem::take(&mut self.broken).then(broken),
+        }
     }
 
     /// Writes what the next token brings; vLLM's role chunks wait for the first one.
     async fn advance(&mut self) {
         let Some(spoken) = self.answers.recv().await else {
+            if self.app.processes.go_on() {
+                (self.over, self.broken) = (true, true);
+                return;
+            }
             self.write(&Refusal::shutting_down().body());
             return self.end();
         };

@@ -18,7 +18,7 @@ const VLLM_VERSION: &str = "0.32.0+kvscout.sim";
 /// `GET /sim/blocks`, which vLLM does not have: what the cache holds between two steps, as
 /// `{hash: physical copies}`. What a picker believes can be held against it.
 pub(super) async fn blocks(app: State<Arc<App>>) -> Response {
-    let copies = app.engine.copies().await;
+    let copies = app.processes.now().engine.copies().await;
     json_body(&json!(copies)).into_response()
 }
 
@@ -74,17 +74,19 @@ pub(super) async fn tokenize(app: State<Arc<App>>, body: Bytes) -> Response {
 
 /// `POST /reset_prefix_cache`: no success while requests run.
 pub(super) async fn reset_prefix_cache(app: State<Arc<App>>) -> Response {
-    let success = app.engine.reset_prefix_cache().await;
+    let success = app.processes.now().engine.reset_prefix_cache().await;
     json_body(&json!({"success": success})).into_response()
 }
 
 /// `GET /kv_event_sources` (vLLM 0.31 and later): where each rank publishes.
 pub(super) async fn kv_event_sources(app: State<Arc<App>>) -> Response {
     let mut sources = json!({});
-    if let Some(source) = &app.sources {
+    let as_configured = |endpoint: &str| endpoint.replace("0.0.0.0", "*");
+    if let Some(source) = &app.processes.now().sources {
         sources[source.rank.to_string()] = json!({
             "enable_kv_cache_events": true, "publisher": "zmq",
-            "endpoint": source.endpoint, "replay_endpoint": source.replay_endpoint,
+            "endpoint": as_configured(&source.endpoint),
+            "replay_endpoint": source.replay_endpoint.as_deref().map(as_configured),
             "buffer_steps": 10_000, "hwm": 100_000, "max_queue_size": 100_000,
             "topic": source.topic,
         });

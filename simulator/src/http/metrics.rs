@@ -10,13 +10,14 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use crate::engine::Stats;
+use crate::process::Process;
 
 /// `GET /metrics`
 pub(super) async fn page(app: State<Arc<App>>) -> Response {
     let kind = "text/plain; version=1.0.0; charset=utf-8";
     (
         [(header::CONTENT_TYPE, kind)],
-        render(&app, &app.engine.stats()),
+        render(&app, &app.processes.now()),
     )
         .into_response()
 }
@@ -54,8 +55,9 @@ impl Page {
     }
 }
 
-fn render(app: &App, stats: &Stats) -> String {
-    let rank = app.sources.as_ref().map_or(0, |sources| sources.rank);
+fn render(app: &App, process: &Process) -> String {
+    let stats = &process.engine.stats();
+    let rank = process.sources.as_ref().map_or(0, |sources| sources.rank);
     let mut page = Page {
         text: String::new(),
         labels: format!("engine=\"{rank}\",model_name=\"{}\"", escape(&app.model)),

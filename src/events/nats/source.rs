@@ -327,7 +327,13 @@ impl Reader {
         if !self.live {
             self.whole = false;
             let reason = format!("its bridge: {}", beat.reason);
-            return self.doubt(beat.is_silent(), reason).await;
+            self.sure = false;
+            let doubted = Delivery::Doubted {
+                silent: beat.is_silent(),
+                by_bridge: true,
+                reason,
+            };
+            return self.tell(doubted).await;
         }
         match beat.last {
             Some(last) if !self.reached(last) => {
@@ -381,7 +387,13 @@ impl Reader {
 
     async fn doubt(&mut self, silent: bool, reason: String) -> Result<(), Ended> {
         self.sure = false;
-        self.tell(Delivery::Doubted { silent, reason }).await
+        let by_bridge = false;
+        let doubted = Delivery::Doubted {
+            silent,
+            by_bridge,
+            reason,
+        };
+        self.tell(doubted).await
     }
 
     async fn tell(&self, delivery: Delivery) -> Result<(), Ended> {
