@@ -125,6 +125,8 @@ impl Index {
         let State { books, holders } = &mut *state;
         let book = books.entry(endpoint).or_default();
         let mut applied = Applied::default();
+        // What one group stores first, another may name later in the batch.
+        let unnamed = book.unnamed;
         for event in events {
             book.apply(event, &mut applied, &mut |change| match change {
                 Change::Stores(seen) => {
@@ -135,6 +137,7 @@ impl Index {
                 change => note(holders, endpoint, &change),
             });
         }
+        applied.orphans = book.unnamed.saturating_sub(unnamed);
         applied
     }
 
@@ -259,6 +262,14 @@ impl Index {
     #[must_use]
     pub fn shape(&self, endpoint: EndpointId) -> Option<Shape> {
         self.state.read().books.get(&endpoint)?.shape()
+    }
+
+    /// Tokens at whose multiples an endpoint's hits end, and what it stores of a prompt: all block
+    /// sizes of its groups divide them (`get_num_cacheable_tokens`).
+    #[must_use]
+    pub fn alignment(&self, endpoint: EndpointId) -> u64 {
+        let state = self.state.read();
+        state.books.get(&endpoint).map_or(1, Book::alignment)
     }
 
     /// Physical copies in an endpoint's own cache: at most what its `num_gpu_blocks` allow, or

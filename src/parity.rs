@@ -180,12 +180,16 @@ impl Parity {
             return None;
         }
         let (size, tokens) = (shape.block_size.max(1) as usize, placed.tokens);
-        let full = tokens.len().saturating_sub(shape.lookahead as usize) / size;
+        let lookahead = shape.lookahead as usize;
+        // Of a hybrid model's prompt nothing is stored past the last place where a hit may end.
+        let alignment = index.alignment(endpoint) as usize;
+        let full = tokens.len().saturating_sub(lookahead) / alignment * alignment / size;
         let known = placed.cached_tokens as usize / size;
         if full <= known || !self.state.lock().has_room(endpoint, full * size) {
             return None;
         }
-        let chain = Chain::of_full_blocks(tokens, shape, placed.identity);
+        let stored = &tokens[..(full * size + lookahead).min(tokens.len())];
+        let chain = Chain::of_full_blocks(stored, shape, placed.identity);
         let last = *chain.keys.last()?;
         let watch = self.wait(endpoint, placed, chain, known);
         // In this order: a store that the index has not counted yet is shown to the watch.

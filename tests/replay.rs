@@ -38,6 +38,16 @@ const RECORDINGS: &[(&str, u64, u64)] = &[
     ("v0.32.0-dp2", 59, 0),
     ("v0.32.0-lora-bin32", 60, 0),
     ("v0.33.0-py", 34, 0),
+    // Hybrid models: a window's group before the one of full attention, two windows, a recurrent
+    // state, and groups of other block sizes.
+    ("v0.32.0-py-window", 50, 0),
+    ("v0.32.0-py-windows", 47, 0),
+    ("v0.32.0-py-state", 20, 0),
+    ("v0.32.0-py-state-sizes", 32, 0),
+    ("v0.32.0-py-sizes", 50, 0),
+    // Hashes that cover tokens ahead.
+    ("v0.33.0-py-lookahead", 50, 0),
+    ("v0.33.0-py-state-lookahead", 34, 0),
 ];
 
 #[test]
@@ -77,6 +87,14 @@ const WATCHED: &[(&str, u64)] = &[
     ("v0.32.0-dp2", 46),
     ("v0.32.0-lora-bin32", 44),
     ("v0.33.0-py", 19),
+    ("v0.32.0-py-window", 36),
+    ("v0.32.0-py-windows", 42),
+    ("v0.32.0-py-state", 15),
+    // A state that may be taken up within a block: that pod is not trusted to the token.
+    ("v0.32.0-py-state-sizes", 0),
+    ("v0.32.0-py-sizes", 39),
+    ("v0.33.0-py-lookahead", 34),
+    ("v0.33.0-py-state-lookahead", 30),
 ];
 
 #[test]

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Shape, Stored};
 use crate::index::cache::{Cache, CachePicture, Copies, Place};
+use crate::index::hit::alignment_of;
 use crate::index::names::{is_complete, keys_of, shape_of};
 use crate::index::orphans::Orphans;
 use crate::index::{Applied, Seen};
@@ -74,6 +75,18 @@ impl Book {
         }
     }
 
+    /// A multiple of the block sizes of all groups whose hits count.
+    pub(super) fn alignment(&self) -> u64 {
+        let counts =
+            |cache: &&Cache| cache.place.medium == Medium::Gpu && cache.rule != Rule::Unknown;
+        let shapes = self
+            .caches
+            .iter()
+            .filter(counts)
+            .filter_map(|cache| cache.shape);
+        alignment_of(shapes.map(|shape| u64::from(shape.block_size)))
+    }
+
     /// Whether one cache is all there is, and every block of it is needed.
     pub(super) fn is_plain(&self) -> bool {
         self.caches.len() == 1 && self.main() == Some(0)
@@ -130,7 +143,6 @@ impl Book {
         applied: &mut Applied,
         change: &mut dyn FnMut(Change<'_>),
     ) {
-        let unnamed = self.unnamed;
         match event {
             BlockEvent::Stored(stored) => self.store(stored, applied, change),
             BlockEvent::Removed {
@@ -152,7 +164,6 @@ impl Book {
                 self.clear_own(change);
             }
         }
-        applied.orphans += self.unnamed.saturating_sub(unnamed);
     }
 
     /// Ends every copy, and how its caches were. What an operator said of it outlives it.
@@ -184,6 +195,7 @@ impl Book {
     fn empty(&mut self, at: usize, change: &mut dyn FnMut(Change<'_>)) {
         let cache = &mut self.caches[at];
         cache.physical = 0;
+        cache.partial.clear();
         self.len -= cache.copies.len();
         for (_, copies) in cache.copies.drain() {
             match copies.key {
@@ -248,6 +260,10 @@ impl Book {
         if stored.medium == Medium::Gpu {
             self.shows_salt = Some(stored.extra_keys.is_some());
         }
+        if self.is_partial(at, stored) {
+            self.add_partial(at, &stored.hashes, applied);
+            return;
+        }
         let parent = self.parent_of(stored, at);
         let keys = keys_of(parent, stored);
         if self.main() == Some(at) {
@@ -293,14 +309,44 @@ impl Book {
                 .push(Cache::new(place, stored.group.rule, shape));
             return (stored.group.rule != Rule::Unknown).then_some(self.caches.len() - 1);
         };
-        let cache = &mut self.caches[at];
-        cache.shape = cache.shape.or(shape);
-        // Blocks of several sizes in one group are hits at finer steps, which are not modelled.
-        if cache.rule != Rule::Unknown && shape.is_some_and(|shape| cache.shape != Some(shape)) {
-            cache.rule = Rule::Unknown;
-            self.empty(at, change);
+        let known = self.caches[at].shape;
+        match (known, shape) {
+            (None, _) => self.caches[at].shape = shape,
+            // What came before were beginnings of blocks.
+            (Some(known), Some(shape)) if known.block_size < shape.block_size => {
+                let names = |(hash, copies): (&EngineHash, &Copies)| (*hash, copies.count);
+                let begun: Vec<_> = self.caches[at].copies.iter().map(names).collect();
+                self.empty(at, change);
+                self.caches[at].partial.extend(begun);
+                self.caches[at].shape = Some(shape);
+            }
+            (Some(known), Some(shape)) if known.lookahead != shape.lookahead => {
+                self.caches[at].rule = Rule::Unknown;
+                self.empty(at, change);
+            }
+            _ => {}
         }
         (self.caches[at].rule != Rule::Unknown).then_some(at)
+    }
+
+    /// Whether a store names only the beginning of a block.
+    fn is_partial(&self, at: usize, stored: &Stored) -> bool {
+        let shape = self.caches[at].shape;
+        stored.block_size > 0 && shape.is_some_and(|shape| stored.block_size < shape.block_size)
+    }
+
+    fn add_partial(&mut self, at: usize, hashes: &[EngineHash], applied: &mut Applied) {
+        // A recurrent state may be taken up within a block, if the engine is told to.
+        if self.caches.iter().any(|cache| cache.rule == Rule::Last) {
+            applied.unmodelled += hashes.len() as u32;
+        }
+        let partial = &mut self.caches[at].partial;
+        for hash in hashes {
+            if partial.len() < COPIES_MAX {
+                *partial.entry(*hash).or_default() += 1;
+                applied.stored += 1;
+            }
+        }
     }
 
     fn add(
@@ -386,9 +432,11 @@ impl Book {
         };
         let cache = &mut self.caches[at];
         let Some(copies) = cache.copies.get_mut(&hash) else {
-            match cache.rule {
-                Rule::Unknown => applied.unmodelled += 1,
-                _ => applied.unknown += 1,
+            match (cache.partial.get_mut(&hash), cache.rule) {
+                (Some(count), _) if *count > 1 => *count -= 1,
+                (Some(_), _) => drop(cache.partial.remove(&hash)),
+                (None, Rule::Unknown) => applied.unmodelled += 1,
+                (None, _) => applied.unknown += 1,
             }
             return;
         };

@@ -42,6 +42,9 @@ pub(super) struct Cache {
     pub copies: HashMap<EngineHash, Copies>,
     /// All their counts.
     pub physical: u64,
+    /// Hashes of the beginnings of blocks, by smaller block sizes: where groups are cut differently
+    /// vLLM names these too. No hit ends within a block.
+    pub partial: HashMap<EngineHash, u32>,
 }
 
 /// What a snapshot keeps of a cache.
@@ -65,6 +68,7 @@ impl Cache {
             shape,
             copies: HashMap::new(),
             physical: 0,
+            partial: HashMap::new(),
         }
     }
 

@@ -19,9 +19,7 @@ pub(super) fn agreed<F: FnMut(u64) -> bool>(groups: &mut [Held<F>], tokens_max: 
     if groups.is_empty() {
         return 0;
     }
-    let alignment = groups
-        .iter()
-        .fold(1, |all, group| lcm(all, group.block_size.max(1)));
+    let alignment = alignment_of(groups.iter().map(|group| group.block_size));
     // All of a shorter prefix is held where all of a longer one is, so these are asked once.
     groups.sort_by_key(|group| group.rule != Rule::All);
     let mut tokens = tokens_max;
@@ -34,6 +32,11 @@ pub(super) fn agreed<F: FnMut(u64) -> bool>(groups: &mut [Held<F>], tokens_max: 
             return tokens;
         }
     }
+}
+
+/// Where blocks of all these sizes end at once.
+pub(super) fn alignment_of(block_sizes: impl Iterator<Item = u64>) -> u64 {
+    block_sizes.fold(1, |all, size| lcm(all, size.max(1)))
 }
 
 impl<F: FnMut(u64) -> bool> Held<F> {
@@ -80,7 +83,7 @@ fn lcm(a: u64, b: u64) -> u64 {
     while y > 0 {
         (x, y) = (y, x % y);
     }
-    a / x * b
+    (a / x).saturating_mul(b)
 }
 
 #[cfg(test)]

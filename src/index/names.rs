@@ -69,10 +69,10 @@ impl Book {
     }
 }
 
-/// None for a placeholder.
+/// None for a placeholder, and where no block is stored: a recurrent state that stays within one.
 pub(super) fn shape_of(stored: &Stored) -> Option<Shape> {
     let lookahead = stored.lookahead.first().map_or(0, Vec::len) as u32;
-    (stored.block_size > 0).then_some(Shape {
+    (stored.block_size > 0 && !stored.hashes.is_empty()).then_some(Shape {
         block_size: stored.block_size,
         lookahead,
     })

@@ -145,9 +145,11 @@ impl State {
         // Of a group that is not modelled nothing is known, and the endpoint is not trusted.
         let own = own
             .filter(|(_, cache)| cache.place.medium == Medium::Gpu && cache.rule != Rule::Unknown);
-        let shaped: Vec<_> = own
-            .filter_map(|(at, cache)| Some((at, cache.rule, cache.shape?)))
+        let shaped: Option<Vec<_>> = own
+            .map(|(at, cache)| Some((at, cache.rule, cache.shape?)))
             .collect();
+        // A group that has not stored any block yet agrees to nothing.
+        let Some(shaped) = shaped else { return 0 };
         for (_, _, shape) in &shaped {
             prompt.of(*shape);
         }

@@ -196,7 +196,10 @@ fn a_hybrid_prefix_counts_where_all_groups_agree() {
             store(None, &[10, 11, 12, 13], &tokens),
         ],
     );
-    assert_eq!((applied.stored, applied.unmodelled), (6, 0));
+    assert_eq!(
+        (applied.stored, applied.orphans, applied.unmodelled),
+        (6, 0, 0)
+    );
     assert_eq!(blocks(&index, &tokens), 4);
     assert_eq!(index.physical(POD), 6);
     let remove_in = |group, hash| BlockEvent::Removed {
@@ -219,6 +222,27 @@ fn a_hybrid_prefix_counts_where_all_groups_agree() {
 }
 
 #[test]
+fn a_group_that_has_stored_nothing_agrees_to_nothing() {
+    let index = Index::default();
+    let state = Group {
+        index: 1,
+        rule: Rule::Last,
+    };
+    let within = stored(None, &[], &[1, 1]);
+    index.apply(
+        POD,
+        &[
+            store(None, &[7], &[1, 1]),
+            store_in(Medium::Gpu, state, within),
+        ],
+    );
+    assert_eq!(blocks(&index, &[1, 1]), 0);
+    let at_end = store_in(Medium::Gpu, state, stored(None, &[7], &[1, 1]));
+    index.apply(POD, &[at_end]);
+    assert_eq!(blocks(&index, &[1, 1]), 1);
+}
+
+#[test]
 fn a_group_of_an_unknown_kind_is_told_and_left_out() {
     let index = Index::default();
     let unknown = Group {
@@ -229,6 +253,46 @@ fn a_group_of_an_unknown_kind_is_told_and_left_out() {
     let applied = index.apply(POD, &[store(None, &[7], &[1, 1]), event]);
     assert_eq!((applied.stored, applied.unmodelled), (1, 1));
     assert_eq!(blocks(&index, &[1, 1]), 1);
+}
+
+#[test]
+fn the_beginning_of_a_block_is_no_block() {
+    let index = Index::default();
+    let large = |size, event| {
+        let group = Group {
+            index: 1,
+            rule: Rule::All,
+        };
+        let event = Stored {
+            block_size: size,
+            ..event
+        };
+        store_in(Medium::Gpu, group, event)
+    };
+    let tokens = [1, 1, 2, 2, 3, 3, 4, 4];
+    let small = store(None, &[11, 12, 13], &tokens[..6]);
+    // Whichever comes first, the group's own size is the larger one.
+    let begun = large(2, stored(Some(12), &[13], &tokens[4..6]));
+    index.apply(POD, &[begun.clone()]);
+    index.apply(
+        POD,
+        &[small, large(4, stored(None, &[12], &tokens[..4])), begun],
+    );
+    assert_eq!(
+        blocks(&index, &tokens),
+        2,
+        "four tokens are a multiple of both sizes"
+    );
+    let ended = BlockEvent::Removed {
+        hashes: vec![EngineHash(13); 2],
+        medium: Medium::Gpu,
+        group: Group {
+            index: 1,
+            rule: Rule::Unknown,
+        },
+    };
+    assert_eq!(index.apply(POD, &[ended.clone()]).unknown, 0);
+    assert_eq!(index.apply(POD, &[ended]).unknown, 2);
 }
 
 #[test]
