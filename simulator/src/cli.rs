@@ -219,3 +219,39 @@ impl SpeedArgs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn serve(flags: &str) -> Config {
+        let line = format!("kvscout-sim serve {flags}");
+        match Cli::parse_from(line.split_whitespace()).command {
+            Command::Serve(flags) => flags.config(7),
+            _ => panic!("it serves"),
+        }
+    }
+
+    #[test]
+    fn every_flag_has_a_name_of_its_own() {
+        Cli::command().debug_assert();
+        let config = serve("--seed 3 --fault-seed 5");
+        assert_eq!((config.engine.hash_seed, config.faults.seed), (3, 5));
+        assert!(!config.seed_drawn);
+    }
+
+    #[test]
+    fn without_a_seed_every_process_draws_its_own() {
+        let config = serve("--fault-restart-every 9 --fault-restart-ports --fault-reset-every 4");
+        assert_eq!((config.engine.hash_seed, config.seed_drawn), (7, true));
+        let expected = Faults {
+            restart_every: 9,
+            restart_ports: true,
+            reset_every: 4,
+            ..Faults::default()
+        };
+        assert_eq!(config.faults, expected);
+    }
+}

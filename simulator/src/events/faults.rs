@@ -58,7 +58,12 @@ pub struct Faults {
     )]
     pub reset_every: u64,
     /// Decides which batches it happens to
-    #[arg(long = "fault-seed", value_name = "NUMBER", default_value_t = 0)]
+    #[arg(
+        id = "fault_seed",
+        long = "fault-seed",
+        value_name = "NUMBER",
+        default_value_t = 0
+    )]
     pub seed: u64,
 }
 
