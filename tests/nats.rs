@@ -176,7 +176,7 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
         settings,
         cluster,
         pod,
-        bridge: _bridge,
+        bridge,
     } = Plane::start().await;
     let early = Ears::picker(&pod, &settings).await;
     ask(&pod, 0..60).await;
@@ -189,12 +189,18 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
 
     // A snapshot stands for batches that are gone.
     until_async("a snapshot is kept", || async {
-        let kept = cluster.read_snapshot(POD).await.expect("a bucket");
+        let kept = cluster
+            .read_snapshot(&bridge.endpoint)
+            .await
+            .expect("a bucket");
         kept.is_some_and(|kept| kept.whole && kept.stream_seq > 20)
     })
     .await;
     let stream = cluster.stream().await.expect("a stream");
-    let kept = cluster.read_snapshot(POD).await.expect("a bucket");
+    let kept = cluster
+        .read_snapshot(&bridge.endpoint)
+        .await
+        .expect("a bucket");
     let kept = kept.expect("kept");
     stream
         .purge()
@@ -227,7 +233,7 @@ async fn a_bridge_that_was_away_goes_on_where_it_was() {
     assert_eq!(messages, last);
     let stream = cluster.stream().await.expect("a stream");
     let newest = stream
-        .get_last_raw_message_by_subject(&cluster.subject(POD))
+        .get_last_raw_message_by_subject(&cluster.subject(&picker.endpoint))
         .await
         .expect("a batch");
     let stamp = kvscout::events::nats::of_headers(&newest.headers).expect("a stamp");

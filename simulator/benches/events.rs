@@ -350,11 +350,14 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
             },
         };
         cluster
-            .write_snapshot(&endpoint.name, &snapshot.to_bytes())
+            .write_snapshot(&endpoint, &snapshot.to_bytes())
             .await?;
-        let (cluster, name) = (cluster.clone(), endpoint.name.clone());
+        let (cluster, heard) = (cluster.clone(), endpoint.clone());
         bridges.spawn(async move {
-            let asked = cluster.client().subscribe(cluster.ask_subject(&name)).await;
+            let asked = cluster
+                .client()
+                .subscribe(cluster.ask_subject(&heard))
+                .await;
             let mut asked = asked.expect("connected");
             let beat = Beat {
                 last: Some((u64::from(number), 9)),
@@ -363,7 +366,7 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
             };
             while asked.next().await.is_some() {
                 // A beat that is lost shows as a slow start.
-                let _ = cluster.beat(&name, &beat).await;
+                let _ = cluster.beat(&heard, &beat).await;
             }
         });
         endpoints.push(endpoint);

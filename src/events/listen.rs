@@ -227,7 +227,7 @@ impl Listener {
     async fn run(mut self) {
         match (self.way.clone(), self.endpoint.events.clone()) {
             (Way::Nats(cluster), _) => {
-                let source = NatsSource::open(&cluster, &self.endpoint.name);
+                let source = NatsSource::open(&cluster, &self.endpoint);
                 self.follow(source, None).await;
             }
             (Way::Zmq { topic, limits }, Some(events)) => {

@@ -1,6 +1,6 @@
 //! A fleet from a YAML file, reread when it changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,12 +16,49 @@ use crate::fleet::{Endpoint, EndpointId, EventAddress, Fleet};
 /// kilobytes costs microseconds. Contents are compared, since mounted files change by symlink.
 const REREAD: Duration = Duration::from_secs(1);
 
-/// An endpoint as the file gives it.
+/// vLLM's largest deployments have some hundred ranks behind one address.
+const RANKS_MAX: u16 = 1_024;
+
+/// An endpoint as the file gives it: a pod, or one rank of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    name: String,
+    pod: String,
+    rank: Option<u32>,
     address: SocketAddr,
     events: Option<EventAddress>,
+}
+
+impl Entry {
+    fn is(&self, endpoint: &Endpoint) -> bool {
+        let Self {
+            pod,
+            rank,
+            address,
+            events,
+        } = self;
+        (pod, rank, address, events)
+            == (
+                &endpoint.pod,
+                &endpoint.rank,
+                &endpoint.address,
+                &endpoint.events,
+            )
+    }
+
+    fn endpoint(&self, id: EndpointId) -> Endpoint {
+        let endpoint = Endpoint::new(id, self.pod.clone(), self.address, self.events.clone());
+        match self.rank {
+            Some(rank) => endpoint.of_rank(rank),
+            None => endpoint,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self.rank {
+            Some(rank) => format!("{}/{rank}", self.pod),
+            None => self.pod.clone(),
+        }
+    }
 }
 
 /// Publishes the file's endpoints.
@@ -81,31 +118,13 @@ impl FleetFile {
         let before = self.fleet.borrow().clone();
         let mut endpoints = Vec::with_capacity(entries.len());
         for entry in entries {
-            let same = |endpoint: &&Arc<Endpoint>| {
-                let Endpoint {
-                    name,
-                    address,
-                    events,
-                    ..
-                } = endpoint.as_ref();
-                (name, address, events) == (&entry.name, &entry.address, &entry.events)
-            };
-            let endpoint = before
-                .endpoints
-                .iter()
-                .find(same)
-                .cloned()
-                .unwrap_or_else(|| {
-                    let id = EndpointId(self.next_id);
-                    self.next_id += 1;
-                    let Entry {
-                        name,
-                        address,
-                        events,
-                    } = entry.clone();
-                    Arc::new(Endpoint::new(id, name, address, events))
-                });
-            endpoints.push(endpoint);
+            let mut held = before.endpoints.iter();
+            let same = held.find(|endpoint| entry.is(endpoint)).cloned();
+            endpoints.push(same.unwrap_or_else(|| {
+                let id = EndpointId(self.next_id);
+                self.next_id += 1;
+                Arc::new(entry.endpoint(id))
+            }));
         }
         endpoints.sort_by_key(|endpoint| endpoint.id);
         tracing::info!(endpoints = endpoints.len(), file = %self.path.display(), "fleet read");
@@ -123,6 +142,7 @@ fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
     yaml::read(path, text, |root| {
         let mut addresses = BTreeSet::new();
         let mut names = BTreeSet::new();
+        let mut sockets = Sockets::default();
         // A file that was cut short while it was written must not empty the fleet.
         if !root.has("endpoints") {
             root.complain(
@@ -130,27 +150,33 @@ fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
                 "is missing; for an empty fleet say endpoints: []",
             );
         }
-        root.sections("endpoints", |endpoint| {
-            let entry = read_entry(endpoint)?;
-            if !addresses.insert(entry.address) {
-                endpoint.complain("address", format!("{} is given twice", entry.address));
+        let pods = root.sections("endpoints", |endpoint| {
+            let entries = read_pod(endpoint)?;
+            let first = entries.first()?;
+            if !addresses.insert(first.address) {
+                endpoint.complain("address", format!("{} is given twice", first.address));
             }
-            if !names.insert(entry.name.clone()) {
-                endpoint.complain("name", format!("{:?} is given twice", entry.name));
+            let mut all = entries.iter().map(Entry::name);
+            if let Some(name) = all.find(|name| !names.insert(name.clone())) {
+                endpoint.complain("name", format!("{name:?} is given twice"));
             }
-            Some(entry)
-        })
+            sockets.take(endpoint, &entries);
+            Some(entries)
+        });
+        pods.into_iter().flatten().collect()
     })
 }
 
-fn read_entry(endpoint: &mut Section<'_>) -> Option<Entry> {
+/// A pod's ranks, each an endpoint; the pod itself where it has one.
+fn read_pod(endpoint: &mut Section<'_>) -> Option<Vec<Entry>> {
     let address: Option<SocketAddr> = endpoint.required(
         "address",
         "ip:port of the server, as Envoy should connect to it",
     );
     let name = endpoint.optional::<String>("name");
-    let publisher = socket(endpoint, "events");
-    let replay = socket(endpoint, "replay");
+    let ranks = endpoint.within("data_parallel_size", (1, RANKS_MAX), 1);
+    let publisher = socket(endpoint, "events", ranks);
+    let replay = socket(endpoint, "replay", ranks);
     if publisher.is_none() && replay.is_some() {
         endpoint.complain(
             "replay",
@@ -158,24 +184,83 @@ fn read_entry(endpoint: &mut Section<'_>) -> Option<Entry> {
         );
     }
     let address = address?;
-    Some(Entry {
-        name: name.unwrap_or_else(|| address.to_string()),
+    let pod = name.unwrap_or_else(|| address.to_string());
+    let entry = |rank: u16| Entry {
+        pod: pod.clone(),
+        rank: (ranks > 1).then_some(rank.into()),
         address,
-        events: publisher.map(|publisher| EventAddress { publisher, replay }),
-    })
+        events: publisher.as_ref().map(|publisher| EventAddress {
+            publisher: publisher.of_rank(rank),
+            replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
+        }),
+    };
+    Some((0..ranks).map(entry).collect())
 }
 
-fn socket(endpoint: &mut Section<'_>, key: &'static str) -> Option<String> {
-    let address: String = endpoint.optional(key)?;
-    let port = address
+/// Where rank 0 has a socket. vLLM gives rank r the port + r.
+struct Base<'a> {
+    host: &'a str,
+    port: u16,
+}
+
+impl Base<'_> {
+    fn of_rank(&self, rank: u16) -> String {
+        format!("tcp://{}:{}", self.host, self.port + rank)
+    }
+}
+
+fn socket<'a>(endpoint: &mut Section<'a>, key: &'static str, ranks: u16) -> Option<Base<'a>> {
+    let address = endpoint.text(key)?;
+    let parts = address
         .strip_prefix("tcp://")
-        .and_then(|rest| rest.rsplit_once(':'))
-        .map(|(_, port)| port);
-    if port.is_none_or(|port| port.parse::<u16>().is_err()) {
+        .and_then(|rest| rest.rsplit_once(':'));
+    let Some((host, Ok(port))) = parts.map(|(host, port)| (host, port.parse::<u16>())) else {
         endpoint.complain(key, format!("{address:?} is not tcp://host:port"));
         return None;
+    };
+    if port.checked_add(ranks - 1).is_none() {
+        let problem = format!(
+            "rank {} would have no port: rank r has {port} + r",
+            ranks - 1
+        );
+        endpoint.complain(key, problem);
+        return None;
     }
-    Some(address)
+    Some(Base { host, port })
+}
+
+/// Who has which socket of the fleet.
+#[derive(Default)]
+struct Sockets(BTreeMap<String, String>);
+
+impl Sockets {
+    /// Notes a pod's, and complains of the first that somebody has already.
+    fn take(&mut self, endpoint: &Section<'_>, entries: &[Entry]) {
+        let mut told = false;
+        for entry in entries {
+            let events = entry.events.iter();
+            let both = events.flat_map(|events| {
+                let replay = events.replay.as_ref().map(|at| ("replay", at));
+                std::iter::once(("events", &events.publisher)).chain(replay)
+            });
+            for (key, at) in both {
+                let whose = format!("{key} of {}", entry.name());
+                let before = self.0.insert(at.clone(), whose.clone());
+                let Some(before) = before.filter(|_| !told) else {
+                    continue;
+                };
+                told = true;
+                let fix = match entries.len() {
+                    1 => "give each a port of its own".to_owned(),
+                    ranks => format!(
+                        "rank r has port + r, here and in vLLM: keep the ports of events and replay \
+                         at least {ranks} apart, in --kv-events-config too"
+                    ),
+                };
+                endpoint.complain(key, format!("{at} would be {before} and {whose}: {fix}"));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -220,6 +305,73 @@ endpoints:
             .map(|endpoint| endpoint.id.0)
             .collect();
         assert_eq!(ids, [1, 2]);
+    }
+
+    #[test]
+    fn a_pod_of_several_ranks_is_as_many_endpoints() {
+        let text = "
+endpoints:
+  - {name: a, address: 10.0.0.1:80, data_parallel_size: 2, events: 'tcp://10.0.0.1:5557', replay: 'tcp://10.0.0.1:5657'}
+  - {name: b, address: 10.0.0.2:80, data_parallel_size: 1, events: 'tcp://10.0.0.2:5557'}
+";
+        let (_folder, path) = file(text);
+        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let told = |endpoint: &Arc<Endpoint>| {
+            let events = endpoint.events.clone().expect("events");
+            let sockets = format!("{} {:?}", events.publisher, events.replay);
+            (endpoint.name.clone(), endpoint.rank, sockets)
+        };
+        let all: Vec<_> = fleet.borrow().endpoints.iter().map(told).collect();
+        let wanted = [
+            (
+                "a/0",
+                Some(0),
+                "tcp://10.0.0.1:5557 Some(\"tcp://10.0.0.1:5657\")",
+            ),
+            (
+                "a/1",
+                Some(1),
+                "tcp://10.0.0.1:5558 Some(\"tcp://10.0.0.1:5658\")",
+            ),
+            ("b", None, "tcp://10.0.0.2:5557 None"),
+        ];
+        let wanted = wanted.map(|(name, rank, at)| (name.to_owned(), rank, at.to_owned()));
+        assert_eq!(all, wanted);
+        // One rank more leaves the others as they are.
+        let before = fleet.borrow().endpoints.clone();
+        std::fs::write(&path, text.replace("size: 2", "size: 3")).expect("written");
+        fixed.reread().expect("a fleet");
+        let after = fleet.borrow().endpoints.clone();
+        assert!(before.iter().zip(&after).all(|(a, b)| Arc::ptr_eq(a, b)));
+        assert_eq!((after.len(), after[3].name.as_str()), (4, "a/2"));
+    }
+
+    #[test]
+    fn ports_that_ranks_would_share_are_explained() {
+        let pod = |more: &str| format!("  - {{address: '10.0.0.1:80', name: a, {more}}}\n");
+        let complaint = |pods: &[String]| {
+            let (_folder, path) = file(&format!("endpoints:\n{}", pods.concat()));
+            check(&path).expect_err("a collision").to_string()
+        };
+        let style = "events: 'tcp://10.0.0.1:5557', replay: 'tcp://10.0.0.1:5558'";
+        let said = complaint(&[pod(&format!("data_parallel_size: 2, {style}"))]);
+        for part in [
+            "endpoints[0].events: tcp://10.0.0.1:5558 would be replay of a/0 and events of a/1",
+            "at least 2 apart",
+        ] {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let other = "  - {address: '10.0.0.1:81', name: b, events: 'tcp://10.0.0.1:5558'}\n";
+        let said = complaint(&[pod(style), other.to_owned()]);
+        assert!(
+            said.contains("would be replay of a and events of b"),
+            "{said}"
+        );
+        let said = complaint(&[pod("data_parallel_size: 9, events: 'tcp://a:65530'")]);
+        assert!(said.contains("rank 8 would have no port"), "{said}");
+        let said = complaint(&[pod("data_parallel_size: 0")]);
+        assert!(said.contains("[0].data_parallel_size"), "{said}");
     }
 
     #[test]
