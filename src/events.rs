@@ -17,6 +17,7 @@ pub mod backoff;
 mod queue;
 pub mod zmtp;
 pub mod zmq;
+pub mod bind;
 pub mod replay;
 pub mod recording;
 pub mod nats;

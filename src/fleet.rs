@@ -20,10 +20,19 @@ pub struct EndpointId(pub u32);
 /// Where an endpoint publishes its KV events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventAddress {
-    /// The PUB socket, `tcp://host:port`.
-    pub publisher: String,
+    /// The PUB socket.
+    pub publisher: Publisher,
     /// The ROUTER socket that replays, where the server has one.
     pub replay: Option<String>,
+}
+
+/// How a publisher and we meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publisher {
+    /// We connect to it: `tcp://host:port`.
+    At(String),
+    /// It connects to us, at `events.bind`.
+    Connects,
 }
 
 /// A server of the model: an ip:port, or one data-parallel rank behind it.

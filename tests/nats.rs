@@ -17,7 +17,7 @@ use kvscout::config::Nats;
 use kvscout::events::listen::{Listeners, Way};
 use kvscout::events::nats::Cluster;
 use kvscout::events::zmq;
-use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
+use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Publisher, Trust};
 use kvscout::index::Index;
 use kvscout_sim::server;
 use serde_json::json;
@@ -37,7 +37,7 @@ struct Ears {
 impl Ears {
     fn open(pod: &server::Bound, way: Way, bridge: Option<&Bridge>) -> Self {
         let events = pod.addresses.events.as_ref().map(|events| EventAddress {
-            publisher: events.endpoint.clone(),
+            publisher: Publisher::At(events.endpoint.clone()),
             replay: events.replay_endpoint.clone(),
         });
         let address = pod.addresses.http;
@@ -60,8 +60,12 @@ impl Ears {
     async fn bridge(pod: &server::Bound, settings: &Nats) -> Self {
         let cluster = Cluster::connect(settings).await.expect("an address");
         let bridge = Bridge::new(cluster);
-        let (topic, limits) = (String::new(), zmq::Limits::default());
-        Self::open(pod, Way::Zmq { topic, limits }, Some(&bridge))
+        let way = Way::Zmq {
+            topic: String::new(),
+            limits: zmq::Limits::default(),
+            acceptor: None,
+        };
+        Self::open(pod, way, Some(&bridge))
     }
 
     async fn picker(pod: &server::Bound, settings: &Nats) -> Self {

@@ -21,7 +21,7 @@ use kvscout::events::listen::{Listeners, Way};
 use kvscout::events::nats::{Beat, Cluster, born};
 use kvscout::events::snapshot::Snapshot;
 use kvscout::events::zmq;
-use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
+use kvscout::fleet::{self, Endpoint, EndpointId, EventAddress, Fleet, Trust};
 use kvscout::index::{Index, Picture};
 use kvscout_sim::events::{EventConfig, FaultSwitch, Layout, Publisher};
 use rustix::time::{ClockId, clock_gettime};
@@ -201,7 +201,7 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
     let faults = FaultSwitch::default();
     let (publisher, sources) = Publisher::start(&config, "kv".into(), &faults, &mut tasks).await?;
     let events = EventAddress {
-        publisher: sources.endpoint,
+        publisher: fleet::Publisher::At(sources.endpoint),
         replay: sources.replay_endpoint,
     };
     let (heard, seen) = (endpoint(0, Some(events)), endpoint(0, None));
@@ -219,6 +219,7 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
         let way = Way::Zmq {
             topic: String::new(),
             limits,
+            acceptor: None,
         };
         let index = Arc::new(Index::default());
         let (listeners, _fleet) = listeners(vec![endpoint], &index, way, Some(&bridge));

@@ -10,13 +10,14 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Events;
+use crate::events::bind::{Acceptor, BindError};
 use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
 use crate::events::replay::{Replay, ReplayEnd, replay};
 use crate::events::tap::{NewTap, Tap, Untapped};
 use crate::events::zmq::{DepthGauge, Limits, ZmqSource};
 use crate::events::{Delivery, EventSource};
-use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
+use crate::fleet::{Endpoint, EndpointId, Fleet, Publisher, Trust};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{self, Heard, Judgement, Parity, epoch_s};
@@ -31,6 +32,8 @@ pub enum Way {
         topic: String,
         /// What hearing one endpoint may cost.
         limits: Limits,
+        /// Lets publishers in that connect to us.
+        acceptor: Option<Acceptor>,
     },
     /// Out of the stream that bridges fill.
     Nats(Box<Cluster>),
@@ -38,15 +41,23 @@ pub enum Way {
 
 impl Way {
     /// Straight from publishers, as an operator configured it.
-    #[must_use]
-    pub fn zmq(events: &Events) -> Self {
-        Self::Zmq {
+    ///
+    /// # Errors
+    /// Those that connect to us cannot: the port is taken.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn zmq(events: &Events, metrics: &Metrics) -> Result<Self, BindError> {
+        let limits = Limits {
+            queue_bytes_max: events.queue_bytes_max,
+            ..Limits::default()
+        };
+        let accept = |at| Acceptor::bind(at, &events.topic, limits.clone(), metrics.unclaimed());
+        Ok(Self::Zmq {
+            acceptor: events.bind.map(accept).transpose()?,
             topic: events.topic.clone(),
-            limits: Limits {
-                queue_bytes_max: events.queue_bytes_max,
-                ..Limits::default()
-            },
-        }
+            limits,
+        })
     }
 
     fn asking(&self, endpoint: &Endpoint) -> Option<Asking> {
@@ -230,21 +241,44 @@ impl Listener {
                 let source = NatsSource::open(&cluster, &self.endpoint);
                 self.follow(source, None).await;
             }
-            (Way::Zmq { topic, limits }, Some(events)) => {
-                match ZmqSource::connect(&events, &topic, limits) {
-                    Ok(source) => {
-                        let depth = source.gauge();
-                        self.follow(source, Some(depth)).await;
-                    }
-                    Err(error) => {
-                        self.trust(Trust::Silent, &format!("{}: {error}", events.publisher));
-                        self.first = None;
-                        std::future::pending().await
-                    }
+            (way, Some(events)) => {
+                if let Err(reason) = self.follow_publisher(way, &events.publisher).await {
+                    self.trust(Trust::Silent, &reason);
+                    self.first = None;
+                    std::future::pending().await
                 }
             }
             (Way::Zmq { .. }, None) => {}
         }
+    }
+
+    /// Until the source ends, or at once where there is none: then with why.
+    async fn follow_publisher(&mut self, way: Way, publisher: &Publisher) -> Result<(), String> {
+        let Way::Zmq {
+            topic,
+            limits,
+            acceptor,
+        } = way
+        else {
+            return Ok(());
+        };
+        match publisher {
+            Publisher::At(address) => {
+                let source = ZmqSource::connect(address, &topic, limits);
+                let source = source.map_err(|error| error.to_string())?;
+                let depth = source.gauge();
+                self.follow(source, Some(depth)).await;
+            }
+            Publisher::Connects => {
+                let acceptor =
+                    acceptor.ok_or("its publisher connects, and events.bind is not set")?;
+                let source = acceptor.source(&self.endpoint);
+                let source = source.map_err(|error| error.to_string())?;
+                let depth = source.gauge();
+                self.follow(source, Some(depth)).await;
+            }
+        }
+        Ok(())
     }
 
     async fn follow(&mut self, mut source: impl EventSource, depth: Option<DepthGauge>) {

@@ -15,7 +15,6 @@ use super::backoff::Backoff;
 use super::queue::Queue;
 use super::zmtp::{Address, AddressError, Connection, Incoming, LinkError, Role};
 use super::{Delivery, EventSource};
-use crate::fleet::EventAddress;
 
 pub use super::queue::Depth;
 
@@ -69,7 +68,7 @@ pub struct ZmqSource {
 }
 
 impl ZmqSource {
-    /// Begins to listen to `events.publisher` for topics that start with `topic_prefix` (empty:
+    /// Begins to listen to `publisher`, tcp://host:port, for topics that start with `topic_prefix` (empty:
     /// all). Returns at once: a server that is not up yet is tried again and again.
     ///
     /// # Errors
@@ -78,19 +77,19 @@ impl ZmqSource {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn connect(
-        events: &EventAddress,
+        publisher: &str,
         topic_prefix: &str,
         limits: Limits,
     ) -> Result<Self, AddressError> {
         let queue = Queue::new(limits.queue_messages_max, limits.queue_bytes_max);
         let queue = Arc::new(queue);
         let listener = Listener {
-            address: events.publisher.parse()?,
+            address: publisher.parse()?,
             subscription: [&[1], topic_prefix.as_bytes()].concat(),
             limits,
             queue: queue.clone(),
         };
-        let span = tracing::info_span!("zmq", publisher = events.publisher);
+        let span = tracing::info_span!("zmq", publisher);
         let task = tokio::spawn(listener.run().instrument(span));
         Ok(Self { queue, task })
     }
@@ -116,7 +115,7 @@ impl Drop for ZmqSource {
 
 /// Reads how much waits in a source.
 #[derive(Debug, Clone)]
-pub struct DepthGauge(Arc<Queue>);
+pub struct DepthGauge(pub(super) Arc<Queue>);
 
 impl DepthGauge {
     /// As of now.
@@ -184,7 +183,7 @@ impl Listener {
                     Ok(incoming) => self.take(incoming, &mut connection).await,
                     Err(error) => Err(error),
                 },
-                _ = heartbeat.tick() => self.check(&mut connection).await,
+                _ = heartbeat.tick() => check_life(&mut connection, &self.limits).await,
             };
             if let Err(error) = step {
                 return error;
@@ -200,16 +199,19 @@ impl Listener {
         }
         Ok(())
     }
+}
 
-    /// A host that vanished sends nothing, and neither does an idle server: only an unanswered
-    /// question tells them apart.
-    async fn check(&self, connection: &mut Connection) -> Result<(), LinkError> {
-        if !connection.has_heartbeat() {
-            return Ok(());
-        }
-        if connection.heard().elapsed() > self.limits.silence_max {
-            return Err(LinkError::Silent(self.limits.silence_max));
-        }
-        connection.ping().await
+/// A host that vanished sends nothing, and neither does an idle server: only an unanswered
+/// question tells them apart.
+pub(super) async fn check_life(
+    connection: &mut Connection,
+    limits: &Limits,
+) -> Result<(), LinkError> {
+    if !connection.has_heartbeat() {
+        return Ok(());
     }
+    if connection.heard().elapsed() > limits.silence_max {
+        return Err(LinkError::Silent(limits.silence_max));
+    }
+    connection.ping().await
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::config::unreadable;
 use crate::config::yaml::{self, Complaints, Section};
-use crate::fleet::{Endpoint, EndpointId, EventAddress, Fleet};
+use crate::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Publisher};
 
 /// How often the file is read again: a `ConfigMap` takes a minute to arrive, and reading a few
 /// kilobytes costs microseconds. Contents are compared, since mounted files change by symlink.
@@ -65,6 +65,8 @@ impl Entry {
 #[derive(Debug)]
 pub struct FleetFile {
     path: PathBuf,
+    /// Whether publishers may connect to us.
+    binds: bool,
     /// As last read, or why it could not be: a complaint is made once.
     text: Result<String, Complaints>,
     next_id: u32,
@@ -73,10 +75,15 @@ pub struct FleetFile {
 
 impl FleetFile {
     /// Reads the file a first time; from here on, a bad file leaves the last good fleet.
-    pub fn open(path: &Path) -> Result<(Self, watch::Receiver<Arc<Fleet>>), Complaints> {
+    /// Publishers that have no address come to `events.bind` if there is one.
+    pub fn open(
+        path: &Path,
+        binds: bool,
+    ) -> Result<(Self, watch::Receiver<Arc<Fleet>>), Complaints> {
         let (fleet, receiver) = watch::channel(Arc::new(Fleet::default()));
         let mut file = Self {
             path: path.to_owned(),
+            binds,
             text: Ok(String::new()),
             next_id: 0,
             fleet,
@@ -107,7 +114,7 @@ impl FleetFile {
             return Ok(());
         }
         self.text.clone_from(&text);
-        let entries = read_entries(&self.path, &text?)?;
+        let entries = read_entries(&self.path, &text?, self.binds)?;
         self.publish(&entries);
         Ok(())
     }
@@ -133,12 +140,12 @@ impl FleetFile {
 }
 
 /// Everything wrong with a fleet file, without using it.
-pub fn check(path: &Path) -> Result<usize, Complaints> {
+pub fn check(path: &Path, binds: bool) -> Result<usize, Complaints> {
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-    read_entries(path, &text).map(|entries| entries.len())
+    read_entries(path, &text, binds).map(|entries| entries.len())
 }
 
-fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
+fn read_entries(path: &Path, text: &str, binds: bool) -> Result<Vec<Entry>, Complaints> {
     yaml::read(path, text, |root| {
         let mut addresses = BTreeSet::new();
         let mut names = BTreeSet::new();
@@ -151,7 +158,7 @@ fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
             );
         }
         let pods = root.sections("endpoints", |endpoint| {
-            let entries = read_pod(endpoint)?;
+            let entries = read_pod(endpoint, binds)?;
             let first = entries.first()?;
             if !addresses.insert(first.address) {
                 endpoint.complain("address", format!("{} is given twice", first.address));
@@ -168,7 +175,7 @@ fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
 }
 
 /// A pod's ranks, each an endpoint; the pod itself where it has one.
-fn read_pod(endpoint: &mut Section<'_>) -> Option<Vec<Entry>> {
+fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
     let address: Option<SocketAddr> = endpoint.required(
         "address",
         "ip:port of the server, as Envoy should connect to it",
@@ -177,20 +184,25 @@ fn read_pod(endpoint: &mut Section<'_>) -> Option<Vec<Entry>> {
     let ranks = endpoint.within("data_parallel_size", (1, RANKS_MAX), 1);
     let publisher = socket(endpoint, "events", ranks);
     let replay = socket(endpoint, "replay", ranks);
-    if publisher.is_none() && replay.is_some() {
+    if publisher.is_none() && replay.is_some() && !binds {
         endpoint.complain(
             "replay",
-            "is of no use without events: the address of the publisher",
+            "is of no use without events: the address of the publisher, or events.bind in the \
+             configuration, where it connects to us",
         );
     }
     let address = address?;
     let pod = name.unwrap_or_else(|| address.to_string());
+    let publisher_of = |rank| match &publisher {
+        Some(publisher) => Some(Publisher::At(publisher.of_rank(rank))),
+        None => binds.then_some(Publisher::Connects),
+    };
     let entry = |rank: u16| Entry {
         pod: pod.clone(),
         rank: (ranks > 1).then_some(rank.into()),
         address,
-        events: publisher.as_ref().map(|publisher| EventAddress {
-            publisher: publisher.of_rank(rank),
+        events: publisher_of(rank).map(|publisher| EventAddress {
+            publisher,
             replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
         }),
     };
@@ -241,7 +253,11 @@ impl Sockets {
             let events = entry.events.iter();
             let both = events.flat_map(|events| {
                 let replay = events.replay.as_ref().map(|at| ("replay", at));
-                std::iter::once(("events", &events.publisher)).chain(replay)
+                let publisher = match &events.publisher {
+                    Publisher::At(at) => Some(("events", at)),
+                    Publisher::Connects => None,
+                };
+                publisher.into_iter().chain(replay)
             });
             for (key, at) in both {
                 let whose = format!("{key} of {}", entry.name());
@@ -283,7 +299,7 @@ endpoints:
     #[test]
     fn endpoints_that_stay_keep_their_number() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
         let first = fleet.borrow().endpoints[1].clone();
         assert_eq!((first.name.as_str(), first.id), ("pod-2", EndpointId(1)));
         std::fs::write(&path, "endpoints: [{name: pod-2, address: '[::1]:8002'}]")
@@ -295,7 +311,7 @@ endpoints:
     #[test]
     fn a_moved_event_source_is_another_endpoint() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
         std::fs::write(&path, TWO.replace("5557", "5559")).expect("written");
         fixed.reread().expect("a fleet");
         let ids: Vec<_> = fleet
@@ -312,30 +328,26 @@ endpoints:
         let text = "
 endpoints:
   - {name: a, address: 10.0.0.1:80, data_parallel_size: 2, events: 'tcp://10.0.0.1:5557', replay: 'tcp://10.0.0.1:5657'}
-  - {name: b, address: 10.0.0.2:80, data_parallel_size: 1, events: 'tcp://10.0.0.2:5557'}
+  - {name: b, address: 10.0.0.2:80, data_parallel_size: 1, events: 'tcp://10.0.0.1:6000'}
 ";
         let (_folder, path) = file(text);
-        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
         let told = |endpoint: &Arc<Endpoint>| {
             let events = endpoint.events.clone().expect("events");
-            let sockets = format!("{} {:?}", events.publisher, events.replay);
+            let sockets = (events.publisher, events.replay);
             (endpoint.name.clone(), endpoint.rank, sockets)
         };
         let all: Vec<_> = fleet.borrow().endpoints.iter().map(told).collect();
+        let wanted = |name: &str, rank, publisher: u16, replay: Option<u16>| {
+            let at = |port| format!("tcp://10.0.0.1:{port}");
+            let sockets = (Publisher::At(at(publisher)), replay.map(at));
+            (name.to_owned(), rank, sockets)
+        };
         let wanted = [
-            (
-                "a/0",
-                Some(0),
-                "tcp://10.0.0.1:5557 Some(\"tcp://10.0.0.1:5657\")",
-            ),
-            (
-                "a/1",
-                Some(1),
-                "tcp://10.0.0.1:5558 Some(\"tcp://10.0.0.1:5658\")",
-            ),
-            ("b", None, "tcp://10.0.0.2:5557 None"),
+            wanted("a/0", Some(0), 5557, Some(5657)),
+            wanted("a/1", Some(1), 5558, Some(5658)),
+            wanted("b", None, 6000, None),
         ];
-        let wanted = wanted.map(|(name, rank, at)| (name.to_owned(), rank, at.to_owned()));
         assert_eq!(all, wanted);
         // One rank more leaves the others as they are.
         let before = fleet.borrow().endpoints.clone();
@@ -347,11 +359,31 @@ endpoints:
     }
 
     #[test]
+    fn where_publishers_connect_to_us_endpoints_need_no_address_of_theirs() {
+        let text = "
+endpoints:
+  - {name: a, address: 10.0.0.1:80, replay: 'tcp://10.0.0.1:5558'}
+  - {name: b, address: 10.0.0.2:80, events: 'tcp://10.0.0.2:5557'}
+";
+        let (_folder, path) = file(text);
+        let (_fixed, fleet) = FleetFile::open(&path, true).expect("a fleet");
+        let publishers = fleet.borrow().endpoints.clone().into_iter();
+        let publishers = publishers.map(|endpoint| endpoint.events.clone().expect("events"));
+        let publishers: Vec<_> = publishers.map(|events| events.publisher).collect();
+        let there = Publisher::At("tcp://10.0.0.2:5557".into());
+        assert_eq!(publishers, [Publisher::Connects, there]);
+        let said = check(&path, false)
+            .expect_err("nobody hears it")
+            .to_string();
+        assert!(said.contains("or events.bind"), "{said}");
+    }
+
+    #[test]
     fn ports_that_ranks_would_share_are_explained() {
         let pod = |more: &str| format!("  - {{address: '10.0.0.1:80', name: a, {more}}}\n");
         let complaint = |pods: &[String]| {
             let (_folder, path) = file(&format!("endpoints:\n{}", pods.concat()));
-            check(&path).expect_err("a collision").to_string()
+            check(&path, false).expect_err("a collision").to_string()
         };
         let style = "events: 'tcp://10.0.0.1:5557', replay: 'tcp://10.0.0.1:5558'";
         let said = complaint(&[pod(&format!("data_parallel_size: 2, {style}"))]);
@@ -377,7 +409,7 @@ endpoints:
     #[test]
     fn a_bad_file_leaves_the_last_good_fleet_and_complains_once() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
         std::fs::write(&path, "endpoints: [{name: x}]").expect("written");
         assert!(fixed.reread().is_err());
         assert!(
@@ -405,7 +437,9 @@ endpoints:
   - {address: '10.0.0.1:80', events: 5557, weight: 3}
 ";
         let (_folder, path) = file(text);
-        let complaints = check(&path).expect_err("nothing is right").to_string();
+        let complaints = check(&path, false)
+            .expect_err("nothing is right")
+            .to_string();
         for part in [
             "[0].address",
             "[1].replay",

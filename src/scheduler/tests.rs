@@ -4,8 +4,7 @@ use super::*;
 use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
 use crate::config::{Config, Model, RenderSettings, Source};
-use crate::fleet::EventAddress;
-use crate::fleet::Trust;
+use crate::fleet::{EventAddress, Publisher, Trust};
 use crate::models::{Hub, Loader};
 use crate::readiness::Readiness;
 use crate::tokens::TokenPool;
@@ -24,7 +23,7 @@ struct World {
 fn endpoint(id: u32) -> Arc<Endpoint> {
     let address = SocketAddr::from(([127, 0, 0, 1], 8000 + id as u16));
     let events = EventAddress {
-        publisher: "tcp://127.0.0.1:1".into(),
+        publisher: Publisher::At("tcp://127.0.0.1:1".into()),
         replay: None,
     };
     let endpoint = Endpoint::new(EndpointId(id), format!("pod-{id}"), address, Some(events));
