@@ -16,6 +16,7 @@ pub mod follow;
 pub mod backoff;
 mod queue;
 pub mod zmtp;
+pub mod discover;
 pub mod zmq;
 pub mod bind;
 pub mod replay;

@@ -33,6 +33,8 @@ pub enum Publisher {
     At(String),
     /// It connects to us, at `events.bind`.
     Connects,
+    /// Its server says where, and where it replays.
+    Discovered,
 }
 
 /// A server of the model: an ip:port, or one data-parallel rank behind it.

@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Events;
 use crate::events::bind::{Acceptor, BindError};
+use crate::events::discover::{Discovery, ReplayAt};
 use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
 use crate::events::replay::{Replay, ReplayEnd, replay};
@@ -65,7 +66,7 @@ impl Way {
             return None;
         };
         Some(Asking {
-            address: endpoint.events.as_ref()?.replay.clone()?,
+            at: ReplayAt::new(endpoint.events.as_ref()?.replay.clone()),
             limits: limits.clone(),
         })
     }
@@ -191,7 +192,7 @@ struct Listener {
 /// How a server is asked for what was not heard. Where there is a bridge, that does it.
 #[derive(Debug)]
 struct Asking {
-    address: String,
+    at: ReplayAt,
     limits: Limits,
 }
 
@@ -269,6 +270,14 @@ impl Listener {
                 let depth = source.gauge();
                 self.follow(source, Some(depth)).await;
             }
+            Publisher::Discovered => {
+                let asking = self.asking.as_ref();
+                let replay = asking.map(|asking| asking.at.clone()).unwrap_or_default();
+                let discovery = Discovery::of(&self.endpoint);
+                let source = ZmqSource::discover(discovery, replay, &topic, limits);
+                let depth = source.gauge();
+                self.follow(source, Some(depth)).await;
+            }
             Publisher::Connects => {
                 let acceptor =
                     acceptor.ok_or("its publisher connects, and events.bind is not set")?;
@@ -339,7 +348,7 @@ impl Listener {
             return;
         }
         let early = |after| Instant::now() < after;
-        if self.asking.is_none() || self.relearn_after.is_some_and(early) {
+        if !self.can_ask() || self.relearn_after.is_some_and(early) {
             return;
         }
         self.relearn_after = Some(Instant::now() + self.relearn_wait);
@@ -397,7 +406,7 @@ impl Listener {
     async fn repair(&mut self, follower: &mut Follower, from_seq: u64) {
         // A server that cannot fill a gap is not asked again at once.
         let early = |after| Instant::now() < after;
-        if self.asking.is_none() || self.replay_after.is_some_and(early) {
+        if !self.can_ask() || self.replay_after.is_some_and(early) {
             return;
         }
         self.trust(
@@ -411,6 +420,12 @@ impl Listener {
         if answer != Answer::Whole {
             self.replay_after = Some(Instant::now() + REPLAY_PAUSE);
         }
+    }
+
+    /// Whether it is known where to ask for a replay.
+    fn can_ask(&self) -> bool {
+        let asking = self.asking.as_ref();
+        asking.is_some_and(|asking| asking.at.get().is_some())
     }
 
     async fn ask(&mut self, follower: &mut Follower, from_seq: u64) -> Answer {
@@ -434,7 +449,8 @@ impl Listener {
 
     /// What the server still keeps from a batch on; none where it does not answer.
     async fn fetch(&self, from_seq: u64) -> Option<Fetched> {
-        let Asking { address, limits } = self.asking.as_ref()?;
+        let Asking { at, limits } = self.asking.as_ref()?;
+        let address = &at.get()?;
         // Closed only where the app is gone.
         let turn = self.replays.clone().acquire_owned().await.ok()?;
         let endpoint = self.endpoint.name.as_str();

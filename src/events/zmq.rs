@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::Instrument;
 
 use super::backoff::Backoff;
+use super::discover::{DiscoverError, Discovery, ReplayAt};
 use super::queue::Queue;
 use super::zmtp::{Address, AddressError, Connection, Incoming, LinkError, Role};
 use super::{Delivery, EventSource};
@@ -81,17 +82,39 @@ impl ZmqSource {
         topic_prefix: &str,
         limits: Limits,
     ) -> Result<Self, AddressError> {
+        let place = Place::At(publisher.parse()?);
+        let span = tracing::info_span!("zmq", publisher);
+        Ok(Self::open(place, topic_prefix, limits, span))
+    }
+
+    /// The same for a publisher whose server is asked where it is, before every connection. Where
+    /// it replays is written to `replay`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn discover(
+        discovery: Discovery,
+        replay: ReplayAt,
+        topic_prefix: &str,
+        limits: Limits,
+    ) -> Self {
+        let span = tracing::info_span!("zmq", discovered = discovery.url());
+        let place = Place::Discovered(discovery, replay);
+        Self::open(place, topic_prefix, limits, span)
+    }
+
+    fn open(place: Place, topic_prefix: &str, limits: Limits, span: tracing::Span) -> Self {
         let queue = Queue::new(limits.queue_messages_max, limits.queue_bytes_max);
         let queue = Arc::new(queue);
         let listener = Listener {
-            address: publisher.parse()?,
+            place,
             subscription: [&[1], topic_prefix.as_bytes()].concat(),
             limits,
             queue: queue.clone(),
         };
-        let span = tracing::info_span!("zmq", publisher);
         let task = tokio::spawn(listener.run().instrument(span));
-        Ok(Self { queue, task })
+        Self { queue, task }
     }
 
     /// A reader of how much waits here, that may outlive the source.
@@ -125,9 +148,42 @@ impl DepthGauge {
     }
 }
 
+/// Where a publisher is.
+enum Place {
+    At(Address),
+    /// Where its server says that it is; and so for its replay socket.
+    Discovered(Discovery, ReplayAt),
+}
+
+/// Why a publisher is not heard.
+#[derive(Debug, thiserror::Error)]
+enum Unheard {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Place(#[from] DiscoverError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+}
+
+impl Place {
+    async fn find(&self) -> Result<Address, Unheard> {
+        match self {
+            Self::At(address) => Ok(address.clone()),
+            Self::Discovered(discovery, replay) => {
+                let found = discovery.ask().await?;
+                tracing::debug!(publisher = found.publisher, replay = ?found.replay, "discovered");
+                let address = found.publisher.parse()?;
+                replay.set(found.replay);
+                Ok(address)
+            }
+        }
+    }
+}
+
 /// The task behind a source.
 struct Listener {
-    address: Address,
+    place: Place,
     /// 1, then the prefix: a SUB's request, as a message (ZMTP 3.0 and 3.1 both take it).
     subscription: Vec<u8>,
     limits: Limits,
@@ -150,7 +206,7 @@ impl Listener {
                 Ok(connection) => {
                     tracing::info!("connected");
                     self.queue.push(Delivery::Connected);
-                    self.listen(connection).await
+                    Unheard::from(self.listen(connection).await)
                 }
                 Err(error) => error,
             };
@@ -161,14 +217,15 @@ impl Listener {
         }
     }
 
-    async fn subscribe(&self) -> Result<Connection, LinkError> {
+    async fn subscribe(&self) -> Result<Connection, Unheard> {
+        let address = self.place.find().await?;
         let Limits {
             connect_max,
             message_bytes_max,
             ..
         } = self.limits;
         let mut connection =
-            Connection::open(&self.address, Role::Sub, connect_max, message_bytes_max).await?;
+            Connection::open(&address, Role::Sub, connect_max, message_bytes_max).await?;
         connection.send(&[&self.subscription]).await?;
         Ok(connection)
     }

@@ -19,6 +19,9 @@ const REREAD: Duration = Duration::from_secs(1);
 /// vLLM's largest deployments have some hundred ranks behind one address.
 const RANKS_MAX: u16 = 1_024;
 
+/// In place of a publisher's address: the server is asked for it.
+const DISCOVER: &str = "discover";
+
 /// An endpoint as the file gives it: a pod, or one rank of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
@@ -182,9 +185,15 @@ fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
     );
     let name = endpoint.optional::<String>("name");
     let ranks = endpoint.within("data_parallel_size", (1, RANKS_MAX), 1);
-    let publisher = socket(endpoint, "events", ranks);
+    let discovered = endpoint.text("events") == Some(DISCOVER);
+    let publisher = match discovered {
+        true => None,
+        false => socket(endpoint, "events", ranks),
+    };
     let replay = socket(endpoint, "replay", ranks);
-    if publisher.is_none() && replay.is_some() && !binds {
+    if discovered && replay.is_some() {
+        endpoint.complain("replay", "is discovered with its events: leave it out");
+    } else if publisher.is_none() && replay.is_some() && !binds {
         endpoint.complain(
             "replay",
             "is of no use without events: the address of the publisher, or events.bind in the \
@@ -195,6 +204,7 @@ fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
     let pod = name.unwrap_or_else(|| address.to_string());
     let publisher_of = |rank| match &publisher {
         Some(publisher) => Some(Publisher::At(publisher.of_rank(rank))),
+        None if discovered => Some(Publisher::Discovered),
         None => binds.then_some(Publisher::Connects),
     };
     let entry = |rank: u16| Entry {
@@ -227,7 +237,8 @@ fn socket<'a>(endpoint: &mut Section<'a>, key: &'static str, ranks: u16) -> Opti
         .strip_prefix("tcp://")
         .and_then(|rest| rest.rsplit_once(':'));
     let Some((host, Ok(port))) = parts.map(|(host, port)| (host, port.parse::<u16>())) else {
-        endpoint.complain(key, format!("{address:?} is not tcp://host:port"));
+        let or = if key == "events" { ", or discover" } else { "" };
+        endpoint.complain(key, format!("{address:?} is not tcp://host:port{or}"));
         return None;
     };
     if port.checked_add(ranks - 1).is_none() {
@@ -255,7 +266,7 @@ impl Sockets {
                 let replay = events.replay.as_ref().map(|at| ("replay", at));
                 let publisher = match &events.publisher {
                     Publisher::At(at) => Some(("events", at)),
-                    Publisher::Connects => None,
+                    Publisher::Connects | Publisher::Discovered => None,
                 };
                 publisher.into_iter().chain(replay)
             });
@@ -376,6 +387,26 @@ endpoints:
             .expect_err("nobody hears it")
             .to_string();
         assert!(said.contains("or events.bind"), "{said}");
+    }
+
+    #[test]
+    fn each_rank_is_asked_for_where_its_publisher_is_discovered() {
+        let pod = |more: &str| {
+            let keys = "name: a, address: '10.0.0.1:80', events: discover";
+            format!("endpoints: [{{{keys}{more}}}]")
+        };
+        let (_folder, path) = file(&pod(", data_parallel_size: 2"));
+        let (_fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let events = EventAddress {
+            publisher: Publisher::Discovered,
+            replay: None,
+        };
+        for endpoint in &fleet.borrow().endpoints {
+            assert_eq!(endpoint.events.as_ref(), Some(&events));
+        }
+        let (_folder, path) = file(&pod(", replay: 'tcp://10.0.0.1:5558'"));
+        let said = check(&path, false).expect_err("too much").to_string();
+        assert!(said.contains("[0].replay: is discovered"), "{said}");
     }
 
     #[test]

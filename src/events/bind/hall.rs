@@ -131,7 +131,7 @@ impl Hall {
     fn place_of(&self, rank: u32, topic: Option<&Bytes>) -> Option<usize> {
         let parts: BTreeSet<&[u8]> = topic?.split(|byte| *byte == b'@').collect();
         let says = |name: &String| parts.contains(name.as_bytes());
-        self.only(|seat| says(&seat.endpoint.name))
+        self.only(|seat| seat.endpoint.rank.is_some() && says(&seat.endpoint.name))
             .or_else(|| self.only(|seat| seat.is_of(rank) && seat.names.iter().any(says)))
             .or_else(|| self.only(|seat| seat.is_of(rank) && says(&seat.ip)))
     }
