@@ -299,7 +299,6 @@ impl Metrics {
     }
 
     /// Counts what publishers say that belong to no endpoint.
-    #[must_use]
     pub fn unclaimed(&self) -> Counter {
         self.counter("kvscout_event_batches_unclaimed_total", &[])
     }

@@ -36,12 +36,19 @@ struct Ears {
 
 impl Ears {
     fn open(pod: &server::Bound, way: Way, bridge: Option<&Bridge>) -> Self {
+        let events = pod.addresses.events.as_ref();
+        let rank = events.map_or(0, |events| events.rank);
         let events = pod.addresses.events.as_ref().map(|events| EventAddress {
             publisher: Publisher::At(events.endpoint.clone()),
             replay: events.replay_endpoint.clone(),
         });
         let address = pod.addresses.http;
-        let endpoint = Arc::new(Endpoint::new(EndpointId(0), POD.into(), address, events));
+        let endpoint = Endpoint::new(EndpointId(0), POD.into(), address, events);
+        // A server of rank 0 is the only one here, but for the test of ranks.
+        let endpoint = Arc::new(match rank {
+            0 => endpoint,
+            rank => endpoint.of_rank(rank),
+        });
         let endpoints = vec![endpoint.clone()];
         let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
         let index = Arc::new(Index::default());
@@ -213,6 +220,28 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
         .expect("purged");
     let latest = Ears::picker(&pod, &settings).await;
     latest.knows("it came when most was gone", &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranks_of_a_pod_go_by_subjects_of_their_own() {
+    let Plane {
+        nats: _nats,
+        settings,
+        cluster,
+        pod,
+        bridge,
+    } = Plane::start().await;
+    let second = sim::rank(1).await.expect("it starts");
+    let seconds_bridge = Ears::bridge(&second, &settings).await;
+    let subject = |ears: &Ears| cluster.subject(&ears.endpoint);
+    assert_eq!(subject(&bridge), "kv.default.default.pod-0.0");
+    assert_eq!(subject(&seconds_bridge), "kv.default.default.pod-0.1");
+    ask(&pod, 0..20).await;
+    ask(&second, 20..50).await;
+    let first = Ears::picker(&pod, &settings).await;
+    let other = Ears::picker(&second, &settings).await;
+    first.knows("rank 0", &pod).await;
+    other.knows("rank 1", &second).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,6 +38,8 @@ const STRANGERS_MAX: usize = 256;
 /// One message of a stranger: all of them together can make us hold 256 MiB. 1 MiB is a batch of
 /// 200,000 tokens; a publisher whose topic is still to be heard comes back after a longer one.
 const STRANGER_BYTES_MAX: usize = 1 << 20;
+/// Of a topic, what is looked at: names of pods are 253 bytes at most, and models' are paths.
+const TOPIC_BYTES_MAX: usize = 1_024;
 /// Peers that were warned of: a label of 16 bytes each.
 const WARNED_MAX: usize = 1_024;
 /// Without file descriptors nobody can be let in until somebody has left.
@@ -358,16 +360,21 @@ impl Guest {
 
     /// Hears a topic. The first may move it from where its address led; it has one only.
     fn heed(&mut self, topic: Option<&Bytes>) -> Result<(), LinkError> {
-        if self.topic.as_ref() == topic {
+        let topic = topic.map(|topic| &topic[..topic.len().min(TOPIC_BYTES_MAX)]);
+        if self.topic.as_deref() == topic {
             return Ok(());
         }
         let is_first = self.topic.is_none();
-        self.topic = topic.cloned();
+        self.topic = topic.map(Bytes::copy_from_slice);
         self.looked = None;
         let Some((endpoint, _)) = &self.seat else {
             return Ok(());
         };
-        let named = self.shared.hall.lock().named(self.rank, topic);
+        let named = self
+            .shared
+            .hall
+            .lock()
+            .named(self.rank, self.topic.as_ref());
         match named {
             Some(named) if named != endpoint.id && is_first => {
                 self.stand_up("its topic names another endpoint".to_owned());

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::config::Events;
-use crate::events::bind::{Acceptor, BindError};
+use crate::events::backoff::Backoff;
+use crate::events::bind::{Acceptor, BindError, BoundSource};
 use crate::events::discover::{Discovery, ReplayAt};
 use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
@@ -281,13 +282,25 @@ impl Listener {
             Publisher::Connects => {
                 let acceptor =
                     acceptor.ok_or("its publisher connects, and events.bind is not set")?;
-                let source = acceptor.source(&self.endpoint);
-                let source = source.map_err(|error| error.to_string())?;
+                let source = self.bound(&acceptor, &limits).await;
                 let depth = source.gauge();
                 self.follow(source, Some(depth)).await;
             }
         }
         Ok(())
+    }
+
+    /// Tries until the port of its rank can be had.
+    async fn bound(&mut self, acceptor: &Acceptor, limits: &Limits) -> BoundSource {
+        let mut backoff = Backoff::new(limits.backoff_min, limits.backoff_max);
+        loop {
+            match acceptor.source(&self.endpoint) {
+                Ok(source) => return source,
+                Err(error) => self.trust(Trust::Silent, &error.to_string()),
+            }
+            self.first = None;
+            sleep(backoff.after(Duration::ZERO)).await;
+        }
     }
 
     async fn follow(&mut self, mut source: impl EventSource, depth: Option<DepthGauge>) {

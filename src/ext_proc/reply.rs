@@ -324,9 +324,9 @@ mod tests {
                 .map(|one| (one.key, one.raw_value))
                 .collect::<Vec<_>>()
         };
-        let pick = (DESTINATION.to_owned(), "10.0.0.7:8000".into());
-        assert_eq!(set(None), [pick.clone()]);
-        assert_eq!(set(Some(3)), [pick, (RANK.to_owned(), "3".into())]);
+        let pick = || (DESTINATION.to_owned(), "10.0.0.7:8000".into());
+        assert_eq!(set(None), [pick()]);
+        assert_eq!(set(Some(3)), [pick(), (RANK.to_owned(), "3".into())]);
     }
 
     #[test]
