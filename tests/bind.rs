@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use harness::process::{ANY_PORT, Served, write};
+use harness::nats::NatsServer;
+use harness::process::{ANY_PORT, Served, output, write};
 use harness::publisher::Publisher;
 use harness::{http, soon, until};
 use kvscout::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
@@ -304,6 +305,11 @@ async fn the_picker_lets_publishers_in() {
     let mut publisher = Publisher::start_on(&format!("tcp://{at}"));
     publisher.tell("await_subscriber");
     store(&mut publisher, "kv@pod-a@model", 0);
+    live(admin).await;
+}
+
+/// Waits until the only endpoint is live, with one block.
+async fn live(admin: SocketAddr) {
     soon("it is live", async {
         loop {
             let endpoints = http::get(admin, "/endpoints").await.json();
@@ -314,4 +320,29 @@ async fn the_picker_lets_publishers_in() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_lets_publishers_in_with_its_pickers_configuration() {
+    let nats = NatsServer::start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let pods = "endpoints: [{name: pod-a, address: '127.0.0.1:1'}]";
+    write(folder.path(), "fleet.yaml", pods);
+    let config = format!(
+        "{ANY_PORT}fleet: {{file: fleet.yaml}}\nevents: {{source: nats, bind: 'tcp://127.0.0.1:0', \
+         nats: {{servers: ['nats://{}']}}}}\n",
+        nats.address()
+    );
+    let config = write(folder.path(), "kvscout.yaml", &config);
+    let made = output(&["bridge", "--init", "--config", &config]);
+    assert!(made.status.success(), "{made:?}");
+    let bridge = Served::run(&["bridge", "--config", &config]);
+    let line = bridge.line("publishers may connect");
+    let at = line.split("address=").nth(1).expect("an address").trim();
+    let served = Served::start(&["--config", &config]);
+    let admin = served.admin();
+    let mut publisher = Publisher::start_on(&format!("tcp://{at}"));
+    publisher.tell("await_subscriber");
+    store(&mut publisher, "kv@pod-a@model", 0);
+    live(admin).await;
 }
