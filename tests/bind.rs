@@ -237,6 +237,29 @@ async fn a_strangers_batches_are_counted_until_the_fleet_knows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_moves_a_publisher_from_where_its_address_led_and_binds_it() {
+    let away = Endpoint::new(
+        EndpointId(1),
+        "pod-b".into(),
+        SocketAddr::from(([10, 0, 0, 9], 80)),
+        endpoint(1, "pod-b", None).events,
+    );
+    let ears = Ears::open(vec![endpoint(0, "pod-a", None), away]);
+    let says = |id: usize, part: &str| ears.endpoint(id).trust_since().reason.contains(part);
+    let mut publisher = ears.publisher(0);
+    publisher.tell("await_subscriber");
+    until("its address led it", || says(0, "connected; no event")).await;
+    store(&mut publisher, "kv@pod-b@model", 0);
+    ears.knows(1, Trust::Live, 1).await;
+    until("the first knows", || says(0, "its topic names another")).await;
+    store(&mut publisher, "kv@pod-a@model", 1);
+    until("nobody forwards for two", || {
+        says(1, "topics of two endpoints")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_rank_comes_to_a_port_of_its_own() {
     let ranks = (0..2).map(|rank| endpoint(rank, "pod-a", None).of_rank(rank));
     let ears = Ears::open(ranks.collect());
