@@ -60,7 +60,7 @@ const JOIN_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// Whatever an operator must mend: a taken port, a bad fleet file; each says which.
 pub async fn build(config: Config) -> anyhow::Result<App> {
-    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file)?;
+    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file, config.events.bind.is_some())?;
     let [ext_proc, health_port, admin_port] = bind(&config).await?;
     let bound = Bound {
         ext_proc: ext_proc.local_addr()?,
@@ -102,7 +102,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         Ok(())
     });
     app.spawn("models", loader.run());
-    if let Some(way) = way(&config).await? {
+    if let Some(way) = way(&config, &metrics).await? {
         let listeners = listeners(
             &config,
             way,
@@ -240,11 +240,11 @@ async fn bind(config: &Config) -> anyhow::Result<[TcpListener; 3]> {
 }
 
 /// How events come, if they do.
-async fn way(config: &Config) -> anyhow::Result<Option<Way>> {
+async fn way(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Way>> {
     let events = &config.events;
     Ok(match events.source {
         EventSourceKind::Off => None,
-        EventSourceKind::Zmq => Some(Way::zmq(events)),
+        EventSourceKind::Zmq => Some(Way::zmq(events, metrics)?),
         EventSourceKind::Nats => Some(Way::Nats(Box::new(Cluster::connect(&events.nats).await?))),
     })
 }

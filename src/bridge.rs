@@ -68,7 +68,7 @@ impl Bridge {
         let (resume_by, resume) = oneshot::channel();
         let span = tracing::info_span!("bridge", endpoint = endpoint.name);
         let publisher = Publisher {
-            subject: self.cluster.subject(&endpoint.name),
+            subject: self.cluster.subject(endpoint),
             cluster: self.cluster.clone(),
             endpoint: endpoint.clone(),
             in_flight: VecDeque::new(),
@@ -163,13 +163,13 @@ impl Publisher {
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {}
             Err(error) => return Err(NatsError::new("the last batch in the stream", &error)),
         }
-        self.cluster.read_snapshot(&self.endpoint.name).await
+        self.cluster.read_snapshot(&self.endpoint).await
     }
 
     /// Questions for a beat; tries until they can be heard.
     async fn asks(&mut self) -> async_nats::Subscriber {
         let mut backoff = backoff();
-        let subject = self.cluster.ask_subject(&self.endpoint.name);
+        let subject = self.cluster.ask_subject(&self.endpoint);
         loop {
             match self.cluster.client().subscribe(subject.clone()).await {
                 Ok(asks) => return asks,
@@ -188,7 +188,7 @@ impl Publisher {
             trust: trust.trust.as_str().to_owned(),
             reason: trust.reason,
         };
-        if let Err(error) = self.cluster.beat(&self.endpoint.name, &beat).await {
+        if let Err(error) = self.cluster.beat(&self.endpoint, &beat).await {
             tracing::debug!(%error, "no beat");
         }
     }
@@ -349,8 +349,7 @@ impl Publisher {
     async fn write(&mut self, snapshot: Snapshot) -> Result<usize, NatsError> {
         let bytes = tokio::task::spawn_blocking(move || snapshot.to_bytes()).await;
         let bytes = bytes.map_err(|error| NatsError::new("a snapshot", &error))?;
-        let name = &self.endpoint.name;
-        self.cluster.write_snapshot(name, &bytes).await?;
+        self.cluster.write_snapshot(&self.endpoint, &bytes).await?;
         Ok(bytes.len())
     }
 }

@@ -76,6 +76,8 @@ pub enum Tls {
 pub struct Events {
     /// By which way.
     pub source: EventSourceKind,
+    /// Where publishers connect to us; endpoints without an address of theirs are heard there.
+    pub bind: Option<SocketAddr>,
     /// Where bridges keep them.
     pub nats: Nats,
     /// Only topics that start so.
@@ -185,6 +187,7 @@ impl Default for Config {
             models_cache: "/var/cache/kvscout/models".into(),
             events: Events {
                 source: EventSourceKind::Zmq,
+                bind: None,
                 nats: Nats::default(),
                 topic: String::new(),
                 queue_bytes_max: 64 << 20,
@@ -320,6 +323,7 @@ fn read_events(events: &mut Section<'_>, folder: &Path) -> Events {
     let defaults = Config::default().events;
     Events {
         source: events.word("source", print::EVENT_SOURCES, defaults.source),
+        bind: read_bind(events),
         nats: events
             .section("nats", |nats| Some(nats::read(nats, folder)))
             .unwrap_or(defaults.nats),
@@ -329,6 +333,26 @@ fn read_events(events: &mut Section<'_>, folder: &Path) -> Events {
             (1 << 20, 16 << 30),
             defaults.queue_bytes_max,
         ),
+    }
+}
+
+/// As vLLM writes it: `tcp://ip:port`, or `tcp://*:port` for every address that we have.
+fn read_bind(events: &mut Section<'_>) -> Option<SocketAddr> {
+    let text = events.text("bind")?;
+    let address = text.strip_prefix("tcp://").map(|address| {
+        let any = address
+            .strip_prefix("*:")
+            .map(|port| format!("0.0.0.0:{port}"));
+        any.unwrap_or_else(|| address.to_owned()).parse()
+    });
+    match address {
+        Some(Ok(address)) => Some(address),
+        _ => {
+            let problem =
+                format!("{text:?} is not tcp://ip:port of this host, as tcp://0.0.0.0:5557");
+            events.complain("bind", problem);
+            None
+        }
     }
 }
 

@@ -20,19 +20,34 @@ pub struct EndpointId(pub u32);
 /// Where an endpoint publishes its KV events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventAddress {
-    /// The PUB socket, `tcp://host:port`.
-    pub publisher: String,
+    /// The PUB socket.
+    pub publisher: Publisher,
     /// The ROUTER socket that replays, where the server has one.
     pub replay: Option<String>,
 }
 
-/// A server of the model: an ip:port.
+/// How a publisher and we meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publisher {
+    /// We connect to it: `tcp://host:port`.
+    At(String),
+    /// It connects to us, at `events.bind`.
+    Connects,
+    /// Its server says where, and where it replays.
+    Discovered,
+}
+
+/// A server of the model: an ip:port, or one data-parallel rank behind it.
 #[derive(Debug)]
 pub struct Endpoint {
     /// Its number in the index.
     pub id: EndpointId,
-    /// A name for people: the pod's.
+    /// A name for people: the pod's, and the rank where there are several.
     pub name: String,
+    /// The pod's name, which its ranks share.
+    pub pod: String,
+    /// Which of the engines behind its address; none where there is only one.
+    pub rank: Option<u32>,
     /// What Envoy connects to.
     pub address: SocketAddr,
     /// Where its events come from; none makes it `Silent`.
@@ -70,7 +85,9 @@ impl Endpoint {
         };
         Self {
             id,
+            pod: name.clone(),
             name,
+            rank: None,
             address,
             events,
             load: Load::default(),
@@ -79,6 +96,16 @@ impl Endpoint {
             differs_told: AtomicBool::new(false),
             reports: AtomicBool::new(false),
             computed: AtomicBool::new(false),
+        }
+    }
+
+    /// The same where several engines share the address: its name becomes `pod/rank`.
+    #[must_use]
+    pub fn of_rank(self, rank: u32) -> Self {
+        Self {
+            name: format!("{}/{rank}", self.pod),
+            rank: Some(rank),
+            ..self
         }
     }
 
@@ -289,6 +316,14 @@ mod tests {
     fn endpoint() -> Arc<Endpoint> {
         let address = "127.0.0.1:8000".parse().expect("an address");
         Arc::new(Endpoint::new(EndpointId(0), "pod-1".into(), address, None))
+    }
+
+    #[test]
+    fn a_rank_has_a_name_of_its_own_and_its_pods() {
+        let address = "127.0.0.1:8000".parse().expect("an address");
+        let rank = Endpoint::new(EndpointId(0), "pod-1".into(), address, None).of_rank(3);
+        let names = (rank.name.as_str(), rank.pod.as_str(), rank.rank);
+        assert_eq!(names, ("pod-1/3", "pod-1", Some(3)));
     }
 
     #[test]

@@ -60,6 +60,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Messages or events not understood, by endpoint and kind",
     ),
     (
+        "kvscout_event_batches_unclaimed_total",
+        Unit::Count,
+        "Messages of publishers that came to events.bind and belong to no endpoint",
+    ),
+    (
         "kvscout_pictures_forgotten_total",
         Unit::Count,
         "Times that an endpoint's picture was thrown away",
@@ -296,6 +301,11 @@ impl Metrics {
             wait: histogram("kvscout_tokenizer_wait_seconds"),
             work: histogram("kvscout_tokenizer_work_seconds"),
         }
+    }
+
+    /// Counts what publishers say that belong to no endpoint.
+    pub fn unclaimed(&self) -> Counter {
+        self.counter("kvscout_event_batches_unclaimed_total", &[])
     }
 
     /// What is counted of one endpoint; held by whoever works for it.

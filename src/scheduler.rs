@@ -42,7 +42,8 @@ pub struct Ask {
     pub content_type: Option<String>,
     /// The whole body as the client sent it.
     pub body: Bytes,
-    /// The only endpoints allowed, as `ip:port` or `ip`; none where the gateway gave no hint.
+    /// The only endpoints allowed, as `ip:port` or `ip`, every rank behind it; none where the
+    /// gateway gave no hint.
     pub subset: Option<Vec<String>>,
 }
 

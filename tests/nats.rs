@@ -16,7 +16,7 @@ use harness::sim;
 use harness::{PATIENCE, soon};
 use kvscout::config::Nats;
 use kvscout::events::nats::Cluster;
-use kvscout::fleet::{EventAddress, Trust};
+use kvscout::fleet::{EventAddress, Publisher, Trust};
 use kvscout_sim::server;
 use serde_json::json;
 
@@ -25,13 +25,19 @@ const POD: &str = "pod-0";
 /// A pod as those know it who listen to it.
 fn server(pod: &server::Bound) -> ears::Server {
     let events = pod.addresses.events.as_ref().map(|events| EventAddress {
-        publisher: events.endpoint.clone(),
+        publisher: Publisher::At(events.endpoint.clone()),
         replay: events.replay_endpoint.clone(),
     });
     ears::Server {
         name: POD.into(),
         address: pod.addresses.http,
         events,
+        // A server of rank 0 is the only one here, but for the test of ranks.
+        rank: pod
+            .addresses
+            .events
+            .as_ref()
+            .map_or(0, |events| events.rank),
     }
 }
 
@@ -147,7 +153,7 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
         settings,
         cluster,
         pod,
-        bridge: _bridge,
+        bridge,
     } = Plane::start().await;
     let early = Ears::picker(&pod, &settings).await;
     ask(&pod, 0..60).await;
@@ -160,12 +166,18 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
 
     // A snapshot stands for batches that are gone.
     until_async("a snapshot is kept", || async {
-        let kept = cluster.read_snapshot(POD).await.expect("a bucket");
+        let kept = cluster
+            .read_snapshot(&bridge.endpoint)
+            .await
+            .expect("a bucket");
         kept.is_some_and(|kept| kept.whole && kept.stream_seq > 20)
     })
     .await;
     let stream = cluster.stream().await.expect("a stream");
-    let kept = cluster.read_snapshot(POD).await.expect("a bucket");
+    let kept = cluster
+        .read_snapshot(&bridge.endpoint)
+        .await
+        .expect("a bucket");
     let kept = kept.expect("kept");
     stream
         .purge()
@@ -174,6 +186,28 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
         .expect("purged");
     let latest = Ears::picker(&pod, &settings).await;
     latest.knows("it came when most was gone", &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranks_of_a_pod_go_by_subjects_of_their_own() {
+    let Plane {
+        nats: _nats,
+        settings,
+        cluster,
+        pod,
+        bridge,
+    } = Plane::start().await;
+    let second = sim::rank(1).await.expect("it starts");
+    let seconds_bridge = Ears::bridge(&second, &settings).await;
+    let subject = |ears: &Ears| cluster.subject(&ears.endpoint);
+    assert_eq!(subject(&bridge), "kv.default.default.pod-0.0");
+    assert_eq!(subject(&seconds_bridge), "kv.default.default.pod-0.1");
+    ask(&pod, 0..20).await;
+    ask(&second, 20..50).await;
+    let first = Ears::picker(&pod, &settings).await;
+    let other = Ears::picker(&second, &settings).await;
+    first.knows("rank 0", &pod).await;
+    other.knows("rank 1", &second).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +232,7 @@ async fn a_bridge_that_was_away_goes_on_where_it_was() {
     assert_eq!(messages, last);
     let stream = cluster.stream().await.expect("a stream");
     let newest = stream
-        .get_last_raw_message_by_subject(&cluster.subject(POD))
+        .get_last_raw_message_by_subject(&cluster.subject(&picker.endpoint))
         .await
         .expect("a batch");
     let stamp = kvscout::events::nats::of_headers(&newest.headers).expect("a stamp");

@@ -37,7 +37,7 @@ use kvscout::events::nats::Cluster;
 use kvscout::events::recording::{Recording, RecordingWriter};
 use kvscout::events::wire;
 use kvscout::events::{Batch, Delivery, EventSource};
-use kvscout::fleet::{EndpointId, EventAddress, Trust};
+use kvscout::fleet::{self, EndpointId, EventAddress, Trust};
 use kvscout::index::{Index, Place, digest_of};
 use kvscout_sim::events::{Layout, encode};
 use serde_json::json;
@@ -289,9 +289,10 @@ impl Stage {
             name: name.to_owned(),
             address: ([127, 0, 0, 1], 8000).into(),
             events: Some(EventAddress {
-                publisher: at(port),
+                publisher: fleet::Publisher::At(at(port)),
                 replay: Some(at(replay_port)),
             }),
+            rank: 0,
         }
     }
 
@@ -498,9 +499,10 @@ async fn silent() -> (kvscout_sim::Bound, ears::Server) {
         name: "pod".into(),
         address: pod.addresses.http,
         events: Some(EventAddress {
-            publisher: events.endpoint.clone(),
+            publisher: fleet::Publisher::At(events.endpoint.clone()),
             replay: None,
         }),
+        rank: 0,
     };
     ask(&server, "/sim/faults", json!({"silent": true})).await;
     (pod, server)

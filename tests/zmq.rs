@@ -14,7 +14,6 @@ use kvscout::events::recording::Recording;
 use kvscout::events::replay::{Replay, ReplayEnd, ReplayError, replay};
 use kvscout::events::zmq::{Limits, ZmqSource};
 use kvscout::events::{Delivery, EventSource};
-use kvscout::fleet::EventAddress;
 use kvscout::tools::record::{Args, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -49,11 +48,7 @@ impl Heard for Publisher {
 
 fn listen(host: &str, port: u16, topic: &str, limits: Limits) -> ZmqSource {
     let publisher = format!("tcp://{host}:{port}");
-    let events = EventAddress {
-        publisher,
-        replay: None,
-    };
-    ZmqSource::connect(&events, topic, limits).expect("an address")
+    ZmqSource::connect(&publisher, topic, limits).expect("an address")
 }
 
 async fn within<F: Future>(future: F) -> F::Output {

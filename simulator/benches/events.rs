@@ -23,7 +23,7 @@ use kvscout::events::listen::{Listeners, Way};
 use kvscout::events::nats::{Beat, Cluster, born};
 use kvscout::events::snapshot::Snapshot;
 use kvscout::events::zmq;
-use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Trust};
+use kvscout::fleet::{self, Endpoint, EndpointId, EventAddress, Fleet, Trust};
 use kvscout::index::{CachePicture, Index, Picture, Place};
 use kvscout_sim::events::{EventConfig, FaultSwitch, Layout, Publisher};
 use rustix::time::{ClockId, clock_gettime};
@@ -203,7 +203,7 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
     let faults = FaultSwitch::default();
     let (publisher, sources) = Publisher::start(&config, "kv".into(), &faults, &mut tasks).await?;
     let events = EventAddress {
-        publisher: sources.endpoint,
+        publisher: fleet::Publisher::At(sources.endpoint),
         replay: sources.replay_endpoint,
     };
     let (heard, seen) = (endpoint(0, Some(events)), endpoint(0, None));
@@ -221,6 +221,7 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
         let way = Way::Zmq {
             topic: String::new(),
             limits,
+            acceptor: None,
         };
         let index = Arc::new(Index::default());
         let (listeners, _fleet) = listeners(vec![endpoint], &index, way, Some(&bridge));
@@ -356,11 +357,14 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
             },
         };
         cluster
-            .write_snapshot(&endpoint.name, &snapshot.to_bytes())
+            .write_snapshot(&endpoint, &snapshot.to_bytes())
             .await?;
-        let (cluster, name) = (cluster.clone(), endpoint.name.clone());
+        let (cluster, heard) = (cluster.clone(), endpoint.clone());
         bridges.spawn(async move {
-            let asked = cluster.client().subscribe(cluster.ask_subject(&name)).await;
+            let asked = cluster
+                .client()
+                .subscribe(cluster.ask_subject(&heard))
+                .await;
             let mut asked = asked.expect("connected");
             let beat = Beat {
                 last: Some((u64::from(number), 9)),
@@ -369,7 +373,7 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
             };
             while asked.next().await.is_some() {
                 // A beat that is lost shows as a slow start.
-                let _ = cluster.beat(&name, &beat).await;
+                let _ = cluster.beat(&heard, &beat).await;
             }
         });
         endpoints.push(endpoint);

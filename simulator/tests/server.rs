@@ -5,7 +5,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvscout::events::zmq::{Limits, ZmqSource};
 use kvscout::events::{Delivery, EventSource as _};
-use kvscout::fleet::EventAddress;
 use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::timing::Timing;
@@ -428,11 +427,7 @@ async fn older_versions_replay_without_the_topic() {
 
 /// Hears a server as a picker does.
 fn ears(endpoint: &str) -> ZmqSource {
-    let events = EventAddress {
-        publisher: endpoint.to_owned(),
-        replay: None,
-    };
-    ZmqSource::connect(&events, "", Limits::default()).expect("an address")
+    ZmqSource::connect(endpoint, "", Limits::default()).expect("an address")
 }
 
 /// The next batch's number, and whether the connection was lost before it. Asks for blocks until

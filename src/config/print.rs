@@ -80,6 +80,10 @@ impl Config {
             models = models,
             models_cache = quote(self.models_cache.display()),
             source = word(EVENT_SOURCES, &self.events.source),
+            bind = self
+                .events
+                .bind
+                .map_or_else(|| "null".to_owned(), |at| quote(format!("tcp://{at}"))),
             nats = write_nats(&self.events.nats),
             topic = quote(&self.events.topic),
             queue_bytes_max = self.events.queue_bytes_max,

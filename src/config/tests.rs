@@ -57,6 +57,7 @@ fn what_is_printed_reads_back() {
         },
         events: Events {
             source: EventSourceKind::Nats,
+            bind: Some(SocketAddr::from(([10, 0, 0, 9], 5557))),
             nats: Nats {
                 servers: vec!["tls://a:4222".into(), "tls://b:4222".into()],
                 namespace: "team".into(),
@@ -183,6 +184,19 @@ fn a_dialect_is_no_flag_of_the_server() {
         complaints[0].contains("stands beside server"),
         "{complaints:?}"
     );
+}
+
+#[test]
+fn where_publishers_connect_is_written_as_vllm_writes_it() {
+    let bind = |text: &str| parse(&format!("events: {{bind: '{text}'}}"));
+    let found = bind("tcp://*:5557").expect("any address").events.bind;
+    assert_eq!(found, Some(SocketAddr::from(([0, 0, 0, 0], 5557))));
+    let found = bind("tcp://[::]:5557").expect("any address").events.bind;
+    assert_eq!(found.map(|at| at.port()), Some(5557));
+    for wrong in ["0.0.0.0:5557", "tcp://kvscout:5557", "tcp://0.0.0.0"] {
+        let complaints = bind(wrong).expect_err(wrong).join("\n");
+        assert!(complaints.contains("events.bind"), "{complaints}");
+    }
 }
 
 #[test]

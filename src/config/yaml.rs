@@ -190,6 +190,17 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A text as it stands, if given.
+    pub fn text(&mut self, key: &'static str) -> Option<&'a str> {
+        let node = self.node(key)?;
+        let text = node.as_scalar().map(|scalar| scalar.as_str());
+        if text.is_none() {
+            self.notes
+                .add(node, &self.field(key), "must be a single value");
+        }
+        text
+    }
+
     /// A value that must be given.
     pub fn required<T: FromStr>(&mut self, key: &'static str, what: &str) -> Option<T>
     where

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::config::Events;
+use crate::events::backoff::Backoff;
+use crate::events::bind::{Acceptor, BindError, BoundSource};
+use crate::events::discover::{Discovery, ReplayAt};
 use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
 use crate::events::replay::{Replay, ReplayEnd, replay};
@@ -17,7 +20,7 @@ use crate::events::silence::{SILENT_AFTER, Silence, advice};
 use crate::events::tap::{NewTap, Tap, Untapped};
 use crate::events::zmq::{DepthGauge, Limits, ZmqSource};
 use crate::events::{Delivery, EventSource};
-use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
+use crate::fleet::{Endpoint, EndpointId, Fleet, Publisher, Trust};
 use crate::index::Index;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{self, Heard, Judgement, Parity, epoch_s};
@@ -32,6 +35,8 @@ pub enum Way {
         topic: String,
         /// What hearing one endpoint may cost.
         limits: Limits,
+        /// Lets publishers in that connect to us.
+        acceptor: Option<Acceptor>,
     },
     /// Out of the stream that bridges fill.
     Nats(Box<Cluster>),
@@ -39,15 +44,23 @@ pub enum Way {
 
 impl Way {
     /// Straight from publishers, as an operator configured it.
-    #[must_use]
-    pub fn zmq(events: &Events) -> Self {
-        Self::Zmq {
+    ///
+    /// # Errors
+    /// Those that connect to us cannot: the port is taken.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn zmq(events: &Events, metrics: &Metrics) -> Result<Self, BindError> {
+        let limits = Limits {
+            queue_bytes_max: events.queue_bytes_max,
+            ..Limits::default()
+        };
+        let accept = |at| Acceptor::bind(at, &events.topic, limits.clone(), metrics.unclaimed());
+        Ok(Self::Zmq {
+            acceptor: events.bind.map(accept).transpose()?,
             topic: events.topic.clone(),
-            limits: Limits {
-                queue_bytes_max: events.queue_bytes_max,
-                ..Limits::default()
-            },
-        }
+            limits,
+        })
     }
 
     fn asking(&self, endpoint: &Endpoint) -> Option<Asking> {
@@ -55,7 +68,7 @@ impl Way {
             return None;
         };
         Some(Asking {
-            address: endpoint.events.as_ref()?.replay.clone()?,
+            at: ReplayAt::new(endpoint.events.as_ref()?.replay.clone()),
             limits: limits.clone(),
         })
     }
@@ -194,7 +207,7 @@ struct Listener {
 /// How a server is asked for what was not heard. Where there is a bridge, that does it.
 #[derive(Debug)]
 struct Asking {
-    address: String,
+    at: ReplayAt,
     limits: Limits,
 }
 
@@ -241,23 +254,66 @@ impl Listener {
     async fn run(mut self) {
         match (self.way.clone(), self.endpoint.events.clone()) {
             (Way::Nats(cluster), _) => {
-                let source = NatsSource::open(&cluster, &self.endpoint.name);
+                let source = NatsSource::open(&cluster, &self.endpoint);
                 self.follow(source, None).await;
             }
-            (Way::Zmq { topic, limits }, Some(events)) => {
-                match ZmqSource::connect(&events, &topic, limits) {
-                    Ok(source) => {
-                        let depth = source.gauge();
-                        self.follow(source, Some(depth)).await;
-                    }
-                    Err(error) => {
-                        self.trust(Trust::Silent, &format!("{}: {error}", events.publisher));
-                        self.first = None;
-                        std::future::pending().await
-                    }
+            (way, Some(events)) => {
+                if let Err(reason) = self.follow_publisher(way, &events.publisher).await {
+                    self.trust(Trust::Silent, &reason);
+                    self.first = None;
+                    std::future::pending().await
                 }
             }
             (Way::Zmq { .. }, None) => {}
+        }
+    }
+
+    /// Until the source ends, or at once where there is none: then with why.
+    async fn follow_publisher(&mut self, way: Way, publisher: &Publisher) -> Result<(), String> {
+        let Way::Zmq {
+            topic,
+            limits,
+            acceptor,
+        } = way
+        else {
+            return Ok(());
+        };
+        match publisher {
+            Publisher::At(address) => {
+                let source = ZmqSource::connect(address, &topic, limits);
+                let source = source.map_err(|error| error.to_string())?;
+                let depth = source.gauge();
+                self.follow(source, Some(depth)).await;
+            }
+            Publisher::Discovered => {
+                let asking = self.asking.as_ref();
+                let replay = asking.map(|asking| asking.at.clone()).unwrap_or_default();
+                let discovery = Discovery::of(&self.endpoint);
+                let source = ZmqSource::discover(discovery, replay, &topic, limits);
+                let depth = source.gauge();
+                self.follow(source, Some(depth)).await;
+            }
+            Publisher::Connects => {
+                let acceptor =
+                    acceptor.ok_or("its publisher connects, and events.bind is not set")?;
+                let source = self.bound(&acceptor, &limits).await;
+                let depth = source.gauge();
+                self.follow(source, Some(depth)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries until the port of its rank can be had.
+    async fn bound(&mut self, acceptor: &Acceptor, limits: &Limits) -> BoundSource {
+        let mut backoff = Backoff::new(limits.backoff_min, limits.backoff_max);
+        loop {
+            match acceptor.source(&self.endpoint) {
+                Ok(source) => return source,
+                Err(error) => self.trust(Trust::Silent, &error.to_string()),
+            }
+            self.first = None;
+            sleep(backoff.after(Duration::ZERO)).await;
         }
     }
 
@@ -347,7 +403,7 @@ impl Listener {
             return;
         }
         let early = |after| Instant::now() < after;
-        if self.asking.is_none() || self.relearn_after.is_some_and(early) {
+        if !self.can_ask() || self.relearn_after.is_some_and(early) {
             return;
         }
         self.relearn_after = Some(Instant::now() + self.relearn_wait);
@@ -405,7 +461,7 @@ impl Listener {
     async fn repair(&mut self, follower: &mut Follower, from_seq: u64) {
         // A server that cannot fill a gap is not asked again at once.
         let early = |after| Instant::now() < after;
-        if self.asking.is_none() || self.replay_after.is_some_and(early) {
+        if !self.can_ask() || self.replay_after.is_some_and(early) {
             return;
         }
         self.trust(
@@ -419,6 +475,12 @@ impl Listener {
         if answer != Answer::Whole {
             self.replay_after = Some(Instant::now() + REPLAY_PAUSE);
         }
+    }
+
+    /// Whether it is known where to ask for a replay.
+    fn can_ask(&self) -> bool {
+        let asking = self.asking.as_ref();
+        asking.is_some_and(|asking| asking.at.get().is_some())
     }
 
     async fn ask(&mut self, follower: &mut Follower, from_seq: u64) -> Answer {
@@ -442,7 +504,8 @@ impl Listener {
 
     /// What the server still keeps from a batch on; none where it does not answer.
     async fn fetch(&self, from_seq: u64) -> Option<Fetched> {
-        let Asking { address, limits } = self.asking.as_ref()?;
+        let Asking { at, limits } = self.asking.as_ref()?;
+        let address = &at.get()?;
         // Closed only where the app is gone.
         let turn = self.replays.clone().acquire_owned().await.ok()?;
         let endpoint = self.endpoint.name.as_str();

@@ -1,10 +1,10 @@
 //! NATS JetStream between bridges and pickers: names, messages, and the source that reads them.
 //!
 //! ```text
-//! kv.<namespace>.<pool>.<endpoint>.<rank>            every batch, as vLLM published it   (stream)
-//! kv-beat.<namespace>.<pool>.<endpoint>.<rank>       every two seconds: what a bridge knows
-//! kv-ask.<namespace>.<pool>.<endpoint>.<rank>        asks for that at once
-//! <stream>_SNAPSHOTS / <namespace>.<pool>.<endpoint>.<rank>   what the server held     (bucket)
+//! kv.<namespace>.<pool>.<pod>.<rank>                 every batch, as vLLM published it   (stream)
+//! kv-beat.<namespace>.<pool>.<pod>.<rank>            every two seconds: what a bridge knows
+//! kv-ask.<namespace>.<pool>.<pod>.<rank>             asks for that at once
+//! <stream>_SNAPSHOTS / <namespace>.<pool>.<pod>.<rank>    what the server held         (bucket)
 //! ```
 //!
 //! A batch's headers say which process of the engine it came from, its number there, and the
@@ -26,7 +26,7 @@ use super::backoff::Backoff;
 use super::order::Stamp;
 use super::snapshot::Snapshot;
 use crate::config::Nats;
-use crate::fleet::Trust;
+use crate::fleet::{Endpoint, Trust};
 
 mod source;
 
@@ -160,21 +160,21 @@ impl Cluster {
 
     /// The subject of an endpoint's batches.
     #[must_use]
-    pub fn subject(&self, endpoint: &str) -> String {
+    pub fn subject(&self, endpoint: &Endpoint) -> String {
         format!("kv.{}", self.object(endpoint))
     }
 
-    fn beat_subject(&self, endpoint: &str) -> String {
+    fn beat_subject(&self, endpoint: &Endpoint) -> String {
         format!("kv-beat.{}", self.object(endpoint))
     }
 
     /// Where a bridge is asked for its word at once.
     #[must_use]
-    pub fn ask_subject(&self, endpoint: &str) -> String {
+    pub fn ask_subject(&self, endpoint: &Endpoint) -> String {
         format!("kv-ask.{}", self.object(endpoint))
     }
 
-    async fn ask(&self, endpoint: &str) -> Result<(), NatsError> {
+    async fn ask(&self, endpoint: &Endpoint) -> Result<(), NatsError> {
         let asked = self.client.publish(self.ask_subject(endpoint), "".into());
         asked
             .await
@@ -187,12 +187,9 @@ impl Cluster {
         &self.client
     }
 
-    /// The name of an endpoint's snapshot. Ranks are endpoints of their own: each is its first.
-    fn object(&self, endpoint: &str) -> String {
-        let Nats {
-            namespace, pool, ..
-        } = &self.settings;
-        format!("{namespace}.{pool}.{}.0", as_word(endpoint))
+    /// The name of an endpoint's snapshot.
+    fn object(&self, endpoint: &Endpoint) -> String {
+        object(&self.settings, endpoint)
     }
 
     fn bucket(&self) -> String {
@@ -203,7 +200,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The connection's.
-    pub async fn beat(&self, endpoint: &str, beat: &Beat) -> Result<(), NatsError> {
+    pub async fn beat(&self, endpoint: &Endpoint, beat: &Beat) -> Result<(), NatsError> {
         let payload = serde_json::to_vec(beat).expect("plain data is written");
         let sent = self
             .client
@@ -236,7 +233,7 @@ impl Cluster {
     ///
     /// # Errors
     /// There is no bucket, or nobody answers.
-    pub async fn read_snapshot(&self, endpoint: &str) -> Result<Option<Snapshot>, NatsError> {
+    pub async fn read_snapshot(&self, endpoint: &Endpoint) -> Result<Option<Snapshot>, NatsError> {
         let bucket = self.snapshots().await?;
         let read = async {
             let mut object = bucket.get(self.object(endpoint)).await.ok()?;
@@ -250,7 +247,7 @@ impl Cluster {
         match timeout(SNAPSHOT_MAX, read).await {
             Ok(Some(Ok(snapshot))) => Ok(Some(snapshot)),
             Ok(Some(Err(error))) => {
-                tracing::warn!(endpoint, error, "a snapshot is of no use");
+                tracing::warn!(endpoint = endpoint.name, error, "a snapshot is of no use");
                 Ok(None)
             }
             Ok(None) | Err(_) => Ok(None),
@@ -261,7 +258,11 @@ impl Cluster {
     ///
     /// # Errors
     /// There is no bucket, nobody answers, or not in time.
-    pub async fn write_snapshot(&self, endpoint: &str, snapshot: &[u8]) -> Result<(), NatsError> {
+    pub async fn write_snapshot(
+        &self,
+        endpoint: &Endpoint,
+        snapshot: &[u8],
+    ) -> Result<(), NatsError> {
         let write = async {
             let (bucket, mut bytes) = (self.snapshots().await?, snapshot);
             let put = bucket.put(self.object(endpoint).as_str(), &mut bytes).await;
@@ -387,6 +388,15 @@ fn report(event: &Event) {
     }
 }
 
+/// The pod's name is one word and the rank another, so that a pod's ranks stand together.
+fn object(settings: &Nats, endpoint: &Endpoint) -> String {
+    let Nats {
+        namespace, pool, ..
+    } = settings;
+    let (pod, rank) = (as_word(&endpoint.pod), endpoint.rank.unwrap_or(0));
+    format!("{namespace}.{pool}.{pod}.{rank}")
+}
+
 /// A name as a word of a subject: what is no letter, digit, - or _ is spelled as %XX.
 fn as_word(name: &str) -> String {
     let mut word = String::with_capacity(name.len());
@@ -439,6 +449,16 @@ mod tests {
         assert_eq!(as_word("10.0.0.1:80"), "10%2E0%2E0%2E1%3A80");
         assert_ne!(as_word("a.b"), as_word("a%2Eb"));
         assert!(!as_word("a b*>é").contains(['.', ' ', '*', '>']));
+    }
+
+    #[test]
+    fn ranks_of_a_pod_differ_by_the_last_word() {
+        let address = "10.0.0.1:80".parse().expect("an address");
+        let pod = || Endpoint::new(crate::fleet::EndpointId(0), "pod-a".into(), address, None);
+        let name = |endpoint| object(&Nats::default(), &endpoint);
+        assert_eq!(name(pod()), "default.default.pod-a.0");
+        assert_eq!(name(pod().of_rank(0)), name(pod()));
+        assert_eq!(name(pod().of_rank(7)), "default.default.pod-a.7");
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl Queue {
         self.arrived.notify_one();
     }
 
+    /// Whether nobody takes any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     pub(super) fn depth(&self) -> Depth {
         let state = self.state.lock();
         Depth {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fleet::EventAddress;
+use crate::fleet::{EventAddress, Publisher};
 
 /// From an answer that must have stored blocks to the verdict that its event does not come. vLLM
 /// publishes with the step itself, milliseconds before the answer; where a queue is full or
@@ -51,7 +51,12 @@ pub fn advice(events: Option<&EventAddress>) -> String {
     let mut config = serde_json::json!({
         "enable_kv_cache_events": true,
         "publisher": "zmq",
-        "endpoint": at(events.map_or(":5557", |events| &events.publisher)),
+        "endpoint": match events.map(|events| &events.publisher) {
+            Some(Publisher::At(address)) => at(address),
+            Some(Publisher::Connects) => "tcp://KVSCOUT:PORT_OF_EVENTS_BIND".to_owned(),
+            Some(Publisher::Discovered) => at(":0"),
+            None => at(":5557"),
+        },
     });
     if let Some(replay) = events.and_then(|events| events.replay.as_ref()) {
         config["replay_endpoint"] = at(replay).into();
@@ -114,7 +119,7 @@ mod tests {
     #[test]
     fn the_advice_names_the_ports_that_we_listen_to() {
         let events = EventAddress {
-            publisher: "tcp://10.0.0.1:5557".into(),
+            publisher: Publisher::At("tcp://10.0.0.1:5557".into()),
             replay: Some("tcp://10.0.0.1:5558".into()),
         };
         let advice = advice(Some(&events));

@@ -12,10 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::Instrument;
 
 use super::backoff::Backoff;
+use super::discover::{DiscoverError, Discovery, ReplayAt};
 use super::queue::Queue;
 use super::zmtp::{Address, AddressError, Connection, Incoming, LinkError, Role};
 use super::{Delivery, EventSource};
-use crate::fleet::EventAddress;
 
 pub use super::queue::Depth;
 
@@ -69,7 +69,7 @@ pub struct ZmqSource {
 }
 
 impl ZmqSource {
-    /// Begins to listen to `events.publisher` for topics that start with `topic_prefix` (empty:
+    /// Begins to listen to `publisher`, tcp://host:port, for topics that start with `topic_prefix` (empty:
     /// all). Returns at once: a server that is not up yet is tried again and again.
     ///
     /// # Errors
@@ -78,21 +78,43 @@ impl ZmqSource {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn connect(
-        events: &EventAddress,
+        publisher: &str,
         topic_prefix: &str,
         limits: Limits,
     ) -> Result<Self, AddressError> {
+        let place = Place::At(publisher.parse()?);
+        let span = tracing::info_span!("zmq", publisher);
+        Ok(Self::open(place, topic_prefix, limits, span))
+    }
+
+    /// The same for a publisher whose server is asked where it is, before every connection. Where
+    /// it replays is written to `replay`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn discover(
+        discovery: Discovery,
+        replay: ReplayAt,
+        topic_prefix: &str,
+        limits: Limits,
+    ) -> Self {
+        let span = tracing::info_span!("zmq", discovered = discovery.url());
+        let place = Place::Discovered(discovery, replay);
+        Self::open(place, topic_prefix, limits, span)
+    }
+
+    fn open(place: Place, topic_prefix: &str, limits: Limits, span: tracing::Span) -> Self {
         let queue = Queue::new(limits.queue_messages_max, limits.queue_bytes_max);
         let queue = Arc::new(queue);
         let listener = Listener {
-            address: events.publisher.parse()?,
+            place,
             subscription: [&[1], topic_prefix.as_bytes()].concat(),
             limits,
             queue: queue.clone(),
         };
-        let span = tracing::info_span!("zmq", publisher = events.publisher);
         let task = tokio::spawn(listener.run().instrument(span));
-        Ok(Self { queue, task })
+        Self { queue, task }
     }
 
     /// A reader of how much waits here, that may outlive the source.
@@ -116,7 +138,7 @@ impl Drop for ZmqSource {
 
 /// Reads how much waits in a source.
 #[derive(Debug, Clone)]
-pub struct DepthGauge(Arc<Queue>);
+pub struct DepthGauge(pub(super) Arc<Queue>);
 
 impl DepthGauge {
     /// As of now.
@@ -126,9 +148,42 @@ impl DepthGauge {
     }
 }
 
+/// Where a publisher is.
+enum Place {
+    At(Address),
+    /// Where its server says that it is; and so for its replay socket.
+    Discovered(Discovery, ReplayAt),
+}
+
+/// Why a publisher is not heard.
+#[derive(Debug, thiserror::Error)]
+enum Unheard {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Place(#[from] DiscoverError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+}
+
+impl Place {
+    async fn find(&self) -> Result<Address, Unheard> {
+        match self {
+            Self::At(address) => Ok(address.clone()),
+            Self::Discovered(discovery, replay) => {
+                let found = discovery.ask().await?;
+                tracing::debug!(publisher = found.publisher, replay = ?found.replay, "discovered");
+                let address = found.publisher.parse()?;
+                replay.set(found.replay);
+                Ok(address)
+            }
+        }
+    }
+}
+
 /// The task behind a source.
 struct Listener {
-    address: Address,
+    place: Place,
     /// 1, then the prefix: a SUB's request, as a message (ZMTP 3.0 and 3.1 both take it).
     subscription: Vec<u8>,
     limits: Limits,
@@ -151,7 +206,7 @@ impl Listener {
                 Ok(connection) => {
                     tracing::info!("connected");
                     self.queue.push(Delivery::Connected);
-                    self.listen(connection).await
+                    Unheard::from(self.listen(connection).await)
                 }
                 Err(error) => error,
             };
@@ -162,14 +217,15 @@ impl Listener {
         }
     }
 
-    async fn subscribe(&self) -> Result<Connection, LinkError> {
+    async fn subscribe(&self) -> Result<Connection, Unheard> {
+        let address = self.place.find().await?;
         let Limits {
             connect_max,
             message_bytes_max,
             ..
         } = self.limits;
         let mut connection =
-            Connection::open(&self.address, Role::Sub, connect_max, message_bytes_max).await?;
+            Connection::open(&address, Role::Sub, connect_max, message_bytes_max).await?;
         connection.send(&[&self.subscription]).await?;
         Ok(connection)
     }
@@ -184,7 +240,7 @@ impl Listener {
                     Ok(incoming) => self.take(incoming, &mut connection).await,
                     Err(error) => Err(error),
                 },
-                _ = heartbeat.tick() => self.check(&mut connection).await,
+                _ = heartbeat.tick() => check_life(&mut connection, &self.limits).await,
             };
             if let Err(error) = step {
                 return error;
@@ -200,16 +256,19 @@ impl Listener {
         }
         Ok(())
     }
+}
 
-    /// A host that vanished sends nothing, and neither does an idle server: only an unanswered
-    /// question tells them apart.
-    async fn check(&self, connection: &mut Connection) -> Result<(), LinkError> {
-        if !connection.has_heartbeat() {
-            return Ok(());
-        }
-        if connection.heard().elapsed() > self.limits.silence_max {
-            return Err(LinkError::Silent(self.limits.silence_max));
-        }
-        connection.ping().await
+/// A host that vanished sends nothing, and neither does an idle server: only an unanswered
+/// question tells them apart.
+pub(super) async fn check_life(
+    connection: &mut Connection,
+    limits: &Limits,
+) -> Result<(), LinkError> {
+    if !connection.has_heartbeat() {
+        return Ok(());
     }
+    if connection.heard().elapsed() > limits.silence_max {
+        return Err(LinkError::Silent(limits.silence_max));
+    }
+    connection.ping().await
 }

@@ -1,5 +1,5 @@
 //! One ZeroMQ connection as vLLM's libzmq speaks it: ZMTP 3 with the NULL mechanism
-//! (RFC 23 and 37), the connecting side only, as a SUB or a DEALER.
+//! (RFC 23 and 37), as a SUB or a DEALER, on connections that we make or that come to us.
 //!
 //! Ours and not a crate's, because a limit on what a peer can make us allocate, and a heartbeat
 //! that notices a dead one, belong into the codec. ARCHITECTURE.md has the comparison.
@@ -69,6 +69,11 @@ pub enum LinkError {
         /// What we take.
         limit_bytes: usize,
     },
+    /// One connection is one publisher, which has one topic.
+    #[error(
+        "topics of two endpoints came over one connection: let each publisher connect by itself"
+    )]
+    TwoTopics,
     /// Bytes that are not ZMTP.
     #[error("not ZMTP: {0}")]
     Malformed(&'static str),
@@ -126,21 +131,54 @@ impl Connection {
         message_bytes_max: usize,
     ) -> Result<Self, LinkError> {
         let open = async {
-            let mut connection = Self {
-                stream: dial(address).await?,
-                buffer: BytesMut::new(),
-                decoder: Decoder::new(message_bytes_max),
-                write_max: connect_max,
-                heard: Instant::now(),
-                minor: 0,
-            };
-            connection.greet().await?;
-            connection.introduce(role).await?;
-            Ok(connection)
+            let stream = dial(address).await?;
+            Self::shake_hands(stream, role, connect_max, message_bytes_max).await
         };
         timeout(connect_max, open)
             .await
             .unwrap_or(Err(LinkError::NoAnswer(connect_max)))
+    }
+
+    /// The same for a peer that connected to us: with NULL both sides say the same.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn accept(
+        stream: TcpStream,
+        role: Role,
+        connect_max: Duration,
+        message_bytes_max: usize,
+    ) -> Result<Self, LinkError> {
+        stream.set_nodelay(true)?;
+        let stream = Box::new(stream);
+        let accept = Self::shake_hands(stream, role, connect_max, message_bytes_max);
+        timeout(connect_max, accept)
+            .await
+            .unwrap_or(Err(LinkError::NoAnswer(connect_max)))
+    }
+
+    async fn shake_hands(
+        stream: Box<dyn Stream>,
+        role: Role,
+        write_max: Duration,
+        message_bytes_max: usize,
+    ) -> Result<Self, LinkError> {
+        let mut connection = Self {
+            stream,
+            buffer: BytesMut::new(),
+            decoder: Decoder::new(message_bytes_max),
+            write_max,
+            heard: Instant::now(),
+            minor: 0,
+        };
+        connection.greet().await?;
+        connection.introduce(role).await?;
+        Ok(connection)
+    }
+
+    /// Messages above this will end the connection from now on.
+    pub fn set_message_bytes_max(&mut self, message_bytes_max: usize) {
+        self.decoder.set_message_bytes_max(message_bytes_max);
     }
 
     /// What the peer sends next. Cancel-safe.

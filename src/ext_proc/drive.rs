@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
 use super::exchange::{Exchange, OutOfOrder, Rules, Step};
-use super::reply::CHUNK_BYTES_MAX;
+use super::reply::{CHUNK_BYTES_MAX, Pick};
 use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
 use crate::scheduler::{Placement, Refusal, Scheduler};
 
@@ -196,7 +196,11 @@ impl Drive {
         self.reading = None;
         let answer = match place {
             Ok(placement) => {
-                let answer = (placement.address(), placement.summary());
+                let pick = Pick {
+                    address: placement.address(),
+                    rank: placement.endpoint().rank,
+                };
+                let answer = (pick, placement.summary());
                 self.placement = Some(placement);
                 Ok(answer)
             }

@@ -16,14 +16,12 @@
 //!
 //! On the way back nothing is ever held: headers pass, and every chunk is echoed as it comes.
 
-use std::net::SocketAddr;
-
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use self::response::Response;
 use super::read::{self, Mode};
-use super::reply::{self, Side};
+use super::reply::{self, Pick, Side};
 use crate::proto::core::Metadata;
 use crate::proto::ext_proc::processing_request::Request as Message;
 use crate::proto::ext_proc::{
@@ -178,7 +176,7 @@ impl Exchange {
 
     /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceByLoad`] asked;
     /// `summary` is for the decision header.
-    pub fn placed(&mut self, place: Result<(SocketAddr, String), Refusal>) -> Vec<Step> {
+    pub fn placed(&mut self, place: Result<(Pick, String), Refusal>) -> Vec<Step> {
         let owed = match std::mem::replace(&mut self.request, Request::Placed) {
             Request::Placing(owed) => owed,
             other => {
@@ -186,7 +184,7 @@ impl Exchange {
                 return Vec::new();
             }
         };
-        let (address, summary) = match place {
+        let (pick, summary) = match place {
             Ok(place) => place,
             Err(refusal) => {
                 self.request = Request::Over;
@@ -195,10 +193,10 @@ impl Exchange {
         };
         self.summary = self.rules.decision_header.then_some(summary);
         match owed {
-            Owed::Headers => vec![send(reply::headers_with_pick(address))],
-            Owed::Body => vec![send(reply::body_with_pick(address))],
+            Owed::Headers => vec![send(reply::headers_with_pick(pick))],
+            Owed::Body => vec![send(reply::body_with_pick(pick))],
             Owed::HeadersAndBody(body, end) => {
-                let mut steps = vec![send(reply::headers_with_pick(address))];
+                let mut steps = vec![send(reply::headers_with_pick(pick))];
                 let ended = end == End::LastChunk;
                 steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
                 if end == End::Trailers {

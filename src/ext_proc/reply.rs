@@ -26,6 +26,18 @@ pub const CONFORMANCE_SERVED: &str = "x-conformance-test-served-endpoint";
 /// Why a request was refused; the name that llm-d's clients know.
 pub const DROPPED_REASON: &str = "x-llm-d-request-dropped-reason";
 
+/// The request header by which vLLM runs a request on one of its data-parallel ranks.
+pub const RANK: &str = "x-data-parallel-rank";
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pick {
+    /// What Envoy connects to.
+    pub address: SocketAddr,
+    /// Which of the engines behind it; none where there is only one.
+    pub rank: Option<u32>,
+}
+
 /// The most body bytes in one message. Envoy's gRPC buffers start at 64 KiB; the protocol's
 /// reference keeps its chunks below that, with room for the frame around them.
 pub const CHUNK_BYTES_MAX: usize = 62_000;
@@ -41,20 +53,20 @@ pub enum Side {
 
 /// The answer to request headers: go there.
 #[must_use]
-pub fn headers_with_pick(address: SocketAddr) -> ProcessingResponse {
+pub fn headers_with_pick(pick: Pick) -> ProcessingResponse {
     let headers = HeadersResponse {
-        response: Some(pick(address)),
+        response: Some(to_pick(pick)),
     };
-    with_metadata(Response::RequestHeaders(headers), address)
+    with_metadata(Response::RequestHeaders(headers), pick.address)
 }
 
 /// The answer to a buffered request body: go there, the body as it is.
 #[must_use]
-pub fn body_with_pick(address: SocketAddr) -> ProcessingResponse {
+pub fn body_with_pick(pick: Pick) -> ProcessingResponse {
     let body = BodyResponse {
-        response: Some(pick(address)),
+        response: Some(to_pick(pick)),
     };
-    with_metadata(Response::RequestBody(body), address)
+    with_metadata(Response::RequestBody(body), pick.address)
 }
 
 /// Headers pass, with these set.
@@ -173,9 +185,11 @@ fn immediate(status: StatusCode, reason: &str, code: &str, text: &str) -> Proces
     }))
 }
 
-fn pick(address: SocketAddr) -> CommonResponse {
+fn to_pick(pick: Pick) -> CommonResponse {
+    let rank = pick.rank.map(|rank| header(RANK, &rank.to_string()));
+    let address = header(DESTINATION, &pick.address.to_string());
     let mutation = HeaderMutation {
-        set_headers: vec![header(DESTINATION, &address.to_string())],
+        set_headers: [address].into_iter().chain(rank).collect(),
         remove_headers: Vec::new(),
     };
     CommonResponse {
@@ -269,7 +283,10 @@ mod tests {
 
     #[test]
     fn the_pick_stands_in_header_and_metadata_as_the_same_string() {
-        let message = headers_with_pick("[fd00::7]:8000".parse().expect("an address"));
+        let message = headers_with_pick(Pick {
+            address: "[fd00::7]:8000".parse().expect("an address"),
+            rank: None,
+        });
         let Some(Response::RequestHeaders(headers)) = &message.response else {
             panic!("not headers: {message:?}");
         };
@@ -290,6 +307,26 @@ mod tests {
             lb.fields[DESTINATION].kind,
             Some(Kind::StringValue("[fd00::7]:8000".into()))
         );
+    }
+
+    #[test]
+    fn a_rank_is_named_in_a_header_of_its_own() {
+        let set = |rank| {
+            let address = "10.0.0.7:8000".parse().expect("an address");
+            let message = headers_with_pick(Pick { address, rank });
+            let Some(Response::RequestHeaders(headers)) = message.response else {
+                panic!("not headers");
+            };
+            let mutation = headers.response.and_then(|common| common.header_mutation);
+            let set = mutation.expect("a mutation").set_headers.into_iter();
+            let header = set.map(|one| one.header.expect("a header"));
+            header
+                .map(|one| (one.key, one.raw_value))
+                .collect::<Vec<_>>()
+        };
+        let pick = || (DESTINATION.to_owned(), "10.0.0.7:8000".into());
+        assert_eq!(set(None), [pick()]);
+        assert_eq!(set(Some(3)), [pick(), (RANK.to_owned(), "3".into())]);
     }
 
     #[test]

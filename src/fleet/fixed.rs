@@ -1,6 +1,6 @@
 //! A fleet from a YAML file, reread when it changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,24 +10,66 @@ use tokio::sync::watch;
 
 use crate::config::unreadable;
 use crate::config::yaml::{self, Complaints, Section};
-use crate::fleet::{Endpoint, EndpointId, EventAddress, Fleet};
+use crate::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Publisher};
 
 /// How often the file is read again: a `ConfigMap` takes a minute to arrive, and reading a few
 /// kilobytes costs microseconds. Contents are compared, since mounted files change by symlink.
 const REREAD: Duration = Duration::from_secs(1);
 
-/// An endpoint as the file gives it.
+/// vLLM's largest deployments have some hundred ranks behind one address.
+const RANKS_MAX: u16 = 1_024;
+
+/// In place of a publisher's address: the server is asked for it.
+const DISCOVER: &str = "discover";
+
+/// An endpoint as the file gives it: a pod, or one rank of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    name: String,
+    pod: String,
+    rank: Option<u32>,
     address: SocketAddr,
     events: Option<EventAddress>,
+}
+
+impl Entry {
+    fn is(&self, endpoint: &Endpoint) -> bool {
+        let Self {
+            pod,
+            rank,
+            address,
+            events,
+        } = self;
+        (pod, rank, address, events)
+            == (
+                &endpoint.pod,
+                &endpoint.rank,
+                &endpoint.address,
+                &endpoint.events,
+            )
+    }
+
+    fn endpoint(&self, id: EndpointId) -> Endpoint {
+        let endpoint = Endpoint::new(id, self.pod.clone(), self.address, self.events.clone());
+        match self.rank {
+            Some(rank) => endpoint.of_rank(rank),
+            None => endpoint,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self.rank {
+            Some(rank) => format!("{}/{rank}", self.pod),
+            None => self.pod.clone(),
+        }
+    }
 }
 
 /// Publishes the file's endpoints.
 #[derive(Debug)]
 pub struct FleetFile {
     path: PathBuf,
+    /// Whether publishers may connect to us.
+    binds: bool,
     /// As last read, or why it could not be: a complaint is made once.
     text: Result<String, Complaints>,
     next_id: u32,
@@ -36,10 +78,15 @@ pub struct FleetFile {
 
 impl FleetFile {
     /// Reads the file a first time; from here on, a bad file leaves the last good fleet.
-    pub fn open(path: &Path) -> Result<(Self, watch::Receiver<Arc<Fleet>>), Complaints> {
+    /// Publishers that have no address come to `events.bind` if there is one.
+    pub fn open(
+        path: &Path,
+        binds: bool,
+    ) -> Result<(Self, watch::Receiver<Arc<Fleet>>), Complaints> {
         let (fleet, receiver) = watch::channel(Arc::new(Fleet::default()));
         let mut file = Self {
             path: path.to_owned(),
+            binds,
             text: Ok(String::new()),
             next_id: 0,
             fleet,
@@ -70,7 +117,7 @@ impl FleetFile {
             return Ok(());
         }
         self.text.clone_from(&text);
-        let entries = read_entries(&self.path, &text?)?;
+        let entries = read_entries(&self.path, &text?, self.binds)?;
         self.publish(&entries);
         Ok(())
     }
@@ -81,31 +128,13 @@ impl FleetFile {
         let before = self.fleet.borrow().clone();
         let mut endpoints = Vec::with_capacity(entries.len());
         for entry in entries {
-            let same = |endpoint: &&Arc<Endpoint>| {
-                let Endpoint {
-                    name,
-                    address,
-                    events,
-                    ..
-                } = endpoint.as_ref();
-                (name, address, events) == (&entry.name, &entry.address, &entry.events)
-            };
-            let endpoint = before
-                .endpoints
-                .iter()
-                .find(same)
-                .cloned()
-                .unwrap_or_else(|| {
-                    let id = EndpointId(self.next_id);
-                    self.next_id += 1;
-                    let Entry {
-                        name,
-                        address,
-                        events,
-                    } = entry.clone();
-                    Arc::new(Endpoint::new(id, name, address, events))
-                });
-            endpoints.push(endpoint);
+            let mut held = before.endpoints.iter();
+            let same = held.find(|endpoint| entry.is(endpoint)).cloned();
+            endpoints.push(same.unwrap_or_else(|| {
+                let id = EndpointId(self.next_id);
+                self.next_id += 1;
+                Arc::new(entry.endpoint(id))
+            }));
         }
         endpoints.sort_by_key(|endpoint| endpoint.id);
         tracing::info!(endpoints = endpoints.len(), file = %self.path.display(), "fleet read");
@@ -114,15 +143,16 @@ impl FleetFile {
 }
 
 /// Everything wrong with a fleet file, without using it.
-pub fn check(path: &Path) -> Result<usize, Complaints> {
+pub fn check(path: &Path, binds: bool) -> Result<usize, Complaints> {
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-    read_entries(path, &text).map(|entries| entries.len())
+    read_entries(path, &text, binds).map(|entries| entries.len())
 }
 
-fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
+fn read_entries(path: &Path, text: &str, binds: bool) -> Result<Vec<Entry>, Complaints> {
     yaml::read(path, text, |root| {
         let mut addresses = BTreeSet::new();
         let mut names = BTreeSet::new();
+        let mut sockets = Sockets::default();
         // A file that was cut short while it was written must not empty the fleet.
         if !root.has("endpoints") {
             root.complain(
@@ -130,52 +160,134 @@ fn read_entries(path: &Path, text: &str) -> Result<Vec<Entry>, Complaints> {
                 "is missing; for an empty fleet say endpoints: []",
             );
         }
-        root.sections("endpoints", |endpoint| {
-            let entry = read_entry(endpoint)?;
-            if !addresses.insert(entry.address) {
-                endpoint.complain("address", format!("{} is given twice", entry.address));
+        let pods = root.sections("endpoints", |endpoint| {
+            let entries = read_pod(endpoint, binds)?;
+            let first = entries.first()?;
+            if !addresses.insert(first.address) {
+                endpoint.complain("address", format!("{} is given twice", first.address));
             }
-            if !names.insert(entry.name.clone()) {
-                endpoint.complain("name", format!("{:?} is given twice", entry.name));
+            let mut all = entries.iter().map(Entry::name);
+            if let Some(name) = all.find(|name| !names.insert(name.clone())) {
+                endpoint.complain("name", format!("{name:?} is given twice"));
             }
-            Some(entry)
-        })
+            sockets.take(endpoint, &entries);
+            Some(entries)
+        });
+        pods.into_iter().flatten().collect()
     })
 }
 
-fn read_entry(endpoint: &mut Section<'_>) -> Option<Entry> {
+/// A pod's ranks, each an endpoint; the pod itself where it has one.
+fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
     let address: Option<SocketAddr> = endpoint.required(
         "address",
         "ip:port of the server, as Envoy should connect to it",
     );
     let name = endpoint.optional::<String>("name");
-    let publisher = socket(endpoint, "events");
-    let replay = socket(endpoint, "replay");
-    if publisher.is_none() && replay.is_some() {
+    let ranks = endpoint.within("data_parallel_size", (1, RANKS_MAX), 1);
+    let discovered = endpoint.text("events") == Some(DISCOVER);
+    let publisher = match discovered {
+        true => None,
+        false => socket(endpoint, "events", ranks),
+    };
+    let replay = socket(endpoint, "replay", ranks);
+    if discovered && replay.is_some() {
+        endpoint.complain("replay", "is discovered with its events: leave it out");
+    } else if publisher.is_none() && replay.is_some() && !binds {
         endpoint.complain(
             "replay",
-            "is of no use without events: the address of the publisher",
+            "is of no use without events: the address of the publisher, or events.bind in the \
+             configuration, where it connects to us",
         );
     }
     let address = address?;
-    Some(Entry {
-        name: name.unwrap_or_else(|| address.to_string()),
+    let pod = name.unwrap_or_else(|| address.to_string());
+    let publisher_of = |rank| match &publisher {
+        Some(publisher) => Some(Publisher::At(publisher.of_rank(rank))),
+        None if discovered => Some(Publisher::Discovered),
+        None => binds.then_some(Publisher::Connects),
+    };
+    let entry = |rank: u16| Entry {
+        pod: pod.clone(),
+        rank: (ranks > 1).then_some(rank.into()),
         address,
-        events: publisher.map(|publisher| EventAddress { publisher, replay }),
-    })
+        events: publisher_of(rank).map(|publisher| EventAddress {
+            publisher,
+            replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
+        }),
+    };
+    Some((0..ranks).map(entry).collect())
 }
 
-fn socket(endpoint: &mut Section<'_>, key: &'static str) -> Option<String> {
-    let address: String = endpoint.optional(key)?;
-    let port = address
+/// Where rank 0 has a socket. vLLM gives rank r the port + r.
+struct Base<'a> {
+    host: &'a str,
+    port: u16,
+}
+
+impl Base<'_> {
+    fn of_rank(&self, rank: u16) -> String {
+        format!("tcp://{}:{}", self.host, self.port + rank)
+    }
+}
+
+fn socket<'a>(endpoint: &mut Section<'a>, key: &'static str, ranks: u16) -> Option<Base<'a>> {
+    let address = endpoint.text(key)?;
+    let parts = address
         .strip_prefix("tcp://")
-        .and_then(|rest| rest.rsplit_once(':'))
-        .map(|(_, port)| port);
-    if port.is_none_or(|port| port.parse::<u16>().is_err()) {
-        endpoint.complain(key, format!("{address:?} is not tcp://host:port"));
+        .and_then(|rest| rest.rsplit_once(':'));
+    let Some((host, Ok(port))) = parts.map(|(host, port)| (host, port.parse::<u16>())) else {
+        let or = if key == "events" { ", or discover" } else { "" };
+        endpoint.complain(key, format!("{address:?} is not tcp://host:port{or}"));
+        return None;
+    };
+    if port.checked_add(ranks - 1).is_none() {
+        let problem = format!(
+            "rank {} would have no port: rank r has {port} + r",
+            ranks - 1
+        );
+        endpoint.complain(key, problem);
         return None;
     }
-    Some(address)
+    Some(Base { host, port })
+}
+
+/// Who has which socket of the fleet.
+#[derive(Default)]
+struct Sockets(BTreeMap<String, String>);
+
+impl Sockets {
+    /// Notes a pod's, and complains of the first that somebody has already.
+    fn take(&mut self, endpoint: &Section<'_>, entries: &[Entry]) {
+        let mut told = false;
+        for entry in entries {
+            let events = entry.events.iter();
+            let both = events.flat_map(|events| {
+                let replay = events.replay.as_ref().map(|at| ("replay", at));
+                let publisher = match &events.publisher {
+                    Publisher::At(at) => Some(("events", at)),
+                    Publisher::Connects | Publisher::Discovered => None,
+                };
+                publisher.into_iter().chain(replay)
+            });
+            for (key, at) in both {
+                let whose = format!("{key} of {}", entry.name());
+                let before = self.0.insert(at.clone(), whose.clone());
+                let Some(before) = before.filter(|_| !told) else {
+                    continue;
+                };
+                told = true;
+                let fix = match entries.len() {
+                    1 => "give each a port of its own".to_owned(),
+                    ranks => format!(
+                        "rank r has port + r, here and in vLLM: keep the ports of events and replay \
+                         at least {ranks} apart, in --kv-events-config too"
+                    ),
+                };
+                endpoint.complain(key, format!("{at} would be {before} and {whose}: {fix}"));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +310,7 @@ endpoints:
     #[test]
     fn endpoints_that_stay_keep_their_number() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
         let first = fleet.borrow().endpoints[1].clone();
         assert_eq!((first.name.as_str(), first.id), ("pod-2", EndpointId(1)));
         std::fs::write(&path, "endpoints: [{name: pod-2, address: '[::1]:8002'}]")
@@ -210,7 +322,7 @@ endpoints:
     #[test]
     fn a_moved_event_source_is_another_endpoint() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
         std::fs::write(&path, TWO.replace("5557", "5559")).expect("written");
         fixed.reread().expect("a fleet");
         let ids: Vec<_> = fleet
@@ -223,9 +335,112 @@ endpoints:
     }
 
     #[test]
+    fn a_pod_of_several_ranks_is_as_many_endpoints() {
+        let text = "
+endpoints:
+  - {name: a, address: 10.0.0.1:80, data_parallel_size: 2, events: 'tcp://10.0.0.1:5557', replay: 'tcp://10.0.0.1:5657'}
+  - {name: b, address: 10.0.0.2:80, data_parallel_size: 1, events: 'tcp://10.0.0.1:6000'}
+";
+        let (_folder, path) = file(text);
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let told = |endpoint: &Arc<Endpoint>| {
+            let events = endpoint.events.clone().expect("events");
+            let sockets = (events.publisher, events.replay);
+            (endpoint.name.clone(), endpoint.rank, sockets)
+        };
+        let all: Vec<_> = fleet.borrow().endpoints.iter().map(told).collect();
+        let wanted = |name: &str, rank, publisher: u16, replay: Option<u16>| {
+            let at = |port| format!("tcp://10.0.0.1:{port}");
+            let sockets = (Publisher::At(at(publisher)), replay.map(at));
+            (name.to_owned(), rank, sockets)
+        };
+        let wanted = [
+            wanted("a/0", Some(0), 5557, Some(5657)),
+            wanted("a/1", Some(1), 5558, Some(5658)),
+            wanted("b", None, 6000, None),
+        ];
+        assert_eq!(all, wanted);
+        // One rank more leaves the others as they are.
+        let before = fleet.borrow().endpoints.clone();
+        std::fs::write(&path, text.replace("size: 2", "size: 3")).expect("written");
+        fixed.reread().expect("a fleet");
+        let after = fleet.borrow().endpoints.clone();
+        assert!(before.iter().zip(&after).all(|(a, b)| Arc::ptr_eq(a, b)));
+        assert_eq!((after.len(), after[3].name.as_str()), (4, "a/2"));
+    }
+
+    #[test]
+    fn where_publishers_connect_to_us_endpoints_need_no_address_of_theirs() {
+        let text = "
+endpoints:
+  - {name: a, address: 10.0.0.1:80, replay: 'tcp://10.0.0.1:5558'}
+  - {name: b, address: 10.0.0.2:80, events: 'tcp://10.0.0.2:5557'}
+";
+        let (_folder, path) = file(text);
+        let (_fixed, fleet) = FleetFile::open(&path, true).expect("a fleet");
+        let publishers = fleet.borrow().endpoints.clone().into_iter();
+        let publishers = publishers.map(|endpoint| endpoint.events.clone().expect("events"));
+        let publishers: Vec<_> = publishers.map(|events| events.publisher).collect();
+        let there = Publisher::At("tcp://10.0.0.2:5557".into());
+        assert_eq!(publishers, [Publisher::Connects, there]);
+        let said = check(&path, false)
+            .expect_err("nobody hears it")
+            .to_string();
+        assert!(said.contains("or events.bind"), "{said}");
+    }
+
+    #[test]
+    fn each_rank_is_asked_for_where_its_publisher_is_discovered() {
+        let pod = |more: &str| {
+            let keys = "name: a, address: '10.0.0.1:80', events: discover";
+            format!("endpoints: [{{{keys}{more}}}]")
+        };
+        let (_folder, path) = file(&pod(", data_parallel_size: 2"));
+        let (_fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let events = EventAddress {
+            publisher: Publisher::Discovered,
+            replay: None,
+        };
+        for endpoint in &fleet.borrow().endpoints {
+            assert_eq!(endpoint.events.as_ref(), Some(&events));
+        }
+        let (_folder, path) = file(&pod(", replay: 'tcp://10.0.0.1:5558'"));
+        let said = check(&path, false).expect_err("too much").to_string();
+        assert!(said.contains("[0].replay: is discovered"), "{said}");
+    }
+
+    #[test]
+    fn ports_that_ranks_would_share_are_explained() {
+        let pod = |more: &str| format!("  - {{address: '10.0.0.1:80', name: a, {more}}}\n");
+        let complaint = |pods: &[String]| {
+            let (_folder, path) = file(&format!("endpoints:\n{}", pods.concat()));
+            check(&path, false).expect_err("a collision").to_string()
+        };
+        let style = "events: 'tcp://10.0.0.1:5557', replay: 'tcp://10.0.0.1:5558'";
+        let said = complaint(&[pod(&format!("data_parallel_size: 2, {style}"))]);
+        for part in [
+            "endpoints[0].events: tcp://10.0.0.1:5558 would be replay of a/0 and events of a/1",
+            "at least 2 apart",
+        ] {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let other = "  - {address: '10.0.0.1:81', name: b, events: 'tcp://10.0.0.1:5558'}\n";
+        let said = complaint(&[pod(style), other.to_owned()]);
+        assert!(
+            said.contains("would be replay of a and events of b"),
+            "{said}"
+        );
+        let said = complaint(&[pod("data_parallel_size: 9, events: 'tcp://a:65530'")]);
+        assert!(said.contains("rank 8 would have no port"), "{said}");
+        let said = complaint(&[pod("data_parallel_size: 0")]);
+        assert!(said.contains("[0].data_parallel_size"), "{said}");
+    }
+
+    #[test]
     fn a_bad_file_leaves_the_last_good_fleet_and_complains_once() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
         std::fs::write(&path, "endpoints: [{name: x}]").expect("written");
         assert!(fixed.reread().is_err());
         assert!(
@@ -253,7 +468,9 @@ endpoints:
   - {address: '10.0.0.1:80', events: 5557, weight: 3}
 ";
         let (_folder, path) = file(text);
-        let complaints = check(&path).expect_err("nothing is right").to_string();
+        let complaints = check(&path, false)
+            .expect_err("nothing is right")
+            .to_string();
         for part in [
             "[0].address",
             "[1].replay",

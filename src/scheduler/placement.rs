@@ -58,6 +58,26 @@ impl Placement {
         self.endpoint().address
     }
 
+    /// Which of those that could have got it served it. Ranks share an address: the picked
+    /// endpoint's is the pick, and a retry carries its rank's header along.
+    fn served_by(&self, address: SocketAddr) -> Option<usize> {
+        let rank = self.endpoint().rank;
+        let mut endpoints = self.allowed.endpoints.iter();
+        endpoints.position(|endpoint| {
+            endpoint.address == address && (endpoint.rank.is_none() || endpoint.rank == rank)
+        })
+    }
+
+    /// It could not be reached, and neither can the ranks behind the same address.
+    fn unreached(&self) {
+        let now = Instant::now();
+        for endpoint in &self.allowed.endpoints {
+            if endpoint.address == self.address() {
+                endpoint.failed(now);
+            }
+        }
+    }
+
     /// Why.
     #[must_use]
     pub fn choice(&self) -> &Choice {
@@ -116,19 +136,14 @@ impl Placement {
         }
         match outcome.status {
             // Somebody else served it: ours could not be reached.
-            _ if served != picked.address => picked.failed(Instant::now()),
+            _ if served != picked.address => self.unreached(),
             Some(500..) => picked.failed(Instant::now()),
             Some(_) => picked.succeeded(),
             None => {}
         }
         let Some(usage) = outcome.usage else { return };
-        let served = self
-            .allowed
-            .endpoints
-            .iter()
-            .position(|endpoint| endpoint.address == served);
         // A retry may have gone where we never looked.
-        if let Some(served) = served {
+        if let Some(served) = self.served_by(served) {
             self.audit(
                 &self.allowed.endpoints[served],
                 &self.candidates[served],

@@ -4,8 +4,7 @@ use super::*;
 use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
 use crate::config::{Config, Model, RenderSettings, Source};
-use crate::fleet::EventAddress;
-use crate::fleet::Trust;
+use crate::fleet::{EventAddress, Publisher, Trust};
 use crate::models::{Hub, Loader};
 use crate::readiness::Readiness;
 use crate::tokens::TokenPool;
@@ -24,7 +23,7 @@ struct World {
 fn endpoint(id: u32) -> Arc<Endpoint> {
     let address = SocketAddr::from(([127, 0, 0, 1], 8000 + id as u16));
     let events = EventAddress {
-        publisher: "tcp://127.0.0.1:1".into(),
+        publisher: Publisher::At("tcp://127.0.0.1:1".into()),
         replay: None,
     };
     let endpoint = Endpoint::new(EndpointId(id), format!("pod-{id}"), address, Some(events));
@@ -465,6 +464,54 @@ async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
         });
     }
     assert!(failed <= 3, "{failed} of 100 went to a pod that fails");
+}
+
+/// A world whose fleet is one pod of so many ranks, behind one address.
+async fn ranks(count: u32) -> World {
+    let world = world(count).await;
+    let rank = |id: u32| {
+        let address = SocketAddr::from(([127, 0, 0, 1], 8000));
+        let endpoint = Endpoint::new(EndpointId(id), "pod".into(), address, None).of_rank(id);
+        endpoint.set_trust(Trust::Live, "for the test", Instant::now());
+        Arc::new(endpoint)
+    };
+    let endpoints = (0..count).map(rank).collect();
+    world.fleet.send_replace(Arc::new(Fleet { endpoints }));
+    world
+}
+
+#[tokio::test]
+async fn the_rank_that_holds_the_prefix_is_picked_and_audited() {
+    let world = ranks(3).await;
+    hold(&world, 2, &PROMPT[..8], None);
+    let mut asked = ids("r", &PROMPT, "");
+    asked.subset = Some(vec!["127.0.0.1:8000".into()]);
+    let placed = world.scheduler.place(asked).await.expect("placed");
+    assert_eq!(placed.endpoint().rank, Some(2));
+    let served = Some(placed.address());
+    placed.finish(Outcome {
+        status: Some(200),
+        usage: Some(usage(Some(8))),
+        served,
+        whole: true,
+    });
+    let text = world.metrics.handle().render();
+    let exact = "kvscout_predictions_total{endpoint=\"pod/2\",verdict=\"exact\"} 1";
+    assert!(text.contains(exact), "{text}");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_not_reached_is_avoided_with_all_its_ranks() {
+    let world = ranks(2).await;
+    let placed = world.scheduler.place(ids("r", &PROMPT, "")).await;
+    placed.expect("placed").finish(Outcome {
+        status: Some(200),
+        served: Some("127.0.0.1:9999".parse().expect("an address")),
+        ..Outcome::default()
+    });
+    let fleet = world.fleet.borrow().clone();
+    let now = Instant::now();
+    assert!(fleet.endpoints.iter().all(|rank| rank.avoided(now)));
 }
 
 #[tokio::test]

@@ -10,12 +10,13 @@ use crate::config::{Config, Model};
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
 use crate::fleet::fixed::FleetFile;
+use crate::metrics::Metrics;
 use crate::tools::{Common, start_log, told_to_end};
 
 /// Publishes servers' KV cache events into NATS JetStream, for any number of pickers.
 ///
 /// Beside one vLLM pod, or for many at once: it hears every server of the fleet file that has an
-/// `events` address, repairs gaps by vLLM's replay, publishes each batch unchanged, and keeps a
+/// `events` address, or that connects to it (`events.bind` in the configuration), repairs gaps by vLLM's replay, publishes each batch unchanged, and keeps a
 /// snapshot of what each server holds. Pickers with `events: {source: nats}` then know every
 /// cache completely, however old its engine is, without asking vLLM.
 ///
@@ -55,7 +56,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file)?;
+    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file, config.events.bind.is_some())?;
     let heard = fleet
         .borrow()
         .endpoints
@@ -63,6 +64,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|e| e.events.is_some())
         .count();
     let bridge = Bridge::new(cluster);
+    let way = Way::zmq(&config.events, &Metrics::default())?;
     let listeners = Listeners {
         tap: Some(bridge.tap()),
         adapters: config
@@ -70,7 +72,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
             .iter()
             .flat_map(Model::adapter_names)
             .collect(),
-        ..Listeners::new(fleet, Arc::default(), Way::zmq(&config.events))
+        ..Listeners::new(fleet, Arc::default(), way)
     };
     let stream = config.events.nats.stream.name.as_str();
     tracing::info!(servers = heard, stream, "bridging");

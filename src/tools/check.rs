@@ -37,7 +37,10 @@ pub fn run(args: &Args) -> bool {
 fn check(args: &Args) -> Result<String, Vec<Complaints>> {
     let config = Config::load(&args.file).map_err(|complaints| vec![complaints])?;
     let loaded = models::check(&args.file, &config);
-    match (loaded, fixed::check(&config.fleet_file)) {
+    match (
+        loaded,
+        fixed::check(&config.fleet_file, config.events.bind.is_some()),
+    ) {
         (Ok(()), Ok(endpoints)) => Ok(format!(
             "{} models, {endpoints} endpoints",
             config.models.len()

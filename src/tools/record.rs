@@ -13,7 +13,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::events::recording::{EVENTS_FILE, RecordingWriter};
 use crate::events::zmq::{Limits, ZmqSource};
 use crate::events::{Batch, Delivery, EventSource};
-use crate::fleet::EventAddress;
 
 /// Records the KV-cache events that a vLLM server publishes.
 ///
@@ -106,12 +105,7 @@ impl Meta {
 /// # Errors
 /// A bad address, a folder that holds a recording, a disk that takes no more.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let publisher = args.zmq.clone();
-    let events = EventAddress {
-        publisher,
-        replay: None,
-    };
-    let mut source = ZmqSource::connect(&events, &args.topic, Limits::default())?;
+    let mut source = ZmqSource::connect(&args.zmq, &args.topic, Limits::default())?;
     let mut writer = RecordingWriter::new(create(&args.out)?);
     let mut meta = Meta::new(&args, now());
     let recorded = record(&args, &mut source, &mut writer, &mut meta).await;

@@ -28,12 +28,17 @@ pub struct Server {
     pub name: String,
     pub address: SocketAddr,
     pub events: Option<EventAddress>,
+    pub rank: u32,
 }
 
 /// Straight from publishers.
 pub fn direct() -> Way {
     let (topic, limits) = (String::new(), zmq::Limits::default());
-    Way::Zmq { topic, limits }
+    Way::Zmq {
+        topic,
+        limits,
+        acceptor: None,
+    }
 }
 
 impl Ears {
@@ -51,8 +56,13 @@ impl Ears {
             name,
             address,
             events,
+            rank,
         } = server.clone();
-        let endpoint = Arc::new(Endpoint::new(EndpointId(0), name, address, events));
+        let endpoint = Endpoint::new(EndpointId(0), name, address, events);
+        let endpoint = Arc::new(match rank {
+            0 => endpoint,
+            rank => endpoint.of_rank(rank),
+        });
         let endpoints = vec![endpoint.clone()];
         let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
         let index = Arc::new(Index::default());

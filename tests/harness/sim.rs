@@ -12,6 +12,20 @@ pub async fn pod(
     hash_seed: u64,
     at: Option<&server::Addresses>,
 ) -> anyhow::Result<server::Bound> {
+    start(blocks, hash_seed, at, 0).await
+}
+
+/// One data-parallel rank, anywhere.
+pub async fn rank(rank: u32) -> anyhow::Result<server::Bound> {
+    start(64, 0, None, rank).await
+}
+
+async fn start(
+    blocks: u32,
+    hash_seed: u64,
+    at: Option<&server::Addresses>,
+    rank: u32,
+) -> anyhow::Result<server::Bound> {
     let any = || "tcp://127.0.0.1:0".to_owned();
     let events = at.and_then(|at| at.events.as_ref());
     Server::start(server::Config {
@@ -29,7 +43,7 @@ pub async fn pod(
             })),
             topic: Some("kv".into()),
             layout: Layout::Map,
-            rank: 0,
+            rank,
         }),
         ..server::Config::default()
     })

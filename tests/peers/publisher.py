@@ -1,10 +1,14 @@
 """A vLLM event publisher for tests: libzmq's own PUB and the replay ROUTER.
 
+Binds the port that it is given, or connects to the tcp://host:port that it is given.
+
 Says "ready PUB_PORT REPLAY_PORT", then answers each command line on stdin with one line. It ends
 with its stdin. The replay follows vllm/distributed/kv_events.py.
 
   await_subscriber                   waits for a SUB; answers with its topic prefix
   publish TOPIC FIRST_SEQ COUNT SIZE publishes batches of SIZE bytes and keeps them for replay
+  send TOPIC SEQ PAYLOAD             publishes a batch of these bytes (hex) and keeps it for replay
+  disconnect, connect                leaves the host that it connected to, and comes back
   raw FRAME...                       publishes one message of these frames (hex, "-" is empty)
   batch TOPIC SEQ PAYLOAD            publishes one batch (hex) and keeps it for replay
   keep TOPIC SEQ PAYLOAD             only keeps it: lost on the way
@@ -26,17 +30,27 @@ END = b"\xff" * 8
 class Publisher:
     def __init__(self, port):
         self.context = zmq.Context()
-        # An XPUB is a PUB that lets its owner see who subscribes (pub_t extends xpub_t).
-        self.pub = self.context.socket(zmq.XPUB)
-        self.pub.xpub_verbose = True  # also where another subscriber already has that topic
-        self.pub.set_hwm(100_000)  # vLLM's
-        self.pub.ipv6 = True
-        self.pub.bind(f"tcp://*:{port}")
+        self.pub = self.socket()
+        self.host = port if port.startswith("tcp://") else None
+        if self.host:
+            self.pub.connect(self.host)
+        else:
+            self.pub.bind(f"tcp://*:{port}")
         self.router = self.context.socket(zmq.ROUTER)
         self.router.bind("tcp://127.0.0.1:*")
         self.kept, self.format, self.mode = [], "0.26", "whole"
 
+    def socket(self):
+        # An XPUB is a PUB that lets its owner see who subscribes (pub_t extends xpub_t).
+        pub = self.context.socket(zmq.XPUB)
+        pub.xpub_verbose = True  # also where another subscriber already has that topic
+        pub.set_hwm(100_000)  # vLLM's
+        pub.ipv6 = True
+        return pub
+
     def port(self, socket):
+        if not socket.last_endpoint:
+            return "0"
         return socket.last_endpoint.rsplit(b":", 1)[1].decode()
 
     def answer_replays(self):
@@ -80,6 +94,13 @@ class Publisher:
 
     def keep(self, topic, seq, payload):
         self.kept.append((topic.encode(), int(seq), bytes.fromhex(payload)))
+
+    def disconnect(self):
+        self.pub.close(linger=0)
+        self.pub = self.socket()
+
+    def connect(self):
+        self.pub.connect(self.host)
 
     def raw(self, *frames):
         frames = ["" if frame == "-" else frame for frame in frames]

@@ -19,6 +19,7 @@ use super::{Beat, Cluster, NatsError, backoff, born, of_headers};
 use crate::events::order::{Linked, Links};
 use crate::events::snapshot::Snapshot;
 use crate::events::{Batch, Delivery, EventSource};
+use crate::fleet::Endpoint;
 
 /// Deliveries that wait for the consumer: the stream keeps the rest.
 const WAITING_MAX: usize = 256;
@@ -44,14 +45,14 @@ impl NatsSource {
     /// # Panics
     /// Outside of a tokio runtime.
     #[must_use]
-    pub fn open(cluster: &Cluster, endpoint: &str) -> Self {
+    pub fn open(cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Self {
         let (deliver, deliveries) = mpsc::channel(WAITING_MAX);
-        let span = tracing::info_span!("nats", endpoint);
+        let span = tracing::info_span!("nats", endpoint = endpoint.name);
         let wanted = Arc::new(AtomicBool::new(false));
         let reader = Reader {
             wanted: wanted.clone(),
             cluster: cluster.clone(),
-            endpoint: endpoint.to_owned(),
+            endpoint: endpoint.clone(),
             deliver,
             links: Links::after(None),
             at: None,
@@ -92,7 +93,7 @@ impl Drop for NatsSource {
 /// The task behind a source.
 struct Reader {
     cluster: Cluster,
-    endpoint: String,
+    endpoint: Arc<Endpoint>,
     deliver: mpsc::Sender<Delivery>,
     /// Whether the consumer's picture is incomplete.
     wanted: Arc<AtomicBool>,

@@ -46,6 +46,11 @@ impl Decoder {
         }
     }
 
+    /// Refuses messages above this from now on.
+    pub fn set_message_bytes_max(&mut self, message_bytes_max: usize) {
+        self.message_bytes_max = message_bytes_max;
+    }
+
     /// Takes one message or command off the front, or nothing until more bytes are there.
     ///
     /// # Errors

@@ -91,8 +91,11 @@ fn on(exchange: &mut Exchange, message: ProcessingRequest) -> Vec<Step> {
 }
 
 fn placed(exchange: &mut Exchange) -> Vec<Step> {
-    let address = POD.parse().expect("an address");
-    exchange.placed(Ok((address, "pod-7 overlap 64/70".into())))
+    let pick = Pick {
+        address: POD.parse().expect("an address"),
+        rank: None,
+    };
+    exchange.placed(Ok((pick, "pod-7 overlap 64/70".into())))
 }
 
 fn common(common: &Option<CommonResponse>) -> &CommonResponse {
