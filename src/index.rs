@@ -291,8 +291,8 @@ impl Index {
             .and_then(|book| book.shows_salt)
     }
 
-    /// What an endpoint holds, in two numbers: physical copies, and a sum over engine hashes and
-    /// their copies. Equal pictures have equal ones, whoever keeps them.
+    /// What an endpoint holds for sure, in two numbers: physical copies, and a sum over engine hashes
+    /// and their copies. Equal pictures have equal ones, whoever keeps them.
     #[must_use]
     pub fn digest(&self, endpoint: EndpointId) -> (u64, u64) {
         let state = self.state.read();
@@ -302,8 +302,9 @@ impl Index {
             .map_or(&[][..], |book| &book.caches);
         let mut digest = (0, 0u64);
         for cache in caches {
-            digest.0 += cache.physical;
-            for (hash, copies) in &cache.copies {
+            let sure = cache.copies.iter().filter(|(_, copies)| !copies.unsure);
+            for (hash, copies) in sure {
+                digest.0 += u64::from(copies.count);
                 let of_hash = digest_of(cache.place, hash.0, copies.count);
                 digest.1 = digest.1.wrapping_add(of_hash);
             }

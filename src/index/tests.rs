@@ -273,7 +273,7 @@ fn the_beginning_of_a_block_is_no_block() {
     let small = store(None, &[11, 12, 13], &tokens[..6]);
     // Whichever comes first, the group's own size is the larger one.
     let begun = large(2, stored(Some(12), &[13], &tokens[4..6]));
-    index.apply(POD, &[begun.clone()]);
+    index.apply(POD, std::slice::from_ref(&begun));
     index.apply(
         POD,
         &[small, large(4, stored(None, &[12], &tokens[..4])), begun],
@@ -291,7 +291,7 @@ fn the_beginning_of_a_block_is_no_block() {
             rule: Rule::Unknown,
         },
     };
-    assert_eq!(index.apply(POD, &[ended.clone()]).unknown, 0);
+    assert_eq!(index.apply(POD, std::slice::from_ref(&ended)).unknown, 0);
     assert_eq!(index.apply(POD, &[ended]).unknown, 2);
 }
 
