@@ -491,6 +491,26 @@ async fn out_of_a_recording_everything_is_known_or_doubted() {
     told(join_all(results).await);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_not_believed_to_hold_more_than_it_says_it_can() {
+    let pod = sim::pod(4, 0, None).await.expect("it starts");
+    let mut stage = Stage::new();
+    let server = ears::Server {
+        address: pod.addresses.http,
+        ..stage.server("pod")
+    };
+    let ears = Ears::open(&server, ears::direct(), None);
+    stage.publisher.tell("await_subscriber");
+    for seq in 0..4 {
+        stage.act(&send(seq, seq + 1));
+    }
+    let doubted = || {
+        let trust = ears.endpoint.trust_since();
+        trust.trust == Trust::Doubtful && trust.reason == "4 blocks were counted in a cache of 3"
+    };
+    harness::until("one block too many", doubted).await;
+}
+
 /// A server whose events are on and do not come.
 async fn silent() -> (kvscout_sim::Bound, ears::Server) {
     let pod = sim::pod(64, 0, None).await.expect("it starts");

@@ -1,12 +1,33 @@
 //! How many blocks an engine has, as its own metrics say: what it cannot hold is not held.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::events::ask;
+
+/// From question to the whole answer; an engine's loop is not in its way.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// Some hundred kilobytes, and more with many adapters.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Asks a server; none where it does not say.
+pub async fn of(address: SocketAddr) -> Option<u64> {
+    let url = format!("http://{address}/metrics");
+    match ask::get(&url, ANSWER_MAX, ANSWER_BYTES_MAX).await {
+        Ok(body) => read(&String::from_utf8_lossy(&body)),
+        Err(error) => {
+            tracing::debug!(url, error = ?error.to_string(), "num_gpu_blocks is not known");
+            None
+        }
+    }
+}
+
 /// The family of vLLM that says so, as labels.
 const FAMILY: &str = "vllm:cache_config_info{";
 
 /// Copies that an engine's own cache holds at most, of its `/metrics` text; none where it does not
 /// say. Of several ranks behind one port the largest counts: they are configured alike.
-#[must_use]
-pub fn read(metrics: &str) -> Option<u64> {
+fn read(metrics: &str) -> Option<u64> {
     let lines = metrics.lines().filter_map(|line| line.strip_prefix(FAMILY));
     let blocks = lines.filter_map(|labels| {
         let (_, value) = labels.split_once("num_gpu_blocks=\"")?;

@@ -4,16 +4,15 @@
 //! before every connection.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use reqwest::{Client, StatusCode, redirect};
+use reqwest::StatusCode;
 use serde::Deserialize;
-use tokio::time::timeout;
 
+use crate::events::ask::{self, AskError};
 use crate::fleet::Endpoint;
 
 /// From question to the whole answer.
@@ -129,62 +128,26 @@ impl Discovery {
     /// # Errors
     /// See [`DiscoverError`].
     pub async fn ask(&self) -> Result<Found, DiscoverError> {
-        let body = match timeout(ANSWER_MAX, self.fetch()).await {
-            Ok(body) => body?,
-            Err(_late) => return Err(self.transport(format!("no answer within {ANSWER_MAX:?}"))),
-        };
+        let body = ask::get(&self.url, ANSWER_MAX, ANSWER_BYTES_MAX).await;
+        let body = body.map_err(|error| self.unasked(error))?;
         let found = read(&body, self.rank, self.address.ip());
         found.map_err(|reason| self.answer(reason))
     }
 
-    async fn fetch(&self) -> Result<Vec<u8>, DiscoverError> {
-        let client = client().map_err(|error| DiscoverError::Client {
-            url: self.url.clone(),
-            reason: words(error.as_ref()),
-        })?;
-        let failed = |error: reqwest::Error| self.transport(words(&error.without_url()));
-        let mut answer = client.get(&self.url).send().await.map_err(failed)?;
-        if answer.status() != StatusCode::OK {
-            return Err(DiscoverError::Status {
-                url: self.url.clone(),
-                status: answer.status(),
-            });
-        }
-        let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(failed)? {
-            if body.len() + piece.len() > ANSWER_BYTES_MAX {
-                let reason = format!("more than {ANSWER_BYTES_MAX} bytes: is that vLLM?");
-                return Err(self.answer(reason));
-            }
-            body.extend_from_slice(&piece);
-        }
-        Ok(body)
-    }
-
-    fn transport(&self, reason: String) -> DiscoverError {
+    fn unasked(&self, error: AskError) -> DiscoverError {
         let url = self.url.clone();
-        DiscoverError::Transport { url, reason }
+        match error {
+            AskError::Client(reason) => DiscoverError::Client { url, reason },
+            AskError::Transport(reason) => DiscoverError::Transport { url, reason },
+            AskError::Status(status) => DiscoverError::Status { url, status },
+            AskError::Long(_) => self.answer(error.to_string()),
+        }
     }
 
     fn answer(&self, reason: String) -> DiscoverError {
         let url = self.url.clone();
         DiscoverError::Answer { url, reason }
     }
-}
-
-/// For one question to a pod: no proxy stands between, and nobody sends us elsewhere.
-fn client() -> Result<Client, Box<dyn Error>> {
-    let ring = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(ring)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    let builder = Client::builder()
-        .user_agent(concat!("kvscout/", env!("CARGO_PKG_VERSION")))
-        .no_proxy()
-        .redirect(redirect::Policy::none())
-        .tls_backend_preconfigured(tls);
-    Ok(builder.build()?)
 }
 
 /// What an answer says of a rank of the server at `ip`.
@@ -235,16 +198,6 @@ fn reached(socket: &str, ip: IpAddr) -> Result<String, String> {
              to us, set events.bind"
         )),
     }
-}
-
-/// An error with its causes.
-fn words(mut error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    while let Some(cause) = error.source() {
-        words = format!("{words}: {cause}");
-        error = cause;
-    }
-    words
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::config::Events;
 use crate::events::backoff::Backoff;
 use crate::events::bind::{Acceptor, BindError, BoundSource};
+use crate::events::capacity;
 use crate::events::discover::{Discovery, ReplayAt};
 use crate::events::follow::{Followed, Follower};
 use crate::events::nats::{Cluster, NatsSource};
@@ -175,6 +176,8 @@ impl Listeners {
             silence: Silence::default(),
             bridge_away: matches!(self.way, Way::Nats(_)),
             silent_after: self.silent_after,
+            capacity: None,
+            capacity_asked: JoinSet::new(),
             advice: None,
         }
     }
@@ -200,6 +203,9 @@ struct Listener {
     silent_after: Duration,
     /// No bridge says how the server is heard: nobody knows whose silence it is.
     bridge_away: bool,
+    /// Copies that the engine's own cache can hold, where it has said so.
+    capacity: Option<u64>,
+    capacity_asked: JoinSet<Option<u64>>,
     /// What its operator was told to do, so that it speaks.
     advice: Option<String>,
 }
@@ -329,6 +335,11 @@ impl Listener {
         loop {
             let delivery = tokio::select! {
                 delivery = source.next() => delivery,
+                Some(Ok(found)) = self.capacity_asked.join_next() => {
+                    self.capacity = found;
+                    self.hold_against_capacity(&mut follower);
+                    continue;
+                }
                 _ = ticks.tick() => {
                     self.look_for_silence(&follower);
                     self.learn_again(&mut follower).await;
@@ -349,7 +360,10 @@ impl Listener {
                 _ => None,
             };
             match delivery {
-                Delivery::Connected => self.silence.on_unheard(),
+                Delivery::Connected => {
+                    self.silence.on_unheard();
+                    self.ask_capacity();
+                }
                 Delivery::Doubted { by_bridge, .. } => self.bridge_away = !by_bridge,
                 Delivery::Resumed => self.bridge_away = false,
                 _ => {}
@@ -362,6 +376,7 @@ impl Listener {
                 _ => None,
             };
             let taken = self.take(&mut follower, delivery);
+            self.hold_against_capacity(&mut follower);
             source.want_snapshot(follower.lacks());
             self.first = None;
             if let Some((seq, payload)) = batch
@@ -370,6 +385,27 @@ impl Listener {
             {
                 return;
             }
+        }
+    }
+
+    /// Asks a server that we hear ourselves how many blocks it has. Another process may have others.
+    fn ask_capacity(&mut self) {
+        if matches!(self.way, Way::Zmq { .. }) && self.capacity_asked.is_empty() {
+            self.capacity = None;
+            self.capacity_asked
+                .spawn(capacity::of(self.endpoint.address));
+        }
+    }
+
+    fn hold_against_capacity(&self, follower: &mut Follower) {
+        let Some(blocks_max) = self.capacity else {
+            return;
+        };
+        let followed = follower.on_capacity(&self.index, blocks_max);
+        if followed.doubted {
+            self.count(&followed);
+            let verdict = follower.verdict();
+            self.trust(verdict.trust, &verdict.reason);
         }
     }
 
