@@ -25,9 +25,9 @@ const BODY_BYTES_MAX: usize = 32 << 20;
 /// What every handler can see.
 #[derive(Debug)]
 pub struct App {
-    /// The way to the engine.
-    pub engine: Handle,
-    /// How the engine was set up.
+    /// The engines, one for each data-parallel rank; at least one.
+    pub ranks: Vec<Rank>,
+    /// How each engine was set up.
     pub engine_config: EngineConfig,
     /// Reads prompts, words answers.
     pub text: Text,
@@ -41,14 +41,36 @@ pub struct App {
     pub answer_tokens: usize,
     /// Whether usage says how much of a prompt was cached.
     pub prompt_tokens_details: bool,
-    /// Where events are published, if they are.
-    pub sources: Option<Sources>,
     /// What goes wrong on their way.
     pub faults: FaultSwitch,
     /// Adapters seen together.
     pub lora_history: metrics::LoraHistory,
     /// Seconds since 1970 when the server started.
     pub created: u64,
+}
+
+/// One data-parallel rank.
+#[derive(Debug)]
+pub struct Rank {
+    /// Its number.
+    pub rank: u32,
+    /// The way to its engine.
+    pub engine: Handle,
+    /// Where its events are published, if they are.
+    pub sources: Option<Sources>,
+}
+
+impl App {
+    /// The rank that is named, or the one with the least to do.
+    fn rank(&self, name: Option<&str>) -> Option<&Rank> {
+        match name {
+            Some(name) => self.ranks.iter().find(|one| name.parse() == Ok(one.rank)),
+            None => self.ranks.iter().min_by_key(|one| {
+                let stats = one.engine.stats();
+                stats.running + stats.waiting
+            }),
+        }
+    }
 }
 
 /// All routes.
@@ -61,6 +83,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/reset_prefix_cache", post(info::reset_prefix_cache))
         .route("/kv_event_sources", get(info::kv_event_sources))
         .route("/sim/blocks", get(info::blocks))
+        .route("/sim/blocks/{rank}", get(info::blocks_of_rank))
         .route("/sim/faults", get(info::faults).post(info::set_faults))
         .route("/version", get(info::version))
         .route("/health", get(info::healthy))

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::engine::EngineConfig;
 use crate::events::{EventConfig, FaultSwitch, Faults, Publisher, Sources};
-use crate::http::{self, App};
+use crate::http::{self, App, Rank};
 use crate::runner::Runner;
 use crate::text::Text;
 use crate::timing::Timing;
@@ -38,6 +38,8 @@ pub struct Config {
     pub answer_tokens: usize,
     /// Whether usage says how much of a prompt was cached.
     pub prompt_tokens_details: bool,
+    /// Engines behind the one HTTP address, each with a cache and event sockets of its own.
+    pub data_parallel_size: u32,
     /// The scheduler and its blocks.
     pub engine: EngineConfig,
     /// The server's speed.
@@ -58,6 +60,7 @@ impl Default for Config {
             max_model_len: None,
             answer_tokens: 128,
             prompt_tokens_details: true,
+            data_parallel_size: 1,
             engine: EngineConfig::default(),
             timing: Timing::default(),
             events: None,
@@ -71,7 +74,7 @@ impl Default for Config {
 pub struct Addresses {
     /// HTTP.
     pub http: SocketAddr,
-    /// The event sockets.
+    /// The event sockets, of the first rank.
     pub events: Option<Sources>,
 }
 
@@ -110,26 +113,33 @@ impl Server {
             .context("the listener has no address")?;
         let mut others = JoinSet::new();
         let faults = FaultSwitch::new(config.faults);
-        let mut publisher = None;
-        let mut sources = None;
-        if let Some(events) = &config.events {
-            let topic = events.topic.clone();
-            let topic = topic.unwrap_or_else(|| format!("kv@{http_address}@{}", config.model));
-            let started = Publisher::start(events, topic, &faults, &mut others).await;
-            let (started, bound) = started?;
-            publisher = Some(started);
-            sources = Some(bound);
+        let mut ranks = Vec::new();
+        for offset in 0..config.data_parallel_size.max(1) {
+            let events = config.events.as_ref().map(|events| events.of_rank(offset));
+            let (mut publisher, mut sources) = (None, None);
+            if let Some(events) = &events {
+                let topic = events.topic.clone();
+                let topic = topic.unwrap_or_else(|| format!("kv@{http_address}@{}", config.model));
+                let started = Publisher::start(events, topic, &faults, &mut others).await;
+                let (started, bound) = started?;
+                (publisher, sources) = (Some(started), Some(bound));
+            }
+            let (runner, engine) = Runner::new(config.engine.clone(), config.timing, publisher);
+            others.spawn(runner.run());
+            ranks.push(Rank {
+                rank: events.map_or(offset, |events| events.rank),
+                engine,
+                sources,
+            });
         }
-        let (runner, engine) = Runner::new(config.engine.clone(), config.timing, publisher);
-        others.spawn(runner.run());
         let addresses = Addresses {
             http: listener
                 .local_addr()
                 .context("the listener has no address")?,
-            events: sources.clone(),
+            events: ranks[0].sources.clone(),
         };
         let router = http::router(Arc::new(App {
-            engine,
+            ranks,
             text,
             max_model_len: config
                 .max_model_len
@@ -139,7 +149,6 @@ impl Server {
             adapters: config.adapters,
             answer_tokens: config.answer_tokens,
             prompt_tokens_details: config.prompt_tokens_details,
-            sources,
             faults,
             lora_history: Default::default(),
             created: http::now(),

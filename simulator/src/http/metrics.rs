@@ -1,4 +1,5 @@
-//! `GET /metrics`: the families of vLLM 0.32.0 that schedulers read, with its names and labels.
+//! `GET /metrics`: the families of vLLM 0.32.0 that schedulers read, with its names and labels; of
+//! several data-parallel ranks the first one's.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -16,7 +17,7 @@ pub(super) async fn page(app: State<Arc<App>>) -> Response {
     let kind = "text/plain; version=1.0.0; charset=utf-8";
     (
         [(header::CONTENT_TYPE, kind)],
-        render(&app, &app.engine.stats()),
+        render(&app, &app.ranks[0].engine.stats()),
     )
         .into_response()
 }
@@ -55,7 +56,7 @@ impl Page {
 }
 
 fn render(app: &App, stats: &Stats) -> String {
-    let rank = app.sources.as_ref().map_or(0, |sources| sources.rank);
+    let rank = app.ranks[0].rank;
     let mut page = Page {
         text: String::new(),
         labels: format!("engine=\"{rank}\",model_name=\"{}\"", escape(&app.model)),
