@@ -15,36 +15,51 @@ use kvscout_sim::server::{self, Server};
 use kvscout_sim::timing::Timing;
 use serde_json::{Value, json};
 
-/// Two ranks, each an engine with sockets of its own, at a port + rank; and rank 0's two ports.
-async fn ranks() -> ([server::Bound; 2], [u16; 2]) {
-    let sockets = |events: u16, replay: u16, rank: u32| server::Config {
+/// A pod of two ranks, with rank 0's sockets at these ports.
+async fn pod([events, replay]: [u16; 2]) -> anyhow::Result<server::Bound> {
+    let pod = Server::start(server::Config {
         timing: Timing::INSTANT,
+        data_parallel_size: 2,
         events: Some(EventConfig {
-            endpoint: format!("tcp://127.0.0.1:{events}"),
-            replay_endpoint: Some(format!("tcp://127.0.0.1:{replay}")),
+            endpoint: format!("tcp://*:{events}"),
+            replay_endpoint: Some(format!("tcp://*:{replay}")),
             topic: None,
             layout: Layout::Map,
-            rank,
+            rank: 0,
         }),
         ..server::Config::default()
-    };
-    let port = |socket: &str| -> u16 {
-        let port = socket.rsplit(':').next().expect("a port");
-        port.parse().expect("a port")
+    });
+    pod.await
+}
+
+/// The same at ports that are free, and so are the next ones.
+async fn pod_at_neighbours() -> (server::Bound, [u16; 2]) {
+    let free = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0");
+        let address = listener.and_then(|listener| listener.local_addr());
+        address.expect("a free port").port()
     };
     soon("neighbouring ports are free", async {
         loop {
-            let first = Server::start(sockets(0, 0, 0)).await.expect("free ports");
-            let at = first.addresses.events.clone().expect("events are on");
-            let replay = at.replay_endpoint.expect("replay is on");
-            let at = [port(&at.endpoint), port(&replay)];
-            let second = Server::start(sockets(at[0] + 1, at[1] + 1, 1)).await;
-            if let Ok(second) = second {
-                return ([first, second], at);
+            let ports = [free(), free()];
+            if let Ok(pod) = pod(ports).await {
+                return (pod, ports);
             }
         }
     })
     .await
+}
+
+/// What the pod says of a request, sent with these headers.
+async fn sent(pod: SocketAddr, conversation: u32, set: &[(String, String)]) -> Value {
+    let mut request = post("/v1/completions");
+    for (name, value) in set {
+        request = request.header(name, value);
+    }
+    let request = request.body(full(completion(conversation)));
+    let answer = http::send(pod, request.expect("a request")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
 }
 
 fn completion(conversation: u32) -> String {
@@ -90,19 +105,26 @@ async fn live(admin: SocketAddr, names: &[&str]) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_goes_to_the_rank_that_holds_its_prefix() {
-    let (engines, [events, replay]) = ranks().await;
-    // Each engine has an HTTP port here; for Envoy there is one.
-    let pod = engines[0].addresses.http;
-    for (conversation, engine) in (0..).zip(&engines) {
-        let request = post("/v1/completions").body(full(completion(conversation)));
-        let answer = http::send(engine.addresses.http, request.expect("a request")).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
+    let server = pod([0, 0]).await.expect("free ports");
+    goes_where_its_prefix_is(&server, "events: discover").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_is_heard_at_the_next_port() {
+    let (server, [events, replay]) = pod_at_neighbours().await;
+    let keys = format!("events: 'tcp://127.0.0.1:{events}', replay: 'tcp://127.0.0.1:{replay}'");
+    goes_where_its_prefix_is(&server, &keys).await;
+}
+
+async fn goes_where_its_prefix_is(server: &server::Bound, keys: &str) {
+    let pod = server.addresses.http;
+    for (conversation, rank) in [(0, "0"), (1, "1")] {
+        let header = ("x-data-parallel-rank".to_owned(), rank.to_owned());
+        sent(pod, conversation, &[header]).await;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let fleet = format!(
-        "endpoints: [{{name: pod, address: '{pod}', data_parallel_size: 2, \
-         events: 'tcp://127.0.0.1:{events}', replay: 'tcp://127.0.0.1:{replay}'}}]"
-    );
+    let fleet =
+        format!("endpoints: [{{name: pod, address: '{pod}', data_parallel_size: 2, {keys}}}]");
     let fleet = write(folder.path(), "fleet.yaml", &fleet);
     let config = write(folder.path(), "kvscout.yaml", ANY_PORT);
     let model = format!("sim={}", tokenizer().display());
@@ -132,5 +154,8 @@ async fn a_request_goes_to_the_rank_that_holds_its_prefix() {
         ];
         let wanted = wanted.map(|(name, value)| (name.to_owned(), value));
         assert_eq!(set, wanted);
+        // The rank that has the header's number is the one whose events were heard.
+        let usage = &sent(pod, conversation, &set).await["usage"];
+        assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 96);
     }
 }

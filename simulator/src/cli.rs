@@ -39,7 +39,8 @@ pub enum Command {
     ///   POST /sim/restart {"change_ports": true}           another process: no blocks, batches
     ///                                                      from 0, other hashes, other ports
     ///   POST /reset_prefix_cache                           as vLLM's; told with the next step
-    ///   GET /sim/blocks, /kv_event_sources                 what is held, where events are now
+    ///   GET /sim/blocks, /sim/blocks/RANK                  what is held
+    ///   GET /kv_event_sources                              where events are now
     ///
     /// Example: a small, slow server with replay, on free ports
     ///
@@ -89,6 +90,11 @@ pub struct Serve {
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true",
           action = clap::ArgAction::Set)]
     enable_prompt_tokens_details: bool,
+    /// Engines behind the one port, each with a cache of its own. X-data-parallel-rank names one;
+    /// ports of events and replay are one higher for each, but for port 0
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    data_parallel_size: u32,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -152,7 +158,7 @@ struct EventArgs {
     /// filled blocks in the order of those versions too)
     #[arg(long, value_enum, default_value_t = Layout::Map)]
     events_layout: Layout,
-    /// Data-parallel rank in every batch
+    /// Data-parallel rank in every batch; of several the first
     #[arg(long, value_name = "RANK", default_value_t = 0)]
     data_parallel_rank: u32,
 }
@@ -172,6 +178,7 @@ impl Serve {
             max_model_len: self.max_model_len,
             answer_tokens: self.answer_tokens.max(1),
             prompt_tokens_details: self.enable_prompt_tokens_details,
+            data_parallel_size: self.data_parallel_size,
             engine: self.engine.config(layout, random),
             seed_drawn,
             timing: self.speed.timing(),

@@ -26,9 +26,9 @@ const BODY_BYTES_MAX: usize = 32 << 20;
 /// What every handler can see.
 #[derive(Debug)]
 pub struct App {
-    /// The way to the engine, and where it publishes.
+    /// The way to the engines, and where they publish.
     pub processes: Processes,
-    /// How the engine was set up.
+    /// How each engine was set up.
     pub engine_config: EngineConfig,
     /// Reads prompts, words answers.
     pub text: Text,
@@ -60,6 +60,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/reset_prefix_cache", post(info::reset_prefix_cache))
         .route("/kv_event_sources", get(info::kv_event_sources))
         .route("/sim/blocks", get(info::blocks))
+        .route("/sim/blocks/{rank}", get(info::blocks_of_rank))
         .route("/sim/faults", get(info::faults).post(info::set_faults))
         .route("/sim/restart", post(restart::restart))
         .route("/version", get(info::version))

@@ -1,10 +1,12 @@
-//! What ends and begins with a server's process: the engine and its event sockets. A restart
-//! replaces them behind an HTTP port that stays.
+//! What ends and begins with a server's process: the engine of each data-parallel rank and its event
+//! sockets. A restart replaces them all behind an HTTP port that stays.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -31,8 +33,10 @@ pub struct Recipe {
     pub seed_drawn: bool,
     /// The speed.
     pub timing: Timing,
-    /// Where to publish, if anywhere, and the first frame of every message.
-    pub events: Option<(EventConfig, String)>,
+    /// Where each rank publishes, if anywhere; at least one rank.
+    pub ranks: Vec<Option<EventConfig>>,
+    /// First frame of every message.
+    pub topic: String,
     /// What goes wrong with events. It outlives processes.
     pub faults: FaultSwitch,
 }
@@ -48,26 +52,49 @@ pub struct Restart {
 }
 
 /// A process, as those see it who ask it something.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Process {
-    /// The way to the engine. Once it is gone, nothing is answered.
+    /// At least one.
+    pub ranks: Vec<Rank>,
+}
+
+/// A data-parallel rank.
+#[derive(Debug)]
+pub struct Rank {
+    /// Its number.
+    pub rank: u32,
+    /// The way to its engine. Once it is gone, nothing is answered.
     pub engine: Handle,
-    /// Where events are published, if they are.
+    /// Where its events are published, if they are.
     pub sources: Option<Sources>,
+}
+
+impl Process {
+    /// The rank that is named, or the one with the least to do.
+    #[must_use]
+    pub fn rank(&self, name: Option<&str>) -> Option<&Rank> {
+        match name {
+            Some(name) => self.ranks.iter().find(|one| name.parse() == Ok(one.rank)),
+            None => self.ranks.iter().min_by_key(|one| {
+                let stats = one.engine.stats();
+                stats.running + stats.waiting
+            }),
+        }
+    }
 }
 
 /// Reaches whichever process runs now.
 #[derive(Debug, Clone)]
 pub struct Processes {
-    now: watch::Receiver<Process>,
+    now: watch::Receiver<Arc<Process>>,
     ask: mpsc::Sender<(Restart, oneshot::Sender<anyhow::Result<()>>)>,
 }
 
 impl Processes {
     /// The one that runs, or that ran last.
     #[must_use]
-    pub fn now(&self) -> Process {
-        self.now.borrow().clone()
+    pub fn now(&self) -> Arc<Process> {
+        Arc::clone(&self.now.borrow())
     }
 
     /// Whether the server goes on, whatever became of a process.
@@ -90,7 +117,7 @@ impl Processes {
 pub struct Supervisor {
     recipe: Recipe,
     tasks: JoinSet<()>,
-    now: watch::Sender<Process>,
+    now: watch::Sender<Arc<Process>>,
     asked: mpsc::Receiver<(Restart, oneshot::Sender<anyhow::Result<()>>)>,
 }
 
@@ -99,7 +126,7 @@ impl Supervisor {
     pub async fn start(recipe: Recipe) -> anyhow::Result<(Self, Processes)> {
         let mut tasks = JoinSet::new();
         let process = begin(&recipe, &mut tasks).await?;
-        let (now, seen) = watch::channel(process);
+        let (now, seen) = watch::channel(Arc::new(process));
         let (ask, asked) = mpsc::channel(ASKED_MAX);
         let supervisor = Self {
             recipe,
@@ -133,15 +160,18 @@ impl Supervisor {
 
     async fn restart(&mut self, how: Restart) -> anyhow::Result<()> {
         self.tasks.shutdown().await;
+        // It restarts once, however many ranks asked for it.
+        let _ = self.recipe.faults.restart_due().now_or_never();
         let seed = &mut self.recipe.engine.hash_seed;
         if let Some(given) = how.seed {
             *seed = given;
         } else if self.recipe.seed_drawn {
             *seed = RandomState::new().hash_one(*seed);
         }
-        let bound = self.now.borrow().sources.clone();
-        if let (Some((events, _)), Some(bound)) = (&mut self.recipe.events, bound) {
-            *events = events.after(&bound, how.change_ports);
+        for (events, rank) in self.recipe.ranks.iter_mut().zip(&self.now.borrow().ranks) {
+            if let (Some(events), Some(bound)) = (events, &rank.sources) {
+                *events = events.after(bound, how.change_ports);
+            }
         }
         let begun = Instant::now();
         let process = loop {
@@ -153,20 +183,29 @@ impl Supervisor {
             }
             sleep(PORTS_LOOK).await;
         };
-        self.now.send_replace(process);
+        self.now.send_replace(Arc::new(process));
         Ok(())
     }
 }
 
 /// Starts a process's tasks.
 async fn begin(recipe: &Recipe, tasks: &mut JoinSet<()>) -> anyhow::Result<Process> {
-    let (mut publisher, mut sources) = (None, None);
-    if let Some((events, topic)) = &recipe.events {
-        let started = Publisher::start(events, topic.clone(), &recipe.faults, tasks).await;
-        let (started, bound) = started?;
-        (publisher, sources) = (Some(started), Some(bound));
+    let mut ranks = Vec::new();
+    for (offset, events) in (0..).zip(&recipe.ranks) {
+        let (mut publisher, mut sources) = (None, None);
+        if let Some(events) = events {
+            let topic = recipe.topic.clone();
+            let started = Publisher::start(events, topic, &recipe.faults, tasks).await;
+            let (started, bound) = started?;
+            (publisher, sources) = (Some(started), Some(bound));
+        }
+        let (runner, engine) = Runner::new(recipe.engine.clone(), recipe.timing, publisher);
+        tasks.spawn(runner.run());
+        ranks.push(Rank {
+            rank: events.as_ref().map_or(offset, |events| events.rank),
+            engine,
+            sources,
+        });
     }
-    let (runner, engine) = Runner::new(recipe.engine.clone(), recipe.timing, publisher);
-    tasks.spawn(runner.run());
-    Ok(Process { engine, sources })
+    Ok(Process { ranks })
 }

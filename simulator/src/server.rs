@@ -38,6 +38,8 @@ pub struct Config {
     pub answer_tokens: usize,
     /// Whether usage says how much of a prompt was cached.
     pub prompt_tokens_details: bool,
+    /// Engines behind the one HTTP address, each with a cache and event sockets of its own.
+    pub data_parallel_size: u32,
     /// The scheduler and its blocks.
     pub engine: EngineConfig,
     /// Whether `engine.hash_seed` was drawn, so that a restart draws another.
@@ -60,6 +62,7 @@ impl Default for Config {
             max_model_len: None,
             answer_tokens: 128,
             prompt_tokens_details: true,
+            data_parallel_size: 1,
             engine: EngineConfig::default(),
             seed_drawn: false,
             timing: Timing::default(),
@@ -74,7 +77,7 @@ impl Default for Config {
 pub struct Addresses {
     /// HTTP.
     pub http: SocketAddr,
-    /// The event sockets of the first process.
+    /// The event sockets of the first process, of its first rank.
     pub events: Option<Sources>,
 }
 
@@ -82,7 +85,7 @@ pub struct Addresses {
 #[derive(Debug)]
 pub struct Server;
 
-/// A server that serves. Dropping it closes its sockets and ends the engine at once: streams
+/// A server that serves. Dropping it closes its sockets and ends the engines at once: streams
 /// end with an error, connections that are kept alive answer 503.
 #[derive(Debug)]
 pub struct Bound {
@@ -90,7 +93,7 @@ pub struct Bound {
     pub addresses: Addresses,
     stop: oneshot::Sender<()>,
     http: JoinSet<()>,
-    /// Whoever keeps the engine and the event sockets.
+    /// Whoever keeps the engines and the event sockets.
     _supervisor: JoinSet<()>,
 }
 
@@ -112,16 +115,15 @@ impl Server {
             .local_addr()
             .context("the listener has no address")?;
         let faults = FaultSwitch::new(config.faults);
-        let events = config.events.map(|events| {
-            let topic = events.topic.clone();
-            let topic = topic.unwrap_or_else(|| format!("kv@{http_address}@{}", config.model));
-            (events, topic)
-        });
+        let events = config.events;
+        let topic = events.as_ref().and_then(|events| events.topic.clone());
+        let of_rank = |offset| events.as_ref().map(|events| events.of_rank(offset));
         let (supervisor, processes) = Supervisor::start(Recipe {
             engine: config.engine.clone(),
             seed_drawn: config.seed_drawn,
             timing: config.timing,
-            events,
+            ranks: (0..config.data_parallel_size.max(1)).map(of_rank).collect(),
+            topic: topic.unwrap_or_else(|| format!("kv@{http_address}@{}", config.model)),
             faults: faults.clone(),
         })
         .await?;
@@ -129,7 +131,7 @@ impl Server {
         supervised.spawn(supervisor.run());
         let addresses = Addresses {
             http: http_address,
-            events: processes.now().sources,
+            events: processes.now().ranks[0].sources.clone(),
         };
         let router = http::router(Arc::new(App {
             processes,

@@ -342,11 +342,12 @@ async fn a_restart_breaks_answers_and_leaves_nothing() {
         .await;
 }
 
-/// A server with events, a subscriber to them, and a way to ask for old ones.
-async fn published(layout: Layout) -> (Sim, SubSocket, DealerSocket) {
+/// A server that publishes on free ports.
+async fn publishing(layout: Layout, ranks: u32) -> Sim {
     let any = "tcp://127.0.0.1:0".to_owned();
-    let sim = Sim::start(Config {
+    Sim::start(Config {
         timing: Timing::INSTANT,
+        data_parallel_size: ranks,
         engine: EngineConfig::default(),
         events: Some(EventConfig {
             endpoint: any.clone(),
@@ -357,7 +358,12 @@ async fn published(layout: Layout) -> (Sim, SubSocket, DealerSocket) {
         }),
         ..Config::default()
     })
-    .await;
+    .await
+}
+
+/// A server with events, a subscriber to them, and a way to ask for old ones.
+async fn published(layout: Layout) -> (Sim, SubSocket, DealerSocket) {
+    let sim = publishing(layout, 1).await;
     let sources = sim.bound.addresses.events.clone().expect("events are on");
     let mut live = SubSocket::new();
     live.connect(&sources.endpoint).await.expect("it listens");
@@ -509,6 +515,56 @@ async fn a_cache_that_is_reset_every_time_gives_nothing() {
         let again = sim.post("/v1/chat/completions", chat(&long())).await;
         assert_eq!(again["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     }
+}
+
+/// What the ranks of a server hold.
+async fn held(sim: &Sim) -> [String; 2] {
+    [
+        sim.get("/sim/blocks/3").await,
+        sim.get("/sim/blocks/4").await,
+    ]
+}
+
+/// Asks a rank for blocks.
+async fn fill(sim: &Sim, rank: &str) -> StatusCode {
+    let request = sim.client.post(sim.url("/v1/chat/completions"));
+    let request = request.header("X-data-parallel-rank", rank);
+    let answer = request.body(chat(&long()).to_string()).send().await;
+    answer.expect("an answer").status()
+}
+
+#[tokio::test]
+async fn ranks_hold_what_they_are_asked_and_lose_it_together() {
+    let sim = publishing(Layout::Map, 2).await;
+    let sources = sim.get("/kv_event_sources").await;
+    assert_eq!(fill(&sim, "5").await, StatusCode::BAD_REQUEST);
+    for (path, body) in [("/reset_prefix_cache", ""), ("/sim/restart", "{}")] {
+        assert_eq!(fill(&sim, "4").await, StatusCode::OK);
+        let [first, second] = held(&sim).await;
+        assert!(first == "{}" && second != "{}", "{first} {second}");
+        assert_eq!(fill(&sim, "3").await, StatusCode::OK);
+        let answer = sim.client.post(sim.url(path)).body(body).send().await;
+        assert_eq!(answer.expect("an answer").status(), StatusCode::OK);
+        assert_eq!(held(&sim).await, ["{}", "{}"], "{path}");
+    }
+    assert_eq!(sim.get("/kv_event_sources").await, sources);
+    let moved = sim.post("/sim/restart", json!({"change_ports": true}));
+    let (moved, sources) = (moved.await, serde_json::from_str::<Value>(&sources));
+    let sources = sources.expect("JSON");
+    for rank in ["3", "4"] {
+        assert_ne!(moved[rank]["endpoint"], sources[rank]["endpoint"]);
+    }
+}
+
+#[tokio::test]
+async fn a_rank_that_is_to_die_takes_the_others_along() {
+    let sim = publishing(Layout::Map, 2).await;
+    fill(&sim, "3").await;
+    sim.send("/sim/faults", &json!({"restart_every": 1})).await;
+    fill(&sim, "4").await;
+    let lost = async { while held(&sim).await != ["{}", "{}"] {} };
+    let lost = tokio::time::timeout(PATIENCE, lost).await;
+    lost.expect("both are gone");
 }
 
 fn ask_from(number: &[u8]) -> ZmqMessage {

@@ -9,28 +9,28 @@
 //! and in warnings. An endpoint's connection may cost what one that we made may cost.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use metrics::Counter;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument;
 
 use super::queue::Queue;
-use super::zmq::{DepthGauge, Limits, check_life};
-use super::zmtp::{Connection, Incoming, LinkError, Role};
+use super::zmq::{DepthGauge, Limits};
 use super::{Delivery, EventSource};
 use crate::fleet::{Endpoint, EndpointId};
 
-mod hall;
+mod claims;
+mod peer;
 
-use hall::{Found, Hall};
+use claims::Claims;
+use peer::Peer;
 
 /// Connections that belong to no endpoint, those that still shake hands among them. Past it the
 /// longest-standing one is hung up on, so that a flood does not shut out a fleet.
@@ -38,10 +38,6 @@ const STRANGERS_MAX: usize = 256;
 /// One message of a stranger: all of them together can make us hold 256 MiB. 1 MiB is a batch of
 /// 200,000 tokens; a publisher whose topic is still to be heard comes back after a longer one.
 const STRANGER_BYTES_MAX: usize = 1 << 20;
-/// Of a topic, what is looked at: names of pods are 253 bytes at most, and models' are paths.
-const TOPIC_BYTES_MAX: usize = 1_024;
-/// Peers that were warned of: a label of 16 bytes each.
-const WARNED_MAX: usize = 1_024;
 /// Without file descriptors nobody can be let in until somebody has left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -71,7 +67,7 @@ struct Shared {
     limits: Limits,
     /// Batches of strangers.
     unclaimed: Counter,
-    hall: Mutex<Hall>,
+    claims: Mutex<Claims>,
     /// Counts what may let a stranger find an endpoint: one came, or is free again.
     changes: AtomicU64,
 }
@@ -97,7 +93,7 @@ impl Acceptor {
             subscription: [&[1], topic_prefix.as_bytes()].concat(),
             limits,
             unclaimed,
-            hall: Mutex::default(),
+            claims: Mutex::default(),
             changes: AtomicU64::new(0),
         });
         let mut tasks = JoinSet::new();
@@ -130,7 +126,7 @@ impl Acceptor {
         let limits = &self.shared.limits;
         let queue = Queue::new(limits.queue_messages_max, limits.queue_bytes_max);
         let queue = Arc::new(queue);
-        self.shared.hall.lock().add(endpoint, queue.clone());
+        self.shared.claims.lock().add(endpoint, queue.clone());
         self.shared.changed();
         Ok(BoundSource {
             acceptor: self.clone(),
@@ -187,7 +183,7 @@ impl EventSource for BoundSource {
 impl Drop for BoundSource {
     fn drop(&mut self) {
         self.queue.close();
-        self.acceptor.shared.hall.lock().remove(self.endpoint);
+        self.acceptor.shared.claims.lock().remove(self.endpoint);
         self.acceptor.shared.changed();
     }
 }
@@ -233,6 +229,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, rank: u32) {
 }
 
 impl Shared {
+    /// A stranger may find an endpoint now.
     fn changed(&self) {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
@@ -248,202 +245,11 @@ impl Shared {
         peer: SocketAddr,
         rank: u32,
     ) {
-        // Held until it is entered: it finds no endpoint before.
-        let mut hall = self.hall.lock();
-        let id = hall.next_id();
-        let guest = Guest {
-            shared: self.clone(),
-            id,
-            ip: peer.ip().to_canonical(),
-            rank,
-            seat: None,
-            topic: None,
-            looked: None,
-            reason: "hung up on here".to_owned(),
-        };
+        // Not locked while it is spawned: it locks where it ends, and that may be at once.
+        let id = self.claims.lock().enter(STRANGERS_MAX);
         let span = tracing::info_span!("publisher", %peer);
-        let task = connections.spawn(guest.stay(stream).instrument(span));
-        hall.enter(id, task, STRANGERS_MAX);
-    }
-}
-
-/// One connection. Dropping it frees its endpoint.
-struct Guest {
-    shared: Arc<Shared>,
-    id: u64,
-    ip: IpAddr,
-    /// Of the port that it came to.
-    rank: u32,
-    /// The endpoint whose publisher it is.
-    seat: Option<(Arc<Endpoint>, Arc<Queue>)>,
-    /// Of its last message.
-    topic: Option<Bytes>,
-    /// When an endpoint was looked for in vain, by count of changes.
-    looked: Option<u64>,
-    /// Why it ends.
-    reason: String,
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let reason = std::mem::take(&mut self.reason);
-        self.stand_up(reason);
-        self.shared.hall.lock().leave(self.id);
-    }
-}
-
-impl Guest {
-    async fn stay(mut self, stream: TcpStream) {
-        let error = match self.greet(stream).await {
-            Ok(connection) => self.listen(connection).await,
-            Err(error) => error,
-        };
-        self.reason = error.to_string();
-        tracing::debug!(reason = self.reason, "disconnected");
-    }
-
-    async fn greet(&self, stream: TcpStream) -> Result<Connection, LinkError> {
-        let connect_max = self.shared.limits.connect_max;
-        let bytes_max = self.shared.stranger_bytes_max();
-        let mut connection = Connection::accept(stream, Role::Sub, connect_max, bytes_max).await?;
-        connection.send(&[&self.shared.subscription]).await?;
-        Ok(connection)
-    }
-
-    /// Reads until the connection ends, and says why it did.
-    async fn listen(&mut self, mut connection: Connection) -> LinkError {
-        let mut heartbeat = interval(self.shared.limits.ping_every);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let step = tokio::select! {
-                incoming = connection.next() => match incoming {
-                    Ok(incoming) => self.take(incoming, &mut connection).await,
-                    Err(error) => Err(error),
-                },
-                // The first is at once: a server that is idle has its seat by its address.
-                _ = heartbeat.tick() => {
-                    self.look(&mut connection);
-                    check_life(&mut connection, &self.shared.limits).await
-                }
-            };
-            if let Err(error) = step {
-                return error;
-            }
-        }
-    }
-
-    async fn take(
-        &mut self,
-        incoming: Incoming,
-        connection: &mut Connection,
-    ) -> Result<(), LinkError> {
-        match incoming {
-            Incoming::Message(frames) => self.take_message(&frames, connection),
-            Incoming::Ping(context) => connection.pong(&context).await,
-            Incoming::Command(_) => Ok(()),
-        }
-    }
-
-    fn take_message(
-        &mut self,
-        frames: &[Bytes],
-        connection: &mut Connection,
-    ) -> Result<(), LinkError> {
-        self.heed(frames.first())?;
-        self.look(connection);
-        match &self.seat {
-            Some((_, queue)) => queue.push(Delivery::from_frames(frames)),
-            None => self.shared.unclaimed.increment(1),
-        }
-        Ok(())
-    }
-
-    /// Hears a topic. The first may move it from where its address led; it has one only.
-    fn heed(&mut self, topic: Option<&Bytes>) -> Result<(), LinkError> {
-        let topic = topic.map(|topic| &topic[..topic.len().min(TOPIC_BYTES_MAX)]);
-        if self.topic.as_deref() == topic {
-            return Ok(());
-        }
-        let is_first = self.topic.is_none();
-        self.topic = topic.map(Bytes::copy_from_slice);
-        self.looked = None;
-        let Some((endpoint, _)) = &self.seat else {
-            return Ok(());
-        };
-        let named = self
-            .shared
-            .hall
-            .lock()
-            .named(self.rank, self.topic.as_ref());
-        match named {
-            Some(named) if named != endpoint.id && is_first => {
-                self.stand_up("its topic names another endpoint".to_owned());
-                Ok(())
-            }
-            Some(named) if named != endpoint.id => Err(LinkError::TwoTopics),
-            _ => Ok(()),
-        }
-    }
-
-    /// Looks for its endpoint, unless it has one that is still in the fleet.
-    fn look(&mut self, connection: &mut Connection) {
-        if self
-            .seat
-            .as_ref()
-            .is_some_and(|(_, queue)| queue.is_closed())
-        {
-            self.stand_up("the endpoint left the fleet".to_owned());
-        }
-        let changes = self.shared.changes.load(Ordering::Relaxed);
-        if self.seat.is_some() || self.looked == Some(changes) {
-            return;
-        }
-        self.looked = Some(changes);
-        connection.set_message_bytes_max(self.shared.stranger_bytes_max());
-        let mut hall = self.shared.hall.lock();
-        match hall.find(self.id, self.rank, self.topic.as_ref(), self.ip) {
-            Found::Free(endpoint, queue) => {
-                drop(hall);
-                tracing::info!(endpoint = endpoint.name, "connected");
-                queue.push(Delivery::Connected);
-                connection.set_message_bytes_max(self.shared.limits.message_bytes_max);
-                self.seat = Some((endpoint, queue));
-            }
-            // An address alone says little; what it publishes will say whose it is.
-            _ if self.topic.is_none() => {}
-            found => {
-                let warned = hall.warns(self.ip, WARNED_MAX);
-                drop(hall);
-                if warned {
-                    self.warn(&found);
-                }
-            }
-        }
-    }
-
-    fn warn(&self, found: &Found) {
-        let topic = String::from_utf8_lossy(self.topic.as_deref().unwrap_or_default());
-        match found {
-            Found::Taken(endpoint) => tracing::warn!(
-                ?topic,
-                endpoint = endpoint.name,
-                "a second publisher for an endpoint that has one; its batches are dropped: do two \
-                 servers share a topic, or is data_parallel_size missing in the fleet file?"
-            ),
-            _ => tracing::warn!(
-                ?topic,
-                rank = self.rank,
-                "a publisher that belongs to no endpoint; its batches are dropped: name the pod in \
-                 the topic of its --kv-events-config, as kv@POD@MODEL, or the pod in the fleet file"
-            ),
-        }
-    }
-
-    fn stand_up(&mut self, reason: String) {
-        if let Some((endpoint, queue)) = self.seat.take() {
-            queue.push(Delivery::Disconnected { reason });
-            self.shared.hall.lock().free(endpoint.id, self.id);
-            self.shared.changed();
-        }
+        let peer = Peer::new(self.clone(), id, peer.ip().to_canonical(), rank);
+        let task = connections.spawn(peer.serve(stream).instrument(span));
+        self.claims.lock().served_by(id, task);
     }
 }

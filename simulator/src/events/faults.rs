@@ -40,7 +40,7 @@ pub struct Faults {
     /// Batches that can be replayed; vLLM keeps 10,000
     #[arg(long, value_name = "N", default_value_t = super::REPLAYABLE_BATCHES_MAX)]
     pub replay_batches: usize,
-    /// Restart the engine after so many batches of each process; 0 is never
+    /// Restart the process once a rank of it has published so many batches; 0 is never
     #[arg(
         long = "fault-restart-every",
         value_name = "BATCHES",

@@ -62,6 +62,24 @@ impl EventConfig {
             ..self.clone()
         }
     }
+
+    /// The same for a later rank: vLLM adds the rank to the ports, but for port 0.
+    #[must_use]
+    pub fn of_rank(&self, offset: u32) -> Self {
+        let moved = |socket: &String| match socket.rsplit_once(':') {
+            Some((host, port)) => match port.parse::<u32>() {
+                Ok(port) if port > 0 => format!("{host}:{}", port + offset),
+                _ => socket.clone(),
+            },
+            None => socket.clone(),
+        };
+        Self {
+            endpoint: moved(&self.endpoint),
+            replay_endpoint: self.replay_endpoint.as_ref().map(moved),
+            rank: self.rank + offset,
+            ..self.clone()
+        }
+    }
 }
 
 /// Where events are, as bound; what `GET /kv_event_sources` tells.

@@ -21,6 +21,8 @@ use super::shape::{Shape, Tally};
 use crate::runner::Answers;
 
 const REQUEST_ID: &str = "x-request-id";
+/// Pins a request to a data-parallel rank.
+const RANK: &str = "x-data-parallel-rank";
 /// Shorter bodies are tokenized where they are: within 0.1 ms.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
@@ -37,7 +39,7 @@ pub(super) async fn completion(app: State<Arc<App>>, headers: HeaderMap, body: B
 async fn generate(app: Arc<App>, api: Api, headers: &HeaderMap, body: Bytes) -> Response {
     let id = request_id(headers);
     let mut response = match parse(Arc::clone(&app), api, body).await {
-        Ok(ask) => answer(app, ask, &id).await,
+        Ok(ask) => answer(app, ask, &id, headers).await,
         Err(refusal) => refusal.into_response(),
     };
     if let Ok(id) = HeaderValue::from_str(&id) {
@@ -65,11 +67,18 @@ fn request_id(headers: &HeaderMap) -> String {
     )
 }
 
-async fn answer(app: Arc<App>, mut ask: Ask, id: &str) -> Response {
+async fn answer(app: Arc<App>, mut ask: Ask, id: &str, headers: &HeaderMap) -> Response {
+    let name = headers.get(RANK).and_then(|rank| rank.to_str().ok());
+    let process = app.processes.now();
+    let Some(rank) = process.rank(name) else {
+        let (name, ranks) = (name.unwrap_or_default(), process.ranks.len());
+        let message = format!("data_parallel_rank {name:?} is none of {ranks}");
+        return Refusal::bad_request(message, None).into_response();
+    };
     let shape = Shape::new(&app, &ask, id);
     let choices = ask.requests.len();
-    let engine = app.processes.now().engine;
-    let answers = engine.submit(std::mem::take(&mut ask.requests)).await;
+    let requests = std::mem::take(&mut ask.requests);
+    let answers = rank.engine.submit(requests).await;
     if ask.stream {
         let telling = Telling::new(app, shape, answers, choices, ask.include_usage);
         return telling.into_response();

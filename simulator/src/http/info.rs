@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::App;
 use super::ask::{Api, read};
 use super::error::json_body;
+use crate::process::Rank;
 
 /// The version whose behaviour this is.
 const VLLM_VERSION: &str = "0.32.0+kvscout.sim";
@@ -18,7 +19,19 @@ const VLLM_VERSION: &str = "0.32.0+kvscout.sim";
 /// `GET /sim/blocks`, which vLLM does not have: what the cache holds between two steps, as
 /// `{hash: physical copies}`. What a picker believes can be held against it.
 pub(super) async fn blocks(app: State<Arc<App>>) -> Response {
-    let copies = app.processes.now().engine.copies().await;
+    blocks_of(&app.processes.now().ranks[0]).await
+}
+
+/// `GET /sim/blocks/RANK`: the same of one data-parallel rank.
+pub(super) async fn blocks_of_rank(app: State<Arc<App>>, rank: Path<String>) -> Response {
+    match app.processes.now().rank(Some(&rank)) {
+        Some(rank) => blocks_of(rank).await,
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+async fn blocks_of(rank: &Rank) -> Response {
+    let copies = rank.engine.copies().await;
     json_body(&json!(copies)).into_response()
 }
 
@@ -74,7 +87,10 @@ pub(super) async fn tokenize(app: State<Arc<App>>, body: Bytes) -> Response {
 
 /// `POST /reset_prefix_cache`: no success while requests run.
 pub(super) async fn reset_prefix_cache(app: State<Arc<App>>) -> Response {
-    let success = app.processes.now().engine.reset_prefix_cache().await;
+    let mut success = true;
+    for rank in &app.processes.now().ranks {
+        success &= rank.engine.reset_prefix_cache().await;
+    }
     json_body(&json!({"success": success})).into_response()
 }
 
@@ -82,7 +98,12 @@ pub(super) async fn reset_prefix_cache(app: State<Arc<App>>) -> Response {
 pub(super) async fn kv_event_sources(app: State<Arc<App>>) -> Response {
     let mut sources = json!({});
     let as_configured = |endpoint: &str| endpoint.replace("0.0.0.0", "*");
-    if let Some(source) = &app.processes.now().sources {
+    let process = app.processes.now();
+    for source in process
+        .ranks
+        .iter()
+        .filter_map(|rank| rank.sources.as_ref())
+    {
         sources[source.rank.to_string()] = json!({
             "enable_kv_cache_events": true, "publisher": "zmq",
             "endpoint": as_configured(&source.endpoint),

@@ -1,4 +1,5 @@
-//! `GET /metrics`: the families of vLLM 0.32.0 that schedulers read, with its names and labels.
+//! `GET /metrics`: the families of vLLM 0.32.0 that schedulers read, with its names and labels; of
+//! several data-parallel ranks the first one's.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -10,14 +11,14 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use crate::engine::Stats;
-use crate::process::Process;
+use crate::process::Rank;
 
 /// `GET /metrics`
 pub(super) async fn page(app: State<Arc<App>>) -> Response {
     let kind = "text/plain; version=1.0.0; charset=utf-8";
     (
         [(header::CONTENT_TYPE, kind)],
-        render(&app, &app.processes.now()),
+        render(&app, &app.processes.now().ranks[0]),
     )
         .into_response()
 }
@@ -55,9 +56,8 @@ impl Page {
     }
 }
 
-fn render(app: &App, process: &Process) -> String {
-    let stats = &process.engine.stats();
-    let rank = process.sources.as_ref().map_or(0, |sources| sources.rank);
+fn render(app: &App, Rank { rank, engine, .. }: &Rank) -> String {
+    let stats = &engine.stats();
     let mut page = Page {
         text: String::new(),
         labels: format!("engine=\"{rank}\",model_name=\"{}\"", escape(&app.model)),
@@ -65,7 +65,7 @@ fn render(app: &App, process: &Process) -> String {
     load(&mut page, stats);
     totals(&mut page, stats);
     lora(&mut page, app, stats);
-    cache_config(&mut page, app, rank);
+    cache_config(&mut page, app, *rank);
     page.text
 }
 

@@ -12,24 +12,33 @@ use crate::fleet::{Endpoint, EndpointId};
 
 /// The endpoints that wait for their publishers, and the connections.
 #[derive(Debug, Default)]
-pub(super) struct Hall {
-    seats: Vec<Seat>,
-    /// By age, with the means to end it; those that sit are in no danger.
-    guests: BTreeMap<u64, (AbortHandle, bool)>,
+pub(super) struct Claims {
+    slots: Vec<Slot>,
+    /// By age.
+    peers: BTreeMap<u64, Peer>,
     next_id: u64,
     warned: BTreeSet<IpAddr>,
 }
 
 /// An endpoint, and its publisher's connection while there is one.
 #[derive(Debug)]
-struct Seat {
+struct Slot {
     endpoint: Arc<Endpoint>,
     /// What a topic may call it, rank or not: the pod's name, ip:port.
     names: [String; 2],
     /// The same by address alone, which pods of one host share.
     ip: String,
     queue: Arc<Queue>,
-    guest: Option<u64>,
+    peer: Option<u64>,
+}
+
+/// A connection.
+#[derive(Debug, Default)]
+struct Peer {
+    /// Ends it.
+    task: Option<AbortHandle>,
+    /// It is an endpoint's publisher, and in no danger.
+    claimed: bool,
 }
 
 /// What there is for a publisher.
@@ -43,41 +52,46 @@ pub(super) enum Found {
     Nobody,
 }
 
-impl Hall {
+impl Claims {
     pub(super) fn add(&mut self, endpoint: &Arc<Endpoint>, queue: Arc<Queue>) {
-        self.seats.push(Seat {
+        self.slots.push(Slot {
             names: [endpoint.pod.clone(), endpoint.address.to_string()],
             ip: endpoint.address.ip().to_string(),
             endpoint: endpoint.clone(),
             queue,
-            guest: None,
+            peer: None,
         });
     }
 
     pub(super) fn remove(&mut self, endpoint: EndpointId) {
-        self.seats.retain(|seat| seat.endpoint.id != endpoint);
+        self.slots.retain(|slot| slot.endpoint.id != endpoint);
     }
 
-    pub(super) fn next_id(&mut self) -> u64 {
+    /// Lets a connection in; where there are `strangers_max` already, the oldest is hung up on.
+    pub(super) fn enter(&mut self, strangers_max: usize) -> u64 {
+        let strangers = self.peers.iter().filter(|(_, peer)| !peer.claimed);
+        let strangers: Vec<u64> = strangers.map(|(id, _)| *id).collect();
+        if strangers.len() >= strangers_max
+            && let Some(oldest) = strangers.first().and_then(|id| self.peers.remove(id))
+            && let Some(task) = oldest.task
+        {
+            task.abort();
+        }
         self.next_id += 1;
+        self.peers.insert(self.next_id, Peer::default());
         self.next_id
     }
 
-    /// Lets a connection in; of more strangers than `strangers_max` the oldest is hung up on.
-    pub(super) fn enter(&mut self, id: u64, task: AbortHandle, strangers_max: usize) {
-        self.guests.insert(id, (task, false));
-        let strangers = self.guests.iter().filter(|(_, (_, sits))| !sits);
-        let mut strangers = strangers.map(|(id, _)| *id);
-        let oldest = strangers.next();
-        if strangers.count() >= strangers_max
-            && let Some((task, _)) = oldest.and_then(|id| self.guests.remove(&id))
-        {
-            task.abort();
+    /// How a connection is ended; at once where it has left already.
+    pub(super) fn served_by(&mut self, id: u64, task: AbortHandle) {
+        match self.peers.get_mut(&id) {
+            Some(peer) => peer.task = Some(task),
+            None => task.abort(),
         }
     }
 
     pub(super) fn leave(&mut self, id: u64) {
-        self.guests.remove(&id);
+        self.peers.remove(&id);
     }
 
     /// Whether to warn of a peer: once each, and of so many.
@@ -85,44 +99,44 @@ impl Hall {
         self.warned.len() < warned_max && self.warned.insert(ip)
     }
 
-    /// Seats a publisher where its topic says, or else its address, if that is one endpoint's.
+    /// Gives a publisher the endpoint that its topic names, or else the only one of its address.
     pub(super) fn find(
         &mut self,
-        guest: u64,
+        peer: u64,
         rank: u32,
         topic: Option<&Bytes>,
         ip: IpAddr,
     ) -> Found {
-        let at_home = || self.only(|seat| seat.is_of(rank) && seat.endpoint.address.ip() == ip);
+        let at_home = || self.only(|slot| slot.is_of(rank) && slot.endpoint.address.ip() == ip);
         let Some(at) = self.place_of(rank, topic).or_else(at_home) else {
             return Found::Nobody;
         };
-        let seat = &mut self.seats[at];
-        if seat.guest.is_some() {
-            return Found::Taken(seat.endpoint.clone());
+        let slot = &mut self.slots[at];
+        if slot.peer.is_some() {
+            return Found::Taken(slot.endpoint.clone());
         }
-        seat.guest = Some(guest);
-        if let Some((_, sits)) = self.guests.get_mut(&guest) {
-            *sits = true;
+        slot.peer = Some(peer);
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.claimed = true;
         }
-        Found::Free(seat.endpoint.clone(), seat.queue.clone())
+        Found::Free(slot.endpoint.clone(), slot.queue.clone())
     }
 
     /// Whom a topic names.
     pub(super) fn named(&self, rank: u32, topic: Option<&Bytes>) -> Option<EndpointId> {
         let at = self.place_of(rank, topic)?;
-        Some(self.seats[at].endpoint.id)
+        Some(self.slots[at].endpoint.id)
     }
 
     /// An endpoint has no publisher any more.
-    pub(super) fn free(&mut self, endpoint: EndpointId, guest: u64) {
-        for seat in &mut self.seats {
-            if seat.endpoint.id == endpoint && seat.guest == Some(guest) {
-                seat.guest = None;
+    pub(super) fn free(&mut self, endpoint: EndpointId, peer: u64) {
+        for slot in &mut self.slots {
+            if slot.endpoint.id == endpoint && slot.peer == Some(peer) {
+                slot.peer = None;
             }
         }
-        if let Some((_, sits)) = self.guests.get_mut(&guest) {
-            *sits = false;
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.claimed = false;
         }
     }
 
@@ -131,14 +145,14 @@ impl Hall {
     fn place_of(&self, rank: u32, topic: Option<&Bytes>) -> Option<usize> {
         let parts: BTreeSet<&[u8]> = topic?.split(|byte| *byte == b'@').collect();
         let says = |name: &String| parts.contains(name.as_bytes());
-        self.only(|seat| seat.endpoint.rank.is_some() && says(&seat.endpoint.name))
-            .or_else(|| self.only(|seat| seat.is_of(rank) && seat.names.iter().any(says)))
-            .or_else(|| self.only(|seat| seat.is_of(rank) && says(&seat.ip)))
+        self.only(|slot| slot.endpoint.rank.is_some() && says(&slot.endpoint.name))
+            .or_else(|| self.only(|slot| slot.is_of(rank) && slot.names.iter().any(says)))
+            .or_else(|| self.only(|slot| slot.is_of(rank) && says(&slot.ip)))
     }
 
     /// Where there is one, and no second.
-    fn only(&self, wanted: impl Fn(&Seat) -> bool) -> Option<usize> {
-        let mut found = (0..self.seats.len()).filter(|at| wanted(&self.seats[*at]));
+    fn only(&self, wanted: impl Fn(&Slot) -> bool) -> Option<usize> {
+        let mut found = (0..self.slots.len()).filter(|at| wanted(&self.slots[*at]));
         match (found.next(), found.next()) {
             (Some(at), None) => Some(at),
             _ => None,
@@ -146,7 +160,7 @@ impl Hall {
     }
 }
 
-impl Seat {
+impl Slot {
     fn is_of(&self, rank: u32) -> bool {
         self.endpoint.rank.unwrap_or(0) == rank
     }
@@ -156,8 +170,8 @@ impl Seat {
 mod tests {
     use super::*;
 
-    fn hall(endpoints: &[(&str, &str, Option<u32>)]) -> Hall {
-        let mut hall = Hall::default();
+    fn claims(endpoints: &[(&str, &str, Option<u32>)]) -> Claims {
+        let mut claims = Claims::default();
         for (id, (name, address, rank)) in (0..).zip(endpoints) {
             let address = address.parse().expect("an address");
             let endpoint = Endpoint::new(EndpointId(id), (*name).into(), address, None);
@@ -165,9 +179,9 @@ mod tests {
                 Some(rank) => endpoint.of_rank(*rank),
                 None => endpoint,
             };
-            hall.add(&Arc::new(endpoint), Arc::new(Queue::new(1, 1)));
+            claims.add(&Arc::new(endpoint), Arc::new(Queue::new(1, 1)));
         }
-        hall
+        claims
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -175,15 +189,15 @@ mod tests {
     }
 
     /// The name of whose publisher that would be.
-    fn whose(hall: &mut Hall, rank: u32, topic: &'static str, from: &str) -> String {
-        match hall.find(
+    fn whose(claims: &mut Claims, rank: u32, topic: &'static str, from: &str) -> String {
+        match claims.find(
             1,
             rank,
             Some(&Bytes::from_static(topic.as_bytes())),
             ip(from),
         ) {
             Found::Free(endpoint, _) => {
-                hall.free(endpoint.id, 1);
+                claims.free(endpoint.id, 1);
                 endpoint.name.clone()
             }
             other => format!("{other:?}"),
@@ -192,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_topic_says_whose_it_is_and_else_the_address() {
-        let mut hall = hall(&[
+        let mut claims = claims(&[
             ("a", "10.0.0.1:80", None),
             ("b", "10.0.0.2:80", None),
             ("c", "10.0.0.2:81", None),
@@ -212,7 +226,7 @@ mod tests {
             ("kv@bb@model", "10.9.9.9", "Nobody"),
         ] {
             assert_eq!(
-                whose(&mut hall, 0, topic, from),
+                whose(&mut claims, 0, topic, from),
                 owner,
                 "{topic} from {from}"
             );
@@ -221,49 +235,50 @@ mod tests {
 
     #[test]
     fn ranks_are_told_apart_by_their_ports_or_by_name() {
-        let mut hall = hall(&[
+        let mut claims = claims(&[
             ("a", "10.0.0.1:80", Some(0)),
             ("a", "10.0.0.1:80", Some(1)),
             ("b", "10.0.0.2:80", None),
         ]);
-        assert_eq!(whose(&mut hall, 0, "kv@a@model", "10.0.0.1"), "a/0");
-        assert_eq!(whose(&mut hall, 1, "kv@a@model", "10.0.0.1"), "a/1");
-        assert_eq!(whose(&mut hall, 1, "", "10.0.0.1"), "a/1");
-        assert_eq!(whose(&mut hall, 0, "kv@a/1@model", "10.9.9.9"), "a/1");
-        assert_eq!(whose(&mut hall, 1, "kv@b@model", "10.0.0.2"), "Nobody");
+        assert_eq!(whose(&mut claims, 0, "kv@a@model", "10.0.0.1"), "a/0");
+        assert_eq!(whose(&mut claims, 1, "kv@a@model", "10.0.0.1"), "a/1");
+        assert_eq!(whose(&mut claims, 1, "", "10.0.0.1"), "a/1");
+        assert_eq!(whose(&mut claims, 0, "kv@a/1@model", "10.9.9.9"), "a/1");
+        assert_eq!(whose(&mut claims, 1, "kv@b@model", "10.0.0.2"), "Nobody");
     }
 
     #[test]
     fn an_endpoint_has_one_publisher_at_a_time() {
-        let mut hall = hall(&[("a", "10.0.0.1:80", None)]);
+        let mut claims = claims(&[("a", "10.0.0.1:80", None)]);
         let home = ip("10.0.0.1");
-        assert!(matches!(hall.find(1, 0, None, home), Found::Free(..)));
-        assert!(matches!(hall.find(2, 0, None, home), Found::Taken(_)));
-        hall.free(EndpointId(0), 2);
-        assert!(matches!(hall.find(2, 0, None, home), Found::Taken(_)));
-        hall.free(EndpointId(0), 1);
-        assert!(matches!(hall.find(2, 0, None, home), Found::Free(..)));
-        hall.remove(EndpointId(0));
-        assert!(matches!(hall.find(3, 0, None, home), Found::Nobody));
+        assert!(matches!(claims.find(1, 0, None, home), Found::Free(..)));
+        assert!(matches!(claims.find(2, 0, None, home), Found::Taken(_)));
+        claims.free(EndpointId(0), 2);
+        assert!(matches!(claims.find(2, 0, None, home), Found::Taken(_)));
+        claims.free(EndpointId(0), 1);
+        assert!(matches!(claims.find(2, 0, None, home), Found::Free(..)));
+        claims.remove(EndpointId(0));
+        assert!(matches!(claims.find(3, 0, None, home), Found::Nobody));
     }
 
     #[tokio::test]
-    async fn the_oldest_stranger_makes_room_and_whoever_sits_stays() {
-        let mut hall = hall(&[("a", "10.0.0.1:80", None)]);
+    async fn the_oldest_stranger_makes_room_and_a_publisher_stays() {
+        let mut claims = claims(&[("a", "10.0.0.1:80", None)]);
         let tasks: Vec<_> = (1..=4)
             .map(|id| {
                 let task = tokio::spawn(std::future::pending::<()>());
-                hall.enter(id, task.abort_handle(), 2);
+                assert_eq!(claims.enter(2), id);
+                claims.served_by(id, task.abort_handle());
                 if id == 1 {
                     assert!(matches!(
-                        hall.find(1, 0, None, ip("10.0.0.1")),
+                        claims.find(1, 0, None, ip("10.0.0.1")),
                         Found::Free(..)
                     ));
                 }
                 task
             })
             .collect();
-        let held: Vec<_> = hall.guests.keys().copied().collect();
+        let held: Vec<_> = claims.peers.keys().copied().collect();
         assert_eq!(held, [1, 3, 4]);
         for (task, ends) in tasks.into_iter().zip([false, true, false, false]) {
             let within = std::time::Duration::from_millis(if ends { 20_000 } else { 1 });
@@ -274,10 +289,10 @@ mod tests {
 
     #[test]
     fn warnings_end() {
-        let mut hall = Hall::default();
+        let mut claims = Claims::default();
         let peer = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let warned = (0..9).filter(|n| hall.warns(peer(*n), 3)).count();
+        let warned = (0..9).filter(|n| claims.warns(peer(*n), 3)).count();
         assert_eq!(warned, 3);
-        assert!(!hall.warns(peer(0), 3));
+        assert!(!claims.warns(peer(0), 3));
     }
 }
