@@ -20,12 +20,14 @@ use crate::fleet::EndpointId;
 mod book;
 mod cache;
 mod hit;
+mod keyed;
 mod names;
 mod orphans;
 mod overlap;
 
 use book::{Book, Change};
 pub use cache::{CachePicture, Place};
+use keyed::KeyedMap;
 pub use overlap::Cached;
 
 /// The picture of every endpoint's cache.
@@ -52,7 +54,7 @@ pub struct Seen<'a> {
 #[derive(Debug, Default)]
 struct State {
     books: HashMap<EndpointId, Book>,
-    holders: HashMap<BlockKey, Vec<Holder>>,
+    holders: KeyedMap<BlockKey, Vec<Holder>>,
 }
 
 /// An endpoint that holds a block in one of its caches, under `names` engine hashes: two hashes of
@@ -344,7 +346,7 @@ pub fn digest_of(place: Place, hash: u64, copies: u32) -> u64 {
 }
 
 /// Keeps the holders of a block as a book's change says.
-fn note(holders: &mut HashMap<BlockKey, Vec<Holder>>, endpoint: EndpointId, change: &Change<'_>) {
+fn note(holders: &mut KeyedMap<BlockKey, Vec<Holder>>, endpoint: EndpointId, change: &Change<'_>) {
     let (cache, key) = match *change {
         Change::Stores(_) => return,
         Change::Holds(cache, key) | Change::Drops(cache, key, _) => (cache, key),

@@ -1,10 +1,9 @@
 //! The physical copies of one medium and group of an endpoint, by the engine's own names.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{BlockKey, EngineHash, Medium, Rule, Shape};
+use crate::index::keyed::KeyedMap;
 
 /// Which of an endpoint's caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,12 +38,12 @@ pub(super) struct Cache {
     pub rule: Rule,
     /// None until a store tells it; placeholders of offload connectors do not.
     pub shape: Option<Shape>,
-    pub copies: HashMap<EngineHash, Copies>,
+    pub copies: KeyedMap<EngineHash, Copies>,
     /// All their counts.
     pub physical: u64,
     /// Hashes of the beginnings of blocks, by smaller block sizes: where groups are cut differently
     /// vLLM names these too. No hit ends within a block.
-    pub partial: HashMap<EngineHash, u32>,
+    pub partial: KeyedMap<EngineHash, u32>,
 }
 
 /// What a snapshot keeps of a cache.
@@ -66,9 +65,9 @@ impl Cache {
             place,
             rule,
             shape,
-            copies: HashMap::new(),
+            copies: KeyedMap::default(),
             physical: 0,
-            partial: HashMap::new(),
+            partial: KeyedMap::default(),
         }
     }
 

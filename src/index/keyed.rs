@@ -1,0 +1,84 @@
+//! Hashing of what is a hash already: one multiplication, by a number that nobody knows, so that
+//! names chosen to collide do not.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
+/// A map by engine hashes or block keys.
+pub(super) type KeyedMap<K, V> = HashMap<K, V, Keyed>;
+
+/// Its numbers, drawn for each map.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keyed {
+    added: u64,
+    odd: u64,
+}
+
+impl Default for Keyed {
+    fn default() -> Self {
+        let random = RandomState::new();
+        Self {
+            added: random.hash_one(0),
+            odd: random.hash_one(1) | 1,
+        }
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = Mixed;
+
+    fn build_hasher(&self) -> Mixed {
+        Mixed {
+            keyed: *self,
+            hash: 0,
+        }
+    }
+}
+
+pub(super) struct Mixed {
+    keyed: Keyed,
+    hash: u64,
+}
+
+impl Hasher for Mixed {
+    fn finish(&self) -> u64 {
+        self.hash
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Our keys are u64 alone.
+        for byte in bytes {
+            self.write_u64(self.hash ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let Keyed { added, odd } = self.keyed;
+        // Both halves of the whole product: tables take their places from one, their tags from
+        // the other.
+        let product = u128::from(value ^ added) * u128::from(odd);
+        self.hash = product as u64 ^ (product >> 64) as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_that_differ_in_few_bits_are_spread() {
+        for shift in [0, 16, 32, 48] {
+            let keyed = Keyed::default();
+            let hashes = (0..1u64 << 12).map(|name| keyed.hash_one(name << shift));
+            let places: HashSet<u64> = hashes.map(|hash| hash % (1 << 14)).collect();
+            assert!(
+                places.len() > 3_000,
+                "{} places, shift {shift}",
+                places.len()
+            );
+        }
+    }
+}
