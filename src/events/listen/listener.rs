@@ -163,6 +163,7 @@ impl Listener {
                     self.silence.on_unheard();
                     self.ask_capacity();
                 }
+                Delivery::Restarted | Delivery::Snapshot(_) => self.ask_capacity(),
                 Delivery::Doubted { by_bridge, .. } => self.bridge_away = !by_bridge,
                 Delivery::Resumed => self.bridge_away = false,
                 _ => {}
@@ -187,9 +188,9 @@ impl Listener {
         }
     }
 
-    /// Asks a server that we hear ourselves how many blocks it has. Another process may have others.
+    /// Asks the server how many blocks it has. Another process may have others.
     fn ask_capacity(&mut self) {
-        if matches!(self.way, Way::Zmq { .. }) && self.capacity_asked.is_empty() {
+        if self.capacity_asked.is_empty() {
             self.capacity = None;
             self.capacity_asked
                 .spawn(capacity::of(self.endpoint.address));
