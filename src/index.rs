@@ -69,6 +69,18 @@ struct Holder {
     unsure: u32,
 }
 
+impl Holder {
+    /// By which the holders of a block are sorted, so that those of two blocks are compared in one
+    /// pass.
+    fn place(&self) -> (EndpointId, u8) {
+        (self.endpoint, self.cache)
+    }
+
+    fn is_sure(&self) -> bool {
+        self.unsure < self.names
+    }
+}
+
 /// What a batch of events did to an endpoint's picture.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Applied {
@@ -353,15 +365,16 @@ fn note(holders: &mut KeyedMap<BlockKey, Vec<Holder>>, endpoint: EndpointId, cha
         Change::Doubts(cache, key) | Change::Confirms(cache, key) => (cache, key),
     };
     let of_key = holders.entry(key).or_default();
-    let same = |holder: &Holder| holder.endpoint == endpoint && holder.cache == cache;
-    let at = of_key.iter().position(same).unwrap_or_else(|| {
-        of_key.push(Holder {
+    let at = of_key.binary_search_by_key(&(endpoint, cache), Holder::place);
+    let at = at.unwrap_or_else(|at| {
+        let holder = Holder {
             endpoint,
             cache,
             names: 0,
             unsure: 0,
-        });
-        of_key.len() - 1
+        };
+        of_key.insert(at, holder);
+        at
     });
     let holder = &mut of_key[at];
     match *change {
@@ -373,7 +386,7 @@ fn note(holders: &mut KeyedMap<BlockKey, Vec<Holder>>, endpoint: EndpointId, cha
             holder.names -= 1;
             holder.unsure -= u32::from(unsure);
             if holder.names == 0 {
-                of_key.swap_remove(at);
+                of_key.remove(at);
             }
         }
     }

@@ -93,11 +93,15 @@ impl State {
             None => return ended,
         };
         for (depth, key) in (0u32..).zip(&chain.keys) {
-            let holders = self.holders_of(key);
+            let mut holders = self.holders_of(key).iter().peekable();
             alive.retain_mut(|(endpoint, sure)| {
-                match holders.iter().find(|holder| holder.endpoint == *endpoint) {
+                while holders
+                    .next_if(|holder| holder.endpoint < *endpoint)
+                    .is_some()
+                {}
+                match holders.peek().filter(|holder| holder.endpoint == *endpoint) {
                     Some(holder) => {
-                        if holder.unsure == holder.names {
+                        if !holder.is_sure() {
                             sure.get_or_insert(depth);
                         }
                         true
@@ -202,9 +206,8 @@ impl State {
     }
 
     fn has(&self, endpoint: EndpointId, cache: u8, key: &BlockKey, sure: bool) -> bool {
-        self.holders_of(key).iter().any(|holder| {
-            let unsure = holder.unsure == holder.names;
-            holder.endpoint == endpoint && holder.cache == cache && !(sure && unsure)
-        })
+        let holders = self.holders_of(key);
+        let at = holders.binary_search_by_key(&(endpoint, cache), Holder::place);
+        at.is_ok_and(|at| !sure || holders[at].is_sure())
     }
 }
