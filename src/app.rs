@@ -117,14 +117,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             Ok(())
         });
     }
-    let upkeep = metrics.handle();
-    app.spawn("upkeep", async move {
-        let mut ticks = tokio::time::interval(UPKEEP);
-        loop {
-            ticks.tick().await;
-            upkeep.run_upkeep();
-        }
-    });
+    app.spawn("upkeep", upkeep(metrics.clone()));
     // Probes are answered until the very end: health and admin are never told to end.
     let (health, never) = (app.health.clone(), std::future::pending());
     app.spawn("health", async move {
@@ -220,6 +213,15 @@ impl App {
             // An error means that the app is gone, which is an end as well.
             let _gone = ending.wait_for(|ending| *ending).await;
         }
+    }
+}
+
+/// Cleans up the metrics again and again, whether anybody reads them or not.
+pub(crate) async fn upkeep(metrics: Arc<Metrics>) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        metrics.handle().run_upkeep();
     }
 }
 

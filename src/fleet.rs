@@ -191,8 +191,9 @@ const AVOIDED_MAX: Duration = Duration::from_secs(30);
 /// 500 ms, doubled so often, is past the maximum.
 const FAILURES_MAX: u32 = 8;
 
-/// Blocks have 16 tokens on a GPU by default, 128 on a CPU, and 256 at most in vLLM's own kernels.
-const BLOCK_TOKENS_MAX: u64 = 256;
+/// Blocks have 16 tokens on a GPU by default, 128 on a CPU, and up to a thousand in hybrid models,
+/// whose blocks of attention are made as large as a recurrent state.
+const BLOCK_TOKENS_MAX: u64 = 1_100;
 
 #[derive(Debug, Default)]
 struct Failures {

@@ -286,6 +286,13 @@ impl Index {
         state.books.get(&endpoint).map_or(1, Book::alignment)
     }
 
+    /// Whether an endpoint has a group whose hit rule is not modelled.
+    #[must_use]
+    pub fn has_unmodelled(&self, endpoint: EndpointId) -> bool {
+        let state = self.state.read();
+        state.books.get(&endpoint).is_some_and(Book::has_unmodelled)
+    }
+
     /// Physical copies in an endpoint's own cache: at most what its `num_gpu_blocks` allow, or
     /// removals were lost.
     #[must_use]

@@ -547,8 +547,8 @@ async fn is_told(ears: &Ears, begins: &str) {
     let reason = || ears.endpoint.trust_since().reason;
     harness::until(begins, || reason().starts_with(begins)).await;
     assert!(!reason().contains("--kv-events-config"), "{}", reason());
-    // As its placement does when a prompt of 300 tokens was answered.
-    ears.endpoint.computed(300);
+    // As its placement does when a prompt of 1,200 tokens was answered.
+    ears.endpoint.computed(1200);
     harness::until("it is told", || reason().contains("--kv-events-config")).await;
     assert!(reason().starts_with(begins), "{}", reason());
     assert_eq!(ears.endpoint.trust(), Trust::Silent);
@@ -590,7 +590,7 @@ async fn behind_a_bridge_the_server_is_told_and_a_missing_bridge_is_not() {
     made.expect("made");
     let (_pod, server) = silent().await;
     let picker = impatient(&server, listen::Way::Nats(Box::new(cluster)));
-    picker.endpoint.computed(300);
+    picker.endpoint.computed(1200);
     let reason = || picker.endpoint.trust_since().reason;
     let away = || reason().starts_with("its bridge is not heard");
     harness::until("no bridge is heard", away).await;

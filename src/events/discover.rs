@@ -192,9 +192,12 @@ fn reached(socket: &str, ip: IpAddr) -> Result<String, String> {
     };
     match host {
         Some(host) if host.is_unspecified() => Ok(format!("tcp://{}", SocketAddr::new(ip, port))),
-        Some(host) => Ok(format!("tcp://{}", SocketAddr::new(host, port))),
-        None => Err(format!(
-            "{socket:?} is no ip that it listens at: bind tcp://*:0 there, or where vLLM is to \
+        // Its own loopback is not ours.
+        Some(host) if !host.is_loopback() || ip.is_loopback() => {
+            Ok(format!("tcp://{}", SocketAddr::new(host, port)))
+        }
+        _ => Err(format!(
+            "{socket:?} is no ip that we reach it at: bind tcp://*:0 there, or where vLLM is to \
              connect to us, set events.bind"
         )),
     }
@@ -245,6 +248,10 @@ mod tests {
             (
                 r#"{"0": {"endpoint": "tcp://kvscout:5557"}}"#,
                 "events.bind",
+            ),
+            (
+                r#"{"0": {"endpoint": "tcp://127.0.0.1:5557"}}"#,
+                "no ip that we reach",
             ),
         ] {
             let said = read_for(0, body).expect_err(body);

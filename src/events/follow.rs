@@ -317,7 +317,9 @@ impl Follower {
     /// then all becomes so.
     pub fn on_capacity(&mut self, index: &Index, blocks_max: u64) -> Followed {
         let mut followed = Followed::default();
-        if index.physical(self.endpoint) <= blocks_max {
+        // Who is not heard is not believed in any case, and is to be recognised first.
+        let heard = self.verdict.trust != Trust::Silent && self.unheard.is_none();
+        if !heard || index.physical(self.endpoint) <= blocks_max {
             return followed;
         }
         index.drop_unsure(self.endpoint);
@@ -371,10 +373,12 @@ impl Follower {
         followed.malformed = batch.malformed;
         followed.applied = index.apply(self.endpoint, &batch.events);
         let applied = followed.applied;
+        let unmodelled =
+            applied.unmodelled > 0 || (applied.cleared > 0 && index.has_unmodelled(self.endpoint));
         if batch.malformed > 0 {
             let reason = format!("{} events could not be read", batch.malformed);
             self.distrust(index, followed, reason);
-        } else if applied.unmodelled > 0 {
+        } else if unmodelled {
             let reason = "it has a cache group whose hit rule is not modelled";
             self.verdict = Verdict::new(Trust::Doubtful, reason);
         } else if applied.over_limit > 0 {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -178,6 +178,7 @@ impl Listeners {
             silent_after: self.silent_after,
             capacity: None,
             capacity_asked: JoinSet::new(),
+            capacity_after: Instant::now(),
             advice: None,
         }
     }

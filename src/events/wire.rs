@@ -276,6 +276,10 @@ fn read_group(fields: &mut Fields<'_>, names: &[&str]) -> Option<Group> {
     Some(Group { index, rule })
 }
 
+/// Tokens that a hash covers beyond its block: vLLM's are as many as a draft has, a handful. Each
+/// is hashed once more with every block of every prompt.
+const LOOKAHEAD_MAX: usize = 64;
+
 /// As many for each block, or none.
 fn read_lookahead(lists: Option<Value<'_>>, blocks: usize) -> Option<Vec<Vec<TokenId>>> {
     let lists = match lists {
@@ -286,7 +290,8 @@ fn read_lookahead(lists: Option<Value<'_>>, blocks: usize) -> Option<Vec<Vec<Tok
     let lists = lists?;
     let length = lists.first().map_or(0, Vec::len);
     let alike = lists.iter().all(|list| list.len() == length);
-    (lists.is_empty() || (lists.len() == blocks && alike)).then_some(lists)
+    let few = length <= LOOKAHEAD_MAX;
+    (lists.is_empty() || (lists.len() == blocks && alike && few)).then_some(lists)
 }
 
 fn read_extra_keys(keys: Value<'_>, adapter: Option<&str>) -> Option<Vec<Vec<ExtraKey>>> {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Shape, Stored};
 use crate::index::cache::{Cache, CachePicture, Copies, Place};
 use crate::index::hit::alignment_of;
+use crate::index::keyed::KeyedMap;
 use crate::index::names::{is_complete, keys_of, shape_of};
 use crate::index::orphans::Orphans;
 use crate::index::{Applied, Seen};
@@ -15,6 +16,9 @@ use crate::index::{Applied, Seen};
 /// Engine hashes kept per endpoint: 64 GiB of KV cache in 16-token blocks of a 7B model make
 /// about 75,000; this is fifty times that, and about 200 MB here.
 pub(super) const COPIES_MAX: usize = 4_000_000;
+
+/// Beginnings of blocks kept per cache: one for each request that ends within a block.
+const PARTIAL_MAX: usize = COPIES_MAX / 64;
 
 /// Caches kept per endpoint: more groups than any model has, on each medium.
 const CACHES_MAX: usize = 64;
@@ -37,6 +41,16 @@ pub(super) enum Change<'a> {
     Confirms(u8, BlockKey),
 }
 
+/// Reports of a prompt's leading blocks.
+#[derive(Debug)]
+struct Awaited {
+    prompt: Vec<BlockKey>,
+    /// How many from each group of the engine's own cache.
+    reports: u32,
+    /// How many came, by cache.
+    came: Vec<u32>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Book {
     pub(super) caches: Vec<Cache>,
@@ -45,10 +59,12 @@ pub(super) struct Book {
     /// Those whose blocks are not known.
     pub(super) unnamed: u32,
     pub(super) orphans: Orphans,
+    /// Whether anything was stored since the last doubt.
+    any_sure: bool,
     /// Blocks to be stored until what is unsure is given up; none where all is sure.
     unsure_for: Option<u64>,
-    /// Prompts and how many reports of their leading blocks are awaited.
-    reports: VecDeque<(Vec<BlockKey>, u32)>,
+    /// Prompts whose leading blocks are to be reported.
+    reports: VecDeque<Awaited>,
     pub(super) adapters: Vec<String>,
     /// Whether this server's events show cache salts; none before its first store.
     pub(super) shows_salt: Option<bool>,
@@ -125,7 +141,9 @@ impl Book {
                     count,
                     unsure: false,
                 };
-                if cache.copies.insert(EngineHash(hash), copies).is_none() {
+                if count > 0 && !cache.copies.contains_key(&EngineHash(hash)) {
+                    cache.copies.insert(EngineHash(hash), copies);
+                    self.any_sure = true;
                     self.len += 1;
                     cache.physical += u64::from(count);
                     self.unnamed += u32::from(key.is_none());
@@ -187,17 +205,23 @@ impl Book {
         }
         self.reports.clear();
         self.orphans.clear();
-        if self.caches.iter().all(|cache| cache.copies.is_empty()) {
-            self.unsure_for = None;
-        }
+        // What comes after a cleared cache is all known: nothing unsure stays beside it.
+        self.drop_unsure(change);
+    }
+
+    /// Whether it has a group whose blocks nobody counts, though hits depend on them.
+    pub(super) fn has_unmodelled(&self) -> bool {
+        self.caches.iter().any(|cache| cache.rule == Rule::Unknown)
     }
 
     fn empty(&mut self, at: usize, change: &mut dyn FnMut(Change<'_>)) {
         let cache = &mut self.caches[at];
         cache.physical = 0;
-        cache.partial.clear();
-        self.len -= cache.copies.len();
-        for (_, copies) in cache.copies.drain() {
+        cache.partial = KeyedMap::default();
+        // Taken with its room: an emptied table is as slow to go through as a full one.
+        let copies = std::mem::take(&mut cache.copies);
+        self.len -= copies.len();
+        for copies in copies.into_values() {
             match copies.key {
                 Some(key) => change(Change::Drops(at as u8, key, copies.unsure)),
                 None => self.unnamed -= 1,
@@ -207,6 +231,9 @@ impl Book {
 
     /// Events were lost: whatever is held may be gone.
     pub(super) fn doubt(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+        if !std::mem::take(&mut self.any_sure) {
+            return;
+        }
         for (at, cache) in self.caches.iter_mut().enumerate() {
             for copies in cache.copies.values_mut().filter(|copies| !copies.unsure) {
                 copies.unsure = true;
@@ -239,7 +266,11 @@ impl Book {
         if self.reports.len() == REPORTS_MAX {
             self.reports.pop_front();
         }
-        self.reports.push_back((prompt, reports));
+        self.reports.push_back(Awaited {
+            prompt,
+            reports,
+            came: Vec::new(),
+        });
     }
 
     fn store(
@@ -272,15 +303,16 @@ impl Book {
                 keys: &keys,
                 stored,
             }));
-            if self.is_report(at, stored, keys.last().copied().flatten()) {
-                applied.reported += blocks;
-                return;
-            }
         }
-        if let (None, Some(hash)) = (parent, stored.parent)
+        let last = keys.last().copied().flatten();
+        if stored.medium == Medium::Gpu && self.is_report(at, stored, last) {
+            applied.reported += blocks;
+            return;
+        }
+        if let (None, Some(hash), Some(shape)) = (parent, stored.parent, shape_of(stored))
             && is_complete(stored)
         {
-            self.orphans.push(hash, stored.clone());
+            self.orphans.push(shape, hash, stored.clone());
         }
         for (hash, key) in stored.hashes.iter().zip(keys) {
             self.add(at, *hash, key, applied, change);
@@ -342,9 +374,11 @@ impl Book {
         }
         let partial = &mut self.caches[at].partial;
         for hash in hashes {
-            if partial.len() < COPIES_MAX {
+            if partial.len() < PARTIAL_MAX {
                 *partial.entry(*hash).or_default() += 1;
                 applied.stored += 1;
+            } else {
+                applied.over_limit += 1;
             }
         }
     }
@@ -359,6 +393,7 @@ impl Book {
     ) {
         let key = key.or_else(|| self.name_of(hash, at));
         applied.stored += 1;
+        self.any_sure = true;
         let cache = &mut self.caches[at];
         if let Some(copies) = cache.copies.get_mut(&hash) {
             if copies.unsure {
@@ -395,22 +430,30 @@ impl Book {
         }
     }
 
-    /// A report starts at the prompt's start, names only what is held, and was announced.
+    /// A report starts at the prompt's start, names only what is held, and was announced. Those of a
+    /// window name what is not held, too: every block before it.
     fn is_report(&mut self, at: usize, stored: &Stored, last: Option<BlockKey>) -> bool {
-        let held = |hash| self.caches[at].copies.contains_key(hash);
+        let cache = &self.caches[at];
+        let held = |hash| cache.rule != Rule::All || cache.copies.contains_key(hash);
         if self.reports.is_empty() || stored.parent.is_some() || !stored.hashes.iter().all(held) {
             return false;
         }
-        let blocks = stored.hashes.len();
-        let of = |(prompt, _): &(Vec<BlockKey>, u32)| {
-            last.is_some() && blocks.checked_sub(1).and_then(|at| prompt.get(at)).copied() == last
-        };
-        let Some(at) = self.reports.iter().position(of) else {
+        let Some(end) = stored.hashes.len().checked_sub(1) else {
             return false;
         };
-        self.reports[at].1 -= 1;
-        if self.reports[at].1 == 0 {
-            self.reports.remove(at);
+        let of = |awaited: &Awaited| {
+            let came = awaited.came.get(at).copied().unwrap_or(0);
+            came < awaited.reports && last.is_some() && awaited.prompt.get(end).copied() == last
+        };
+        let Some(which) = self.reports.iter().position(of) else {
+            return false;
+        };
+        let Awaited { reports, came, .. } = &mut self.reports[which];
+        came.resize(self.caches.len().max(came.len()), 0);
+        came[at] += 1;
+        let (reports, mut all) = (*reports, self.caches.iter().zip(came));
+        if all.all(|(cache, came)| cache.place.medium != Medium::Gpu || *came == reports) {
+            self.reports.remove(which);
         }
         true
     }

@@ -21,18 +21,28 @@ pub(super) fn agreed<F: FnMut(u64) -> bool>(groups: &mut [Held<F>], tokens_max: 
     }
     let alignment = alignment_of(groups.iter().map(|group| group.block_size));
     // All of a shorter prefix is held where all of a longer one is, so these are asked once.
-    groups.sort_by_key(|group| group.rule != Rule::All);
+    let (full, others): (Vec<_>, Vec<_>) =
+        groups.iter_mut().partition(|group| group.rule == Rule::All);
     let mut tokens = tokens_max;
-    loop {
+    for group in full {
+        tokens = group.hit(tokens, alignment);
+    }
+    let mut others = others;
+    for _ in 0..ROUNDS_MAX {
         let before = tokens;
-        for group in groups.iter_mut() {
+        for group in &mut others {
             tokens = group.hit(tokens, alignment);
         }
         if tokens == before || tokens == 0 {
             return tokens;
         }
     }
+    0
 }
+
+/// A round makes the prefix shorter, or is the last. vLLM evicts from the end, so one or two are
+/// enough; somebody who means harm can make each of them long.
+const ROUNDS_MAX: usize = 100;
 
 /// Where blocks of all these sizes end at once.
 pub(super) fn alignment_of(block_sizes: impl Iterator<Item = u64>) -> u64 {

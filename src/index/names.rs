@@ -28,7 +28,11 @@ impl Book {
                     }
                 }
             }
-            for orphan in self.orphans.take(hash) {
+            let orphans = match self.caches[at].shape {
+                Some(shape) => self.orphans.take(shape, hash),
+                None => Vec::new(),
+            };
+            for orphan in orphans {
                 let keys = keys_of(Some(key), &orphan);
                 let children = orphan.hashes.iter().zip(keys);
                 named.extend(children.filter_map(|(hash, key)| Some((*hash, key?))));

@@ -194,7 +194,8 @@ impl State {
         let (cpu, storage) = (of(Medium::Cpu), of(Medium::Storage));
         let keys = &prompt.of(shape).keys;
         for key in keys.iter().skip((cached.own / size) as usize) {
-            let holds = |caches: &[u8]| caches.iter().any(|at| self.has(endpoint, *at, key, false));
+            // What may be gone there is not waited for.
+            let holds = |caches: &[u8]| caches.iter().any(|at| self.has(endpoint, *at, key, true));
             if holds(&cpu) {
                 cached.cpu += size;
             } else if holds(&storage) {

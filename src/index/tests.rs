@@ -106,6 +106,20 @@ fn an_announced_report_adds_no_copies() {
 }
 
 #[test]
+fn every_group_reports_and_none_of_it_counts() {
+    let index = Index::default();
+    let tokens = [1, 1, 2, 2];
+    let window = |hashes: &[u64]| store_in(Medium::Gpu, WINDOW, stored(None, hashes, &tokens));
+    let full = || store(None, &[1, 2], &tokens);
+    index.apply(POD, &[full(), window(&[1, 2])]);
+    index.expect_reports(POD, &chain(&tokens), 2, 1);
+    let applied = index.apply(POD, &[full(), window(&[1, 2])]);
+    assert_eq!((applied.reported, applied.stored), (4, 0));
+    assert_eq!(index.physical(POD), 4);
+    assert_eq!(index.apply(POD, &[window(&[1, 2])]).stored, 2, "only once");
+}
+
+#[test]
 fn every_answer_to_a_prompt_reports_what_it_found() {
     let index = Index::default();
     let whole = store(None, &[1, 2], &[1, 1, 2, 2]);
@@ -319,6 +333,17 @@ fn lower_media_go_on_where_the_engines_own_cache_ends() {
         storage: 2,
     };
     assert_eq!(cached(&index, &tokens), expected);
+    // What may be gone there is not waited for.
+    let doubted = Index::default();
+    doubted.restore(POD, &index.picture(POD).expect("a picture"));
+    doubted.doubt(POD);
+    assert_eq!(
+        (
+            cached(&doubted, &tokens).cpu,
+            cached(&doubted, &tokens).unsure
+        ),
+        (0, 2)
+    );
     // An engine that clears its cache keeps what it has offloaded.
     index.apply(POD, &[BlockEvent::Cleared]);
     let expected = Cached {

@@ -320,11 +320,11 @@ async fn only_an_answer_that_fills_any_block_must_have_stored_one() {
     let world = world(1).await;
     let pod = world.fleet.borrow().endpoints[0].clone();
     for (prompt_tokens, cached_tokens, status, must) in [
-        (300, Some(0), 200, true),
-        (300, None, 200, true),
-        (300, Some(64), 200, false),
-        (200, Some(0), 200, false),
-        (300, Some(0), 400, false),
+        (1200, Some(0), 200, true),
+        (1200, None, 200, true),
+        (1200, Some(128), 200, false),
+        (1000, Some(0), 200, false),
+        (1200, Some(0), 400, false),
     ] {
         let placed = world.scheduler.place(ids("r", &PROMPT, "")).await;
         let usage = Usage {

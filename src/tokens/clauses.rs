@@ -228,9 +228,9 @@ fn is_han(c: char) -> bool {
 }
 
 /// Packs one more character of a part: all that are looked up end before U+FFFF. U+0001, which is
-/// none of them, stands for those beyond.
+/// none of them, stands for those beyond, and for U+0000, which would leave no trace.
 fn with(packed: u64, c: char) -> u64 {
-    packed << 16 | u64::from(u16::try_from(c).unwrap_or(1))
+    packed << 16 | u64::from(u16::try_from(c).unwrap_or(1).max(1))
 }
 
 /// Another for every packed part, and mixed well.

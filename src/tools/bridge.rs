@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 
+use crate::app::upkeep;
 use crate::bridge::Bridge;
 use crate::config::{Config, Model};
 use crate::events::listen::{Listeners, Way};
@@ -64,7 +65,8 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|e| e.events.is_some())
         .count();
     let bridge = Bridge::new(cluster);
-    let way = Way::zmq(&config.events, &Metrics::default())?;
+    let metrics = Arc::new(Metrics::default());
+    let way = Way::zmq(&config.events, &metrics)?;
     let listeners = Listeners {
         tap: Some(bridge.tap()),
         adapters: config
@@ -72,6 +74,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
             .iter()
             .flat_map(Model::adapter_names)
             .collect(),
+        metrics: metrics.clone(),
         ..Listeners::new(fleet, Arc::default(), way)
     };
     let stream = config.events.nats.stream.name.as_str();
@@ -81,6 +84,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         () = told => {}
         () = listeners.run() => bail!("a listener ended unbidden"),
         () = fleet_file.run() => bail!("the fleet file's reader ended unbidden"),
+        ended = upkeep(metrics) => ended?,
     }
     tracing::info!("ended");
     Ok(())

@@ -256,3 +256,41 @@ fn an_engine_does_not_hold_more_than_it_can() {
     follower.on_capacity(&index, 2);
     assert_eq!((index.physical(POD), held(&index)), (1, (2, 0)));
 }
+
+#[test]
+fn a_cleared_cache_does_not_end_the_doubt_about_a_group_that_nobody_counts() {
+    let stored = |group: u32, kind: &str| {
+        (
+            "BlockStored",
+            (7,),
+            (),
+            (1, 1),
+            2,
+            (),
+            "GPU",
+            (),
+            (),
+            group,
+            kind.to_owned(),
+        )
+    };
+    let (full, other) = (
+        stored(0, "full_attention"),
+        stored(1, "chunked_local_attention"),
+    );
+    let first = rmp_serde::to_vec(&(1.0, (full.clone(), other), 0)).expect("packs");
+    let cleared = rmp_serde::to_vec(&(2.0, (("AllBlocksCleared",), full), 0)).expect("packs");
+    let (_, follower) = follow(&[(0, first), (1, cleared)]);
+    assert_eq!(follower.verdict().trust, Trust::Doubtful);
+}
+
+#[test]
+fn who_is_not_heard_is_not_believed_for_what_it_can_hold() {
+    let (index, mut follower) = follow(&[(0, stored(1, None)), (1, stored(2, Some(1)))]);
+    follower.on_disconnected("refused");
+    follower.on_capacity(&index, 1);
+    assert_eq!(
+        (follower.verdict().trust, follower.missing_now()),
+        (Trust::Silent, Some(1))
+    );
+}

@@ -48,10 +48,13 @@ pub(super) struct Listener {
     /// Copies that the engine's own cache can hold, where it has said so.
     pub(super) capacity: Option<u64>,
     pub(super) capacity_asked: JoinSet<Option<u64>>,
+    pub(super) capacity_after: Instant,
     /// What its operator was told to do, so that it speaks.
     pub(super) advice: Option<String>,
 }
 
+/// Between two questions for what an engine can hold, where it does not say.
+const CAPACITY_PAUSE: Duration = Duration::from_secs(60);
 /// How often it is seen whether a tap is to get a picture.
 const PICTURE_LOOK: Duration = Duration::from_secs(1);
 
@@ -141,6 +144,7 @@ impl Listener {
                 }
                 _ = ticks.tick() => {
                     self.look_for_silence(&follower);
+                    self.ask_capacity_again(&follower);
                     self.learn_again(&mut follower).await;
                     if self.tap_picture(&follower).await.is_err() {
                         return;
@@ -190,10 +194,19 @@ impl Listener {
 
     /// Asks the server how many blocks it has. Another process may have others.
     fn ask_capacity(&mut self) {
-        if self.capacity_asked.is_empty() {
-            self.capacity = None;
-            self.capacity_asked
-                .spawn(capacity::of(self.endpoint.address));
+        self.capacity = None;
+        self.capacity_after = Instant::now() + CAPACITY_PAUSE;
+        // The answer of the process before is dropped with its question.
+        self.capacity_asked = JoinSet::new();
+        self.capacity_asked
+            .spawn(capacity::of(self.endpoint.address));
+    }
+
+    /// Events come before HTTP is up: a server that just started does not answer yet.
+    fn ask_capacity_again(&mut self, follower: &Follower) {
+        let heard = follower.verdict().trust != Trust::Silent;
+        if heard && self.capacity.is_none() && Instant::now() >= self.capacity_after {
+            self.ask_capacity();
         }
     }
 

@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use memchr::memmem;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::listener::Listener;
+use crate::blocks::BlockEvent;
 use crate::events::discover::ReplayAt;
 use crate::events::follow::{Followed, Follower};
 use crate::events::replay::{Replay, ReplayEnd, replay};
 use crate::events::tap::Untapped;
+use crate::events::wire;
 use crate::events::zmq::Limits;
 use crate::fleet::Trust;
 /// How a server is asked for what was not heard. Where there is a bridge, that does it.
@@ -49,6 +52,22 @@ const REPLAY_PAUSE: Duration = Duration::from_secs(30);
 /// all that the server keeps.
 pub(super) const RELEARN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
+/// Whether a replay tells more than what is held: all since the server's start, or since its cache
+/// was empty. What is older than its first batch would be thrown away with what is held.
+fn tells_all(replay: &Replay) -> bool {
+    if replay.end != ReplayEnd::Complete || replay.batches.is_empty() {
+        return false;
+    }
+    let gapless = replay.gaps().last().map_or(0, |(_, next)| next);
+    let clears = |payload: &[u8]| {
+        let named = memmem::find(payload, b"AllBlocksCleared").is_some();
+        let cleared = |batch: wire::Batch| batch.events.contains(&BlockEvent::Cleared);
+        named && wire::decode(payload).is_ok_and(cleared)
+    };
+    let mut since = replay.batches.range(gapless..);
+    !replay.starts_late() || since.any(|(_, batch)| clears(&batch.payload))
+}
+
 impl Listener {
     /// Where a gap stayed, the server may still keep everything since its start, or since its cache
     /// was empty: a replay that was cut short or slow may be whole by now. There may be holes in it
@@ -65,10 +84,9 @@ impl Listener {
         self.relearn_after = Some(Instant::now() + self.relearn_wait);
         self.relearn_wait = (self.relearn_wait * 2).min(RELEARN.1);
         let fetched = self.fetch(0).await;
-        let whole = fetched.filter(|fetched| {
-            fetched.replay.end == ReplayEnd::Complete && !fetched.replay.batches.is_empty()
-        });
-        let Some(fetched) = whole else { return };
+        let Some(fetched) = fetched.filter(|fetched| tells_all(&fetched.replay)) else {
+            return;
+        };
         tracing::info!(endpoint = self.endpoint.name, "learning again");
         follower.on_restarted(&self.index);
         if self.take_replay(follower, &fetched.replay).await.is_ok() {
@@ -177,5 +195,56 @@ impl Listener {
             true => self.tap_batch(follower, seq, payload).await,
             false => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Batch;
+
+    /// A replay from 0 of these batches; a `c` clears the cache, a `-` is missing.
+    fn replay(from: u64, batches: &str) -> Replay {
+        let batch = |(seq, kind)| {
+            let event = match kind {
+                'c' => ("AllBlocksCleared",),
+                _ => ("BlockMoved",),
+            };
+            let payload = rmp_serde::to_vec(&(1.0, (event,), 0)).expect("packs");
+            let (topic, payload) = (Bytes::new(), payload.into());
+            let batch = Batch {
+                topic,
+                seq,
+                payload,
+            };
+            (kind != '-').then_some((seq, batch))
+        };
+        Replay {
+            asked_seq: 0,
+            batches: (from..).zip(batches.chars()).filter_map(batch).collect(),
+            end: ReplayEnd::Complete,
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_thrown_away_only_for_all_that_there_is() {
+        assert!(tells_all(&replay(0, "..-.")));
+        assert!(tells_all(&replay(9, "..-.c.")));
+        assert!(
+            !tells_all(&replay(9, "....")),
+            "its ring has forgotten the start"
+        );
+        assert!(
+            !tells_all(&replay(9, ".c.-.")),
+            "blocks may be missing since"
+        );
+        assert!(!tells_all(&replay(9, "")));
+        let cut = Replay {
+            end: ReplayEnd::Truncated {
+                reason: "late".to_owned(),
+            },
+            ..replay(0, "...")
+        };
+        assert!(!tells_all(&cut));
     }
 }

@@ -148,7 +148,11 @@ fn most_neighbours_are_joined_by_no_token() {
 #[test]
 fn what_is_beyond_the_keys_is_not_looked_up() {
     // Tangut U+17684 has the lower half of 的, U+7684, as its own.
-    for text in ["\u{17684}", "的\u{17684}", "\u{17684}的", "我的\u{17684}了"] {
+    let beyond = ["\u{17684}", "的\u{17684}", "\u{17684}的", "我的\u{17684}了"];
+    for text in beyond
+        .into_iter()
+        .chain(["字\0字", "\0字", "我们\0的", "\0\0字"])
+    {
         assert_eq!(QWEN3.encode(text, false), QWEN3.engine.encode(text, false));
     }
 }
