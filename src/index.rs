@@ -6,8 +6,6 @@
 //! all that a lookup reads. One lock covers both, for the length of a batch of events or of a lookup:
 //! readers see every endpoint between two of its batches, never inside one.
 
-use std::collections::HashMap;
-
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -53,7 +51,7 @@ pub struct Seen<'a> {
 
 #[derive(Debug, Default)]
 struct State {
-    books: HashMap<EndpointId, Book>,
+    books: KeyedMap<EndpointId, Book>,
     holders: KeyedMap<BlockKey, Vec<Holder>>,
 }
 
@@ -207,14 +205,14 @@ impl Index {
         book.fill(&picture.caches, &mut change);
     }
 
-    /// How much of a prompt's start each of these endpoints holds; those of which nothing was heard
-    /// are left out.
+    /// How much of a prompt's start each of these endpoints holds, in their order.
     #[must_use]
-    pub fn cached(
-        &self,
-        endpoints: impl IntoIterator<Item = EndpointId>,
-        prompt: &mut Chains<'_>,
-    ) -> HashMap<EndpointId, Cached> {
+    pub fn cached(&self, endpoints: &[EndpointId], prompt: &mut Chains<'_>) -> Vec<Cached> {
+        // A long prompt is hashed before the lock is held.
+        let shapes = self.state.read().shapes(endpoints);
+        for shape in shapes {
+            prompt.of(shape);
+        }
         self.state.read().cached(endpoints, prompt)
     }
 
@@ -227,8 +225,8 @@ impl Index {
         identity: &Identity,
     ) -> Cached {
         let mut prompt = Chains::new(tokens, identity);
-        let cached = self.cached([endpoint], &mut prompt);
-        cached.get(&endpoint).copied().unwrap_or_default()
+        let cached = self.cached(&[endpoint], &mut prompt);
+        cached.first().copied().unwrap_or_default()
     }
 
     /// Whether an endpoint holds a block.

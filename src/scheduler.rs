@@ -172,7 +172,8 @@ impl Scheduler {
     pub fn place_by_load(&self, ask: &ByLoad) -> Result<Placement, Refusal> {
         let allowed = self.allowed(ask.subset.as_deref())?;
         let reading = Reading::load_only(ask.reason, ask.body_bytes);
-        let placement = self.settle(&ask.request_id, &reading, allowed, &HashMap::new())?;
+        let cached = vec![Cached::default(); allowed.endpoints.len()];
+        let placement = self.settle(&ask.request_id, &reading, allowed, &cached)?;
         self.tell(&ask.request_id, &placement);
         Ok(placement)
     }
@@ -238,14 +239,14 @@ impl Scheduler {
         model.is_some_and(|model| self.parts.parity.is_doubtful(model))
     }
 
-    /// What each endpoint holds of the prompt.
-    fn overlaps(&self, reading: &Reading, allowed: &Fleet) -> HashMap<EndpointId, Cached> {
+    /// What each endpoint holds of the prompt, in the fleet's order.
+    fn overlaps(&self, reading: &Reading, allowed: &Fleet) -> Vec<Cached> {
         if !reading.reads_cache {
-            return HashMap::new();
+            return vec![Cached::default(); allowed.endpoints.len()];
         }
         let mut prompt = Chains::new(&reading.tokens, &reading.identity);
-        let endpoints = allowed.endpoints.iter().map(|endpoint| endpoint.id);
-        self.parts.index.cached(endpoints, &mut prompt)
+        let endpoints: Vec<EndpointId> = allowed.endpoints.iter().map(|e| e.id).collect();
+        self.parts.index.cached(&endpoints, &mut prompt)
     }
 
     /// Chooses and books.
@@ -254,15 +255,16 @@ impl Scheduler {
         request_id: &str,
         reading: &Reading,
         allowed: Arc<Fleet>,
-        cached: &HashMap<EndpointId, Cached>,
+        cached: &[Cached],
     ) -> Result<Placement, Refusal> {
         let now = Instant::now();
         let candidates: Vec<Candidate> = allowed
             .endpoints
             .iter()
-            .map(|endpoint| Candidate {
+            .zip(cached)
+            .map(|(endpoint, cached)| Candidate {
                 endpoint: endpoint.id,
-                cached: cached.get(&endpoint.id).copied().unwrap_or_default(),
+                cached: *cached,
                 trust: endpoint.trust(),
                 avoided: endpoint.avoided(now),
                 queued_tokens: endpoint.load.prefill_tokens(),

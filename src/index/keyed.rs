@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
-/// A map by engine hashes or block keys.
+/// A map by engine hashes, block keys or endpoints.
 pub(super) type KeyedMap<K, V> = HashMap<K, V, Keyed>;
 
 /// Its numbers, drawn for each map.
@@ -47,10 +47,14 @@ impl Hasher for Mixed {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        // Our keys are u64 alone.
+        // Our keys are numbers alone.
         for byte in bytes {
             self.write_u64(self.hash ^ u64::from(*byte));
         }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(value.into());
     }
 
     fn write_u64(&mut self, value: u64) {

@@ -1,7 +1,5 @@
 //! How much of a prompt's start each endpoint holds.
 
-use std::collections::HashMap;
-
 use crate::blocks::{BlockKey, Chain, Chains, Medium, Rule, Shape};
 use crate::fleet::EndpointId;
 use crate::index::book::Book;
@@ -48,57 +46,69 @@ impl Depth {
 }
 
 impl State {
-    /// What each of these endpoints holds of a prompt's start.
-    pub(super) fn cached(
-        &self,
-        endpoints: impl IntoIterator<Item = EndpointId>,
-        prompt: &mut Chains<'_>,
-    ) -> HashMap<EndpointId, Cached> {
-        // Of endpoints with one cache, a walk along the chain tells all that are cut alike.
-        let mut walked: Vec<(Shape, HashMap<EndpointId, Depth>)> = Vec::new();
-        let mut cached = HashMap::new();
-        for endpoint in endpoints {
-            let Some(book) = self.books.get(&endpoint) else {
-                continue;
-            };
-            let Some(shape) = book.shape() else { continue };
-            let found = if book.is_plain() {
-                if !walked.iter().any(|(of, _)| *of == shape) {
-                    walked.push((shape, self.walk(prompt.of(shape))));
+    /// How these endpoints cut prompts.
+    pub(super) fn shapes(&self, endpoints: &[EndpointId]) -> Vec<Shape> {
+        let mut shapes = Vec::new();
+        for book in endpoints.iter().filter_map(|id| self.books.get(id)) {
+            for shape in book.caches.iter().filter_map(|cache| cache.shape) {
+                if !shapes.contains(&shape) {
+                    shapes.push(shape);
                 }
-                let depths = walked.iter().find(|(of, _)| *of == shape);
-                let depth = depths.and_then(|(_, depths)| depths.get(&endpoint));
-                depth.map_or(Cached::default(), |depth| depth.cached(shape))
-            } else {
-                self.compound(endpoint, book, prompt)
-            };
-            cached.insert(endpoint, found);
+            }
         }
-        cached
+        shapes
+    }
+
+    /// What each of these endpoints holds of a prompt's start, in their order.
+    pub(super) fn cached(&self, endpoints: &[EndpointId], prompt: &mut Chains<'_>) -> Vec<Cached> {
+        // Of endpoints with one cache, a walk along the chain tells all that are cut alike.
+        let mut walked: Vec<(Shape, Vec<(EndpointId, Depth)>)> = Vec::new();
+        let of_endpoint = |endpoint: &EndpointId| {
+            let Some(book) = self.books.get(endpoint) else {
+                return Cached::default();
+            };
+            let Some(shape) = book.shape() else {
+                return Cached::default();
+            };
+            if !book.is_plain() {
+                return self.compound(*endpoint, book, prompt);
+            }
+            let at = walked.iter().position(|(of, _)| *of == shape);
+            let at = at.unwrap_or_else(|| {
+                walked.push((shape, self.walk(prompt.of(shape))));
+                walked.len() - 1
+            });
+            let depths = &walked[at].1;
+            let found = depths.binary_search_by_key(endpoint, |(of, _)| *of);
+            found.map_or(Cached::default(), |found| depths[found].1.cached(shape))
+        };
+        endpoints.iter().map(of_endpoint).collect()
     }
 
     fn holders_of(&self, key: &BlockKey) -> &[Holder] {
         self.holders.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// How deep every endpoint of one cache holds a chain; those that hold none are left out.
-    fn walk(&self, chain: &Chain) -> HashMap<EndpointId, Depth> {
-        let mut ended = HashMap::new();
-        let mut alive: Vec<(EndpointId, Option<u32>)> = match chain.keys.first() {
-            Some(first) => self
-                .holders_of(first)
-                .iter()
-                .map(|holder| (holder.endpoint, None))
-                .collect(),
-            None => return ended,
+    /// How deep every endpoint of one cache holds a chain, by endpoint; those that hold none are left
+    /// out.
+    fn walk(&self, chain: &Chain) -> Vec<(EndpointId, Depth)> {
+        let Some(first) = chain.keys.first() else {
+            return Vec::new();
+        };
+        // Sorted, as holders are.
+        let holders = self.holders_of(first).iter();
+        let mut alive: Vec<(EndpointId, Option<u32>)> =
+            holders.map(|holder| (holder.endpoint, None)).collect();
+        let mut ended = Vec::with_capacity(alive.len());
+        let mut end = |endpoint: EndpointId, sure: Option<u32>, blocks: u32| {
+            let sure = sure.unwrap_or(blocks);
+            ended.push((endpoint, Depth { blocks, sure }));
         };
         for (depth, key) in (0u32..).zip(&chain.keys) {
             let mut holders = self.holders_of(key).iter().peekable();
             alive.retain_mut(|(endpoint, sure)| {
-                while holders
-                    .next_if(|holder| holder.endpoint < *endpoint)
-                    .is_some()
-                {}
+                let before = |holder: &&Holder| holder.endpoint < *endpoint;
+                while holders.next_if(before).is_some() {}
                 match holders.peek().filter(|holder| holder.endpoint == *endpoint) {
                     Some(holder) => {
                         if !holder.is_sure() {
@@ -107,9 +117,7 @@ impl State {
                         true
                     }
                     None => {
-                        let sure = sure.unwrap_or(depth);
-                        let blocks = depth;
-                        ended.insert(*endpoint, Depth { blocks, sure });
+                        end(*endpoint, *sure, depth);
                         false
                     }
                 }
@@ -118,11 +126,10 @@ impl State {
                 break;
             }
         }
-        let blocks = chain.keys.len() as u32;
-        ended.extend(alive.into_iter().map(|(endpoint, sure)| {
-            let sure = sure.unwrap_or(blocks);
-            (endpoint, Depth { blocks, sure })
-        }));
+        for (endpoint, sure) in alive {
+            end(endpoint, sure, chain.keys.len() as u32);
+        }
+        ended.sort_unstable_by_key(|(endpoint, _)| *endpoint);
         ended
     }
 

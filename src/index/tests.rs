@@ -555,9 +555,8 @@ proptest! {
         }
         let (identity, prompt) = (Identity::default(), prompt(&ask));
         let mut chains = Chains::new(&prompt, &identity);
-        let found = index.cached((0..3).map(EndpointId), &mut chains);
-        for pod in 0..3 {
-            let found = found.get(&EndpointId(pod)).copied().unwrap_or_default();
+        let found = index.cached(&[0, 1, 2].map(EndpointId), &mut chains);
+        for (pod, found) in (0..3).zip(found) {
             prop_assert_eq!(found.own, 2 * u64::from(naive.overlap(pod, &ask)));
             prop_assert_eq!(found.unsure, 0);
         }
