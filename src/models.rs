@@ -26,6 +26,7 @@ mod hub;
 mod keep;
 mod watch_files;
 
+pub(crate) use hub::words;
 pub use hub::{Hub, HubError};
 
 use cache::Cache;

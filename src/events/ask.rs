@@ -7,6 +7,8 @@ use std::time::Duration;
 use reqwest::{Client, StatusCode, redirect};
 use tokio::time::timeout;
 
+use crate::models::words;
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -65,14 +67,4 @@ fn client() -> Result<Client, Box<dyn Error>> {
         .redirect(redirect::Policy::none())
         .tls_backend_preconfigured(tls);
     Ok(builder.build()?)
-}
-
-/// An error with its causes.
-fn words(mut error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    while let Some(cause) = error.source() {
-        words = format!("{words}: {cause}");
-        error = cause;
-    }
-    words
 }

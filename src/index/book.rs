@@ -77,29 +77,23 @@ impl Book {
 
     /// The engine's own cache of full attention, in which every block of a prompt is stored.
     fn main(&self) -> Option<usize> {
-        self.caches.iter().position(|cache| {
-            cache.place.medium == Medium::Gpu && cache.rule == Rule::All && cache.shape.is_some()
-        })
+        self.caches
+            .iter()
+            .position(|cache| cache.is_own() && cache.rule == Rule::All && cache.shape.is_some())
     }
 
     /// How prompts are cut there; none before the first store.
     pub(super) fn shape(&self) -> Option<Shape> {
-        let own = |cache: &&Cache| cache.place.medium == Medium::Gpu;
         match self.main() {
             Some(main) => self.caches[main].shape,
-            None => self.caches.iter().find(own)?.shape,
+            None => self.caches.iter().find(|cache| cache.is_own())?.shape,
         }
     }
 
     /// A multiple of the block sizes of all groups whose hits count.
     pub(super) fn alignment(&self) -> u64 {
-        let counts =
-            |cache: &&Cache| cache.place.medium == Medium::Gpu && cache.rule != Rule::Unknown;
-        let shapes = self
-            .caches
-            .iter()
-            .filter(counts)
-            .filter_map(|cache| cache.shape);
+        let own = self.caches.iter().filter(|cache| cache.counts_for_hits());
+        let shapes = own.filter_map(|cache| cache.shape);
         alignment_of(shapes.map(|shape| u64::from(shape.block_size)))
     }
 
@@ -114,12 +108,8 @@ impl Book {
 
     /// Physical copies in the engine's own cache, of every group: they share one pool.
     pub(super) fn physical(&self) -> u64 {
-        let own = |cache: &&Cache| cache.place.medium == Medium::Gpu;
-        self.caches
-            .iter()
-            .filter(own)
-            .map(|cache| cache.physical)
-            .sum()
+        let own = self.caches.iter().filter(|cache| cache.is_own());
+        own.map(|cache| cache.physical).sum()
     }
 
     /// What a snapshot keeps.
@@ -199,7 +189,7 @@ impl Book {
     /// connector on demand only).
     fn clear_own(&mut self, change: &mut dyn FnMut(Change<'_>)) {
         for at in 0..self.caches.len() {
-            if self.caches[at].place.medium == Medium::Gpu {
+            if self.caches[at].is_own() {
                 self.empty(at, change);
             }
         }
@@ -452,7 +442,7 @@ impl Book {
         came.resize(self.caches.len().max(came.len()), 0);
         came[at] += 1;
         let (reports, mut all) = (*reports, self.caches.iter().zip(came));
-        if all.all(|(cache, came)| cache.place.medium != Medium::Gpu || *came == reports) {
+        if all.all(|(cache, came)| !cache.is_own() || *came == reports) {
             self.reports.remove(which);
         }
         true

@@ -71,6 +71,17 @@ impl Cache {
         }
     }
 
+    /// Whether it is the engine's own: its groups share one pool, and are cleared together.
+    pub(super) fn is_own(&self) -> bool {
+        self.place.medium == Medium::Gpu
+    }
+
+    /// Whether the engine's hits depend on it in a way that is known. Of a group that is not modelled
+    /// nothing is, and the endpoint is not trusted.
+    pub(super) fn counts_for_hits(&self) -> bool {
+        self.is_own() && self.rule != Rule::Unknown
+    }
+
     /// Whether a hash means the same block here and there: engine hashes of one process name
     /// prefixes, so only how these are cut can differ.
     pub(super) fn names_as(&self, other: &Self) -> bool {

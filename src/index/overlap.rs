@@ -1,6 +1,6 @@
 //! How much of a prompt's start each endpoint holds.
 
-use crate::blocks::{BlockKey, Chain, Chains, Medium, Rule, Shape};
+use crate::blocks::{BlockKey, Chain, Chains, Medium, Shape};
 use crate::fleet::EndpointId;
 use crate::index::book::Book;
 use crate::index::hit::{Held, agreed};
@@ -153,9 +153,7 @@ impl State {
     fn own(&self, endpoint: EndpointId, book: &Book, prompt: &mut Chains<'_>, sure: bool) -> u64 {
         let tokens_max = prompt.tokens().saturating_sub(1);
         let own = (0u8..).zip(&book.caches);
-        // Of a group that is not modelled nothing is known, and the endpoint is not trusted.
-        let own = own
-            .filter(|(_, cache)| cache.place.medium == Medium::Gpu && cache.rule != Rule::Unknown);
+        let own = own.filter(|(_, cache)| cache.counts_for_hits());
         let shaped: Option<Vec<_>> = own
             .map(|(at, cache)| Some((at, cache.rule, cache.shape?)))
             .collect();

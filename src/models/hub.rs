@@ -387,8 +387,8 @@ fn hint(status: StatusCode) -> &'static str {
     }
 }
 
-/// An error and its causes, which the library's own words leave out.
-fn words(mut error: &dyn Error) -> String {
+/// An error and its causes, which a library's own words leave out.
+pub(crate) fn words(mut error: &dyn Error) -> String {
     let mut words = error.to_string();
     while let Some(cause) = error.source() {
         words = format!("{words}: {cause}");
