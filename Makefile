@@ -22,7 +22,7 @@ CARGO_FUZZ := 0.13.2
 
 .PHONY: help
 help: ## Say what can be made.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 24
 
 .PHONY: setup
 setup: $(VENV)/.done $(TOKENIZER)/.done ## Install what demo and tests need into .tools/.
@@ -68,6 +68,18 @@ bench-prompt: setup ## Time body bytes → block keys beside the reference token
 .PHONY: bench-events
 bench-events: setup ## Events through ZMQ, bridge, nats-server and picker, and a cold start (half a minute).
 	@cargo bench --quiet -p kvscout-sim --bench events
+
+INDEX_BENCH := cargo run --quiet --release --locked --manifest-path simulator/index-bench/Cargo.toml --
+# Its own workspace, whose Cargo.lock holds the peers; only what is built goes where all else does.
+bench-index bench-index-scale: export CARGO_TARGET_DIR ?= target
+
+.PHONY: bench-index
+bench-index: ## Time the index beside kv-index's and Dynamo's, and draw it (about six minutes).
+	@$(INDEX_BENCH) peers --json target/bench-index.json --svg docs/img/bench-index.svg $(FLAGS)
+
+.PHONY: bench-index-scale
+bench-index-scale: ## Fill the index with 512 endpoints of 100,000 blocks (minutes, 12 GB of memory).
+	@$(INDEX_BENCH) scale --json target/bench-index-scale.json $(FLAGS)
 
 # libFuzzer's flags are unstable ones; the stable compiler takes them when told so. A finding is
 # written to fuzz/artifacts/ and ends the run.

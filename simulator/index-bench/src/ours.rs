@@ -1,0 +1,163 @@
+//! kvscout's index: all that this benchmark knows of it.
+
+use std::sync::Arc;
+
+use kvscout::blocks::{BlockEvent, Chains, EngineHash, Group, Identity, Medium, Stored};
+use kvscout::fleet::EndpointId;
+use kvscout::index::{Cached, Index as Picture};
+
+use crate::index::{Caller, Direct, Index};
+use crate::workload::{Change, Event, Query, tokens};
+
+/// Of each block, the two halves of its content stand for its tokens: so few that hashing them into
+/// a key, which is inside the clock of a store, takes what it takes for real ones within a little.
+const BLOCK_SIZE: u32 = 2;
+
+static NOBODY: Identity = Identity {
+    adapter: None,
+    cache_salt: None,
+};
+
+/// The index, asked for depths.
+pub struct Ours {
+    picture: Picture,
+    endpoints: Vec<EndpointId>,
+}
+
+impl Direct for Ours {
+    type Lane = ();
+    type Event = (EndpointId, [BlockEvent; 1]);
+
+    fn begin(&self) {}
+
+    fn event(&self, event: &Event) -> Self::Event {
+        let (medium, group) = (Medium::Gpu, Group::default());
+        let change = match &event.change {
+            Change::Stored { parent, blocks } => BlockEvent::Stored(Stored {
+                hashes: blocks
+                    .iter()
+                    .map(|block| EngineHash(block.engine))
+                    .collect(),
+                parent: parent.map(EngineHash),
+                tokens: tokens(blocks.iter().map(|block| block.content)),
+                block_size: BLOCK_SIZE,
+                adapter: None,
+                adapter_id: None,
+                medium,
+                group,
+                extra_keys: Some(Vec::new()),
+                lookahead: Vec::new(),
+            }),
+            Change::Removed(engine) => BlockEvent::Removed {
+                hashes: vec![EngineHash(*engine)],
+                medium,
+                group,
+            },
+        };
+        (EndpointId(event.endpoint), [change])
+    }
+
+    fn apply(&self, (): &mut (), (endpoint, events): &Self::Event) {
+        self.picture.apply(*endpoint, events);
+    }
+
+    fn forget(&self, (): &mut (), endpoint: u32) {
+        self.picture.forget(EndpointId(endpoint));
+    }
+}
+
+impl Index for Ours {
+    const NAME: &'static str = "kvscout";
+    type Lane = Caller<Self>;
+    type Ask<'q> = Chains<'q>;
+    type Room = Vec<Cached>;
+
+    fn new(endpoints: u32) -> Self {
+        Self {
+            picture: Picture::default(),
+            endpoints: (0..endpoints).map(EndpointId).collect(),
+        }
+    }
+
+    fn lane(this: &Arc<Self>) -> Caller<Self> {
+        Caller::new(this)
+    }
+
+    fn ask<'q>(&self, query: &'q Query) -> Chains<'q> {
+        let mut chains = Chains::new(&query.tokens, &NOBODY);
+        chains.of(BLOCK_SIZE.into());
+        chains
+    }
+
+    fn room(&self) -> Vec<Cached> {
+        Vec::new()
+    }
+
+    fn find(&self, ask: &mut Chains<'_>, room: &mut Vec<Cached>) {
+        *room = self.picture.cached(&self.endpoints, ask);
+    }
+
+    fn found(&self, room: &Vec<Cached>, tell: &mut dyn FnMut(u32, u32)) {
+        for (endpoint, cached) in self.endpoints.iter().zip(room) {
+            tell(endpoint.0, cached.own as u32 / BLOCK_SIZE);
+        }
+    }
+}
+
+/// The same index, asked as the scheduler asks it: `cached()`, for the whole fleet, in its order,
+/// with what lies in lower media and what is in doubt.
+pub struct Product(Ours);
+
+impl Direct for Product {
+    type Lane = ();
+    type Event = <Ours as Direct>::Event;
+
+    fn begin(&self) {}
+
+    fn event(&self, event: &Event) -> Self::Event {
+        self.0.event(event)
+    }
+
+    fn apply(&self, lane: &mut (), event: &Self::Event) {
+        self.0.apply(lane, event);
+    }
+
+    fn forget(&self, lane: &mut (), endpoint: u32) {
+        self.0.forget(lane, endpoint);
+    }
+}
+
+impl Index for Product {
+    const NAME: &'static str = "kvscout, cached()";
+    type Lane = Caller<Self>;
+    type Ask<'q> = Chains<'q>;
+    type Room = Vec<Cached>;
+
+    fn new(endpoints: u32) -> Self {
+        Self(Ours::new(endpoints))
+    }
+
+    fn lane(this: &Arc<Self>) -> Caller<Self> {
+        Caller::new(this)
+    }
+
+    fn ask<'q>(&self, query: &'q Query) -> Chains<'q> {
+        let mut chains = Chains::new(&query.tokens, &NOBODY);
+        chains.of(BLOCK_SIZE.into());
+        chains
+    }
+
+    fn room(&self) -> Vec<Cached> {
+        Vec::new()
+    }
+
+    fn find(&self, ask: &mut Chains<'_>, room: &mut Vec<Cached>) {
+        *room = self.0.picture.cached(&self.0.endpoints, ask);
+    }
+
+    fn found(&self, room: &Vec<Cached>, tell: &mut dyn FnMut(u32, u32)) {
+        for (endpoint, cached) in self.0.endpoints.iter().zip(room) {
+            tell(endpoint.0, cached.own as u32 / BLOCK_SIZE);
+        }
+    }
+}
