@@ -1,9 +1,12 @@
 //! Figures of several contenders beside each other.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::measure::median;
 use crate::table::table;
+
+/// Those in every table.
+pub const CONTENDERS: usize = 4;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,52 +45,29 @@ impl Figure {
 #[derive(Debug)]
 pub struct Card {
     title: String,
-    names: Vec<&'static str>,
-    rows: Vec<(Figure, Vec<Vec<f64>>)>,
+    names: [&'static str; CONTENDERS],
+    rows: Vec<Row>,
 }
 
-impl Card {
-    /// An empty one for these contenders.
-    pub fn new(title: String, names: Vec<&'static str>) -> Self {
-        Self {
-            title,
-            names,
-            rows: Vec::new(),
-        }
-    }
+#[derive(Debug)]
+struct Row {
+    figure: Figure,
+    samples: [Vec<f64>; CONTENDERS],
+}
 
-    /// Its contenders.
-    pub fn names(&self) -> &[&'static str] {
-        &self.names
-    }
-
-    /// One more sample of a contender's figure. A contender's n-th sample was taken beside the
-    /// others' n-th.
-    pub fn note(&mut self, figure: Figure, contender: usize, value: f64) {
-        let at = self.rows.iter().position(|(of, _)| *of == figure);
-        let at = at.unwrap_or_else(|| {
-            self.rows.push((figure, vec![Vec::new(); self.names.len()]));
-            self.rows.len() - 1
-        });
-        self.rows[at].1[contender].push(value);
-    }
-
+impl Row {
     /// A contender's figure: the median of its samples.
-    pub fn figure(&self, figure: Figure, contender: usize) -> Option<f64> {
-        let (_, samples) = self.rows.iter().find(|(of, _)| *of == figure)?;
-        let samples = &samples[contender];
+    fn median(&self, contender: usize) -> Option<f64> {
+        let samples = &self.samples[contender];
         (!samples.is_empty()).then(|| median(samples.clone()))
     }
 
     /// How many times better the first contender is than the second: the median over samples taken
     /// beside each other, since the machine's clock swings between them.
-    fn ratio(&self, figure: Figure) -> Option<f64> {
-        let (_, samples) = self.rows.iter().find(|(of, _)| *of == figure)?;
-        let [ours, theirs, ..] = &samples[..] else {
-            return None;
-        };
+    fn better_by(&self) -> Option<f64> {
+        let [ours, theirs, ..] = &self.samples;
         let ratios = ours.iter().zip(theirs).map(|(ours, theirs)| {
-            if figure.more_is_better {
+            if self.figure.more_is_better {
                 ours / theirs
             } else {
                 theirs / ours
@@ -96,22 +76,43 @@ impl Card {
         let ratios: Vec<f64> = ratios.collect();
         (!ratios.is_empty()).then(|| median(ratios))
     }
+}
+
+impl Card {
+    /// An empty one for these contenders.
+    pub fn new(title: String, names: [&'static str; CONTENDERS]) -> Self {
+        let rows = Vec::new();
+        Self { title, names, rows }
+    }
+
+    /// One more sample of a contender's figure. A contender's n-th sample was taken beside the
+    /// others' n-th.
+    pub fn note(&mut self, figure: Figure, contender: usize, value: f64) {
+        let at = self.rows.iter().position(|row| row.figure == figure);
+        let at = at.unwrap_or_else(|| {
+            let samples = Default::default();
+            self.rows.push(Row { figure, samples });
+            self.rows.len() - 1
+        });
+        self.rows[at].samples[contender].push(value);
+    }
+
+    /// A contender's figure: the median of its samples.
+    pub fn figure(&self, figure: Figure, contender: usize) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.figure == figure)?;
+        row.median(contender)
+    }
 
     /// For a terminal.
     pub fn text(&self) -> String {
-        let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), short);
-        let of = |at: usize| self.names.get(at).copied().unwrap_or_default();
-        let head = ["", "", of(0), of(1), of(2), of(3), "better by"].map(str::to_owned);
-        let rows = self.rows.iter().map(|(figure, _)| {
-            let value = |at: usize| match at < self.names.len() {
-                true => cell(self.figure(*figure, at)),
-                false => String::new(),
-            };
-            let ratio = self
-                .ratio(*figure)
-                .map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
-            let (what, unit) = (figure.what.to_owned(), figure.unit.to_owned());
-            [what, unit, value(0), value(1), value(2), value(3), ratio]
+        let [ours, chain, tree, flat] = self.names;
+        let head = ["", "", ours, chain, tree, flat, "better by"].map(str::to_owned);
+        let rows = self.rows.iter().map(|row| {
+            let cell = |at| row.median(at).map_or_else(|| "-".to_owned(), short);
+            let better_by = row.better_by().map(|ratio| format!("{ratio:.2}x"));
+            let (what, unit) = (row.figure.what.to_owned(), row.figure.unit.to_owned());
+            let better_by = better_by.unwrap_or_default();
+            [what, unit, cell(0), cell(1), cell(2), cell(3), better_by]
         });
         let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
         format!("{}\n{}", self.title, table(2, &rows))
@@ -119,21 +120,18 @@ impl Card {
 
     /// For machines.
     pub fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|(figure, samples)| {
-            let contenders = self.names.iter().zip(samples).enumerate();
-            let contenders = contenders.map(|(at, (name, samples))| {
-                let median = self.figure(*figure, at);
-                (
-                    (*name).to_owned(),
-                    json!({"median": median, "samples": samples}),
-                )
-            });
+        let rows = self.rows.iter().map(|row| {
+            let of = |(at, name): (usize, &&str)| {
+                let value = json!({"median": row.median(at), "samples": row.samples[at]});
+                ((*name).to_owned(), value)
+            };
+            let contenders: Map<_, _> = self.names.iter().enumerate().map(of).collect();
             json!({
-                "id": figure.id,
-                "what": figure.what,
-                "unit": figure.unit,
-                "better_by": self.ratio(*figure),
-                "contenders": contenders.collect::<serde_json::Map<_, _>>(),
+                "id": row.figure.id,
+                "what": row.figure.what,
+                "unit": row.figure.unit,
+                "better_by": row.better_by(),
+                "contenders": contenders,
             })
         });
         json!({"title": self.title, "figures": rows.collect::<Vec<_>>()})

@@ -3,33 +3,33 @@
 use std::fmt::Write as _;
 
 use crate::card::{Card, Figure, short};
-use crate::run::{CHURN, FIND, LOAD, WEIGHT_LONG};
+use crate::contender::Entry;
+use crate::run::{CHURN, FIND, LOAD, PEERS, WEIGHT_SWEPT};
 
 const PANELS: [(Figure, &str); 4] = [
-    (LOAD, "load, million blocks a second and core"),
-    (CHURN, "store and remove, million blocks a second and core"),
-    (FIND, "find, µs (p50)"),
-    (WEIGHT_LONG, "heap bytes per (endpoint, block) pair"),
+    (LOAD, "load, M blocks/s of a core"),
+    (CHURN, "store and remove, M blocks/s of a core"),
+    (FIND, "find, µs, p50"),
+    (WEIGHT_SWEPT, "heap bytes per block and endpoint"),
 ];
 
 const WIDTH: usize = 960;
 const PANEL: (usize, usize) = (440, 200);
 /// Of the bars, within a panel.
 const HEIGHT: f64 = 130.0;
-const BAR: usize = 26;
+const BAR: usize = 32;
 
 const STYLE: &str = "
 text{font:12px system-ui,sans-serif;fill:#1f2328} .t{font-size:14px;font-weight:600} .v{font-size:10px}
 .m{text-anchor:middle} .q{fill:#57606a} .p{fill:#ffffff} .l{stroke:#8c959f}
-.c0{fill:#0969da} .c1{fill:#bc4c00} .c2{fill:#2da44e} .c3{fill:#8c959f}
+.c0{fill:#0969da} .c1{fill:#bc4c00} .c2{fill:#2da44e}
 @media (prefers-color-scheme:dark){
 text{fill:#e6edf3} .q{fill:#9198a1} .p{fill:#0d1117} .l{stroke:#6e7681}
-.c0{fill:#4493f8} .c1{fill:#f0883e} .c2{fill:#3fb950} .c3{fill:#6e7681}}
+.c0{fill:#4493f8} .c1{fill:#f0883e} .c2{fill:#3fb950}}
 ";
 
-/// Of cards, each under the name of its fleet's size.
+/// Of cards, each under the name of its fleet's size: what is compared, without the plain reference.
 pub fn svg(cards: &[(u32, Card)]) -> String {
-    let names = cards.first().map_or(&[][..], |(_, card)| card.names());
     let height = 70 + 2 * (PANEL.1 + 30);
     let mut svg = String::new();
     // Writing into a string cannot fail, here and below.
@@ -39,7 +39,7 @@ pub fn svg(cards: &[(u32, Card)]) -> String {
          <title>kvscout's index beside its peers</title>\n<style>{STYLE}</style>\n\
          <rect class=\"p\" width=\"{WIDTH}\" height=\"{height}\" rx=\"8\"/>"
     );
-    for (at, name) in names.iter().enumerate() {
+    for (at, Entry { name, .. }) in PEERS.iter().enumerate() {
         let x = 20 + at * 200;
         let _ = writeln!(
             svg,
@@ -74,9 +74,7 @@ fn panel(
         y + 14
     );
     let values = |card: &Card| -> Vec<Option<f64>> {
-        (0..card.names().len())
-            .map(|at| card.figure(figure, at))
-            .collect()
+        (0..PEERS.len()).map(|at| card.figure(figure, at)).collect()
     };
     let all = cards.iter().flat_map(|(_, card)| values(card));
     let most = all.flatten().fold(f64::MIN_POSITIVE, f64::max);

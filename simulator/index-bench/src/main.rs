@@ -53,8 +53,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Measure every index over the same events and requests
+    #[command(args_override_self = true)]
     Peers(Peers),
     /// Fill our index with a fleet as large as is planned for
+    #[command(args_override_self = true)]
     Scale(Large),
 }
 

@@ -9,8 +9,8 @@ use kvscout::index::{Cached, Index as Picture};
 use crate::index::{Caller, Direct, Index};
 use crate::workload::{Change, Event, Query, tokens};
 
-/// Of each block, the two halves of its content stand for its tokens: so few that hashing them into
-/// a key, which is inside the clock of a store, takes what it takes for real ones within a little.
+/// The two halves of a block's content stand for its tokens. Hashing them into a key is inside a
+/// store's clock; of sixteen tokens it takes some nanoseconds more.
 const BLOCK_SIZE: u32 = 2;
 
 static NOBODY: Identity = Identity {

@@ -53,7 +53,7 @@ pub fn run(seed: u64) -> anyhow::Result<Card> {
     for (contender, entry) in contenders.iter().zip(FIELD) {
         contender.is_right(entry.name, &queries)?;
     }
-    let names = FIELD.iter().map(|entry| entry.name).collect();
+    let names = FIELD.map(|entry| entry.name);
     let mut card = Card::new(format!("{ENDPOINTS} endpoints, long prompts"), names);
     let best = best_times(&contenders, &queries, ROUNDS);
     for (at, best) in best.into_iter().enumerate() {

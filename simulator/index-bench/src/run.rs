@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::card::{Card, Figure};
+use crate::card::{CONTENDERS, Card, Figure};
 use crate::contender::{Contender, Entry, best_times};
 use crate::heap;
 use crate::measure::Spread;
@@ -11,13 +11,15 @@ use crate::peers::{Chain, Flat, Tree};
 use crate::progress::Progress;
 use crate::workload::{Event, Fleet, Query, Traffic, blocks, stored};
 
-/// Those that are compared: ours first, then the one that it is compared with.
-pub const FIELD: [Entry; 4] = [
+/// Ours, the one that it is compared with, and the other.
+pub const PEERS: [Entry; 3] = [
     Entry::of::<Ours>(),
     Entry::of::<Chain>(),
     Entry::of::<Tree>(),
-    Entry::of::<Flat>(),
 ];
+
+/// Everything measured: the peers, and what the plainest of all does.
+pub const FIELD: [Entry; CONTENDERS] = [PEERS[0], PEERS[1], PEERS[2], Entry::of::<Flat>()];
 
 const RATE: &str = "M blocks/s";
 
@@ -52,10 +54,10 @@ const BESIDE_P99: Figure = Figure::less("find_beside_p99", "find beside a writer
 
 const WEIGHT: Figure = Figure::less("bytes_load", "heap per pair after the load", "bytes");
 const WEIGHT_CHURN: Figure = Figure::less("bytes_churn", "heap per pair after the churn", "bytes");
-/// Heap bytes once much was stored and removed.
-pub const WEIGHT_LONG: Figure =
+const WEIGHT_LONG: Figure =
     Figure::less("bytes_long", "heap per pair after the long churn", "bytes");
-const WEIGHT_SWEPT: Figure = Figure::less("bytes_swept", "… once swept", "bytes");
+/// Heap bytes once much was stored and removed, and an index did what it leaves for later.
+pub const WEIGHT_SWEPT: Figure = Figure::less("bytes_swept", "… once swept", "bytes");
 
 /// How much is done.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +90,7 @@ impl Work {
         let mut traffic = Traffic::new(fleet(endpoints, holes, size));
         let load = traffic.load(size.pairs);
         let loaded = traffic.queries(size.queries);
-        traffic.is_full();
+        traffic.fill();
         let churn = traffic.churn(size.churn);
         let churned = traffic.queries(size.queries);
         Self {
@@ -121,7 +123,7 @@ pub fn run(endpoints: u32, size: &Size, progress: &Progress) -> anyhow::Result<C
         "{endpoints} endpoints: {loaded} blocks loaded, then {stored} stored and {} removed",
         blocks(&work.churn) - stored,
     );
-    let names = FIELD.iter().map(|entry| entry.name).collect();
+    let names = FIELD.map(|entry| entry.name);
     let mut card = Card::new(title, names);
     for round in 1..=size.rounds {
         of(&format!(
@@ -243,7 +245,7 @@ fn weights(endpoints: u32, size: &Size, card: &mut Card) {
     weigh(&mut traffic, WEIGHT, &|traffic, _| {
         traffic.pairs() >= size.pairs
     });
-    traffic.is_full();
+    traffic.fill();
     weigh(&mut traffic, WEIGHT_CHURN, &|_, blocks| {
         blocks >= size.churn
     });

@@ -267,8 +267,9 @@ impl Traffic {
         events
     }
 
-    /// No endpoint holds more from here on than it does now, or half of an even share.
-    pub fn is_full(&mut self) {
+    /// Gives every endpoint the capacity that it uses now, or half of an even share: it evicts from
+    /// here on.
+    pub fn fill(&mut self) {
         let even = self.pairs() / self.endpoints.len();
         for endpoint in &mut self.endpoints {
             endpoint.capacity = endpoint.pairs.max(even / 2).max(400);
