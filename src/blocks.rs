@@ -17,7 +17,7 @@ pub struct BlockKey(u64);
 
 /// Changes whenever [`BlockKey`]s of the same blocks do, or how pictures are kept: those kept before
 /// are then of no use.
-pub const KEYS_VERSION: u32 = 2;
+pub const KEYS_VERSION: u32 = 3;
 
 impl BlockKey {
     /// The parent of every first block: the base model, or one of its LoRA adapters.
@@ -29,11 +29,22 @@ impl BlockKey {
         }
     }
 
+    /// A number that differs as keys do.
+    pub(crate) fn spread(self) -> u64 {
+        self.0
+    }
+
     /// The key of the block that follows `self` and holds `tokens`.
     #[must_use]
     pub fn child(self, tokens: &[TokenId], extras: &[ExtraKey]) -> Self {
         // On the stack for every block size in common use; longer blocks go in pieces. The
         // one-shot hash and the streamed one agree on equal bytes.
+        if tokens.len() <= SHORT_TOKENS && extras.is_empty() {
+            let mut bytes = [0u8; 8 + 4 * SHORT_TOKENS];
+            bytes[..8].copy_from_slice(&self.0.to_le_bytes());
+            let end = 8 + write_tokens(&mut bytes[8..], tokens);
+            return Self(xxh3_64(&bytes[..end]));
+        }
         let mut bytes = [0u8; 8 + 4 * PIECE_TOKENS];
         bytes[..8].copy_from_slice(&self.0.to_le_bytes());
         if tokens.len() <= PIECE_TOKENS && extras.is_empty() {
@@ -52,6 +63,9 @@ impl BlockKey {
         Self(hasher.digest())
     }
 }
+
+/// Tokens of a block of the usual size: zeroing a longer list takes as long as hashing these.
+const SHORT_TOKENS: usize = 16;
 
 /// Tokens hashed at a time: 256 bytes.
 const PIECE_TOKENS: usize = 64;

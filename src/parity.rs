@@ -190,10 +190,10 @@ impl Parity {
         }
         let stored = &tokens[..(full * size + lookahead).min(tokens.len())];
         let chain = Chain::of_full_blocks(stored, shape, placed.identity);
-        let last = *chain.keys.last()?;
-        let watch = self.wait(endpoint, placed, chain, known);
+        chain.keys.last()?;
+        let watch = self.wait(endpoint, placed, chain.clone(), known);
         // In this order: a store that the index has not counted yet is shown to the watch.
-        if index.holds(endpoint, last) || trust() != Trust::Live {
+        if index.holds(endpoint, &chain) || trust() != Trust::Live {
             watch.forget();
             return None;
         }

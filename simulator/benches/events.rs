@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use kvscout::blocks::{
-    BlockEvent, BlockKey, EngineHash, Group, KEYS_VERSION, Medium, Rule, Stored,
+    BlockEvent, BlockKey, Chain, EngineHash, Group, Identity, KEYS_VERSION, Medium, Rule, Stored,
 };
 use kvscout::bridge::Bridge;
 use kvscout::config::Nats;
@@ -257,9 +257,9 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
         }
         // Every two-hundredth batch is waited for by its last block, beside the others.
         if number % 200 == 0 {
-            let (sent, blocks, key) = (Instant::now(), index.clone(), key_of(number));
+            let (sent, blocks, chain) = (Instant::now(), index.clone(), chain_of(number));
             lags.push(tokio::spawn(async move {
-                while !blocks.holds(EndpointId(0), key) {
+                while !blocks.holds(EndpointId(0), &chain) {
                     sleep(Duration::from_micros(200)).await;
                     if sent.elapsed() > Duration::from_secs(60) {
                         return f64::NAN;
@@ -270,9 +270,9 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
         }
     }
     let published = begun.elapsed();
-    let last = key_of(batches - 1);
+    let last = chain_of(batches - 1);
     wait("the last batch arrives", || {
-        index.holds(EndpointId(0), last)
+        index.holds(EndpointId(0), &last)
     })
     .await?;
     let arrived = begun.elapsed();
@@ -314,16 +314,13 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Our name for a batch's last block.
-fn key_of(number: usize) -> BlockKey {
+/// The prompt that ends with a batch's last block.
+fn chain_of(number: usize) -> Chain {
     let events = batch(number);
     let Some(BlockEvent::Stored(stored)) = events.last() else {
         unreachable!("every batch stores");
     };
-    let blocks = stored.tokens.chunks(BLOCK_SIZE);
-    blocks.fold(BlockKey::root(None), |parent, tokens| {
-        parent.child(tokens, &[])
-    })
+    Chain::of_full_blocks(&stored.tokens, BLOCK_SIZE as u32, &Identity::default())
 }
 
 async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
@@ -333,9 +330,10 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
     let mut endpoints = Vec::new();
     for number in 0..COLD_SERVERS {
         let endpoint = endpoint(1000 + number, None);
-        let row = |block| {
-            let key = BlockKey::root(Some(&format!("{number} {block}")));
-            (block, Some(key), 1)
+        // Prompts of a hundred blocks.
+        let block = |at| {
+            let key = BlockKey::root(Some(&format!("{number} {at}")));
+            (u32::from(at % 100 > 0), key)
         };
         let snapshot = Snapshot {
             keys: KEYS_VERSION,
@@ -348,11 +346,14 @@ async fn cold_start(nats: &NatsServer) -> anyhow::Result<()> {
             reason: String::new(),
             picture: Picture {
                 shows_salt: Some(true),
+                blocks: (0..COLD_BLOCKS).map(block).collect(),
                 caches: vec![CachePicture {
                     place: Place::OWN,
                     rule: Rule::All,
                     shape: Some(16.into()),
-                    copies: (0..COLD_BLOCKS).map(row).collect(),
+                    copies: (0..COLD_BLOCKS)
+                        .map(|at| (at, Some(at as u32), 1))
+                        .collect(),
                 }],
             },
         };

@@ -90,14 +90,12 @@ mod tests {
             reason: "complete from sequence 0".to_owned(),
             picture: Picture {
                 shows_salt: Some(true),
+                blocks: vec![(0, crate::blocks::BlockKey::root(None))],
                 caches: vec![CachePicture {
                     place: Place::OWN,
                     rule: Rule::Window(4096),
                     shape: Some(16.into()),
-                    copies: vec![
-                        (u64::MAX, None, 2),
-                        (1, Some(crate::blocks::BlockKey::root(None)), 1),
-                    ],
+                    copies: vec![(u64::MAX, None, 2), (1, Some(0), 1)],
                 }],
             },
         };

@@ -2,44 +2,40 @@
 //!
 //! A [`Cache`] for each medium and group: one for most endpoints. vLLM stores a prefix under the same
 //! hash in every group that is cut alike, so a name that one of them learns is the others' too.
+//!
+//! What a cache holds is told to the trees under its holder's number, event by event, each within one
+//! lock of the tree that it is about. What is given up at once is not taken out piece by piece: the
+//! cache gets another number, and the old one is cleaned up when nobody sees it any more.
 
 use std::collections::VecDeque;
 
-use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Shape, Stored};
-use crate::index::cache::{Cache, CachePicture, Copies, Place};
+use smallvec::SmallVec;
+
+use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Stored};
+use crate::index::cache::{Cache, Place, Presence};
+use crate::index::copies::Copies;
+use crate::index::forest::tree_of;
 use crate::index::hit::alignment_of;
 use crate::index::keyed::KeyedMap;
 use crate::index::names::{is_complete, keys_of, shape_of};
 use crate::index::orphans::Orphans;
+use crate::index::seats::{CacheView, Retired, Shared, View};
+use crate::index::tree::{BlockId, Tree};
 use crate::index::{Applied, Seen};
 
 /// Engine hashes kept per endpoint: 64 GiB of KV cache in 16-token blocks of a 7B model make
-/// about 75,000; this is fifty times that, and about 200 MB here.
+/// about 75,000; this is fifty times that, and about 85 MB here.
 pub(super) const COPIES_MAX: usize = 4_000_000;
 
 /// Beginnings of blocks kept per cache: one for each request that ends within a block.
 const PARTIAL_MAX: usize = COPIES_MAX / 64;
 
 /// Caches kept per endpoint: more groups than any model has, on each medium.
-const CACHES_MAX: usize = 64;
+pub(super) const CACHES_MAX: usize = 64;
 
 /// Prompts whose reports are awaited per endpoint: as many as vLLM runs at once by default
 /// (`max_num_seqs`). Of 100,000 tokens each, in 16-token blocks, they take 13 MB.
 const REPORTS_MAX: usize = 256;
-
-/// What an event changes in what the endpoint holds, copies and names aside. A key is held in one
-/// of its caches, by number.
-pub(super) enum Change<'a> {
-    /// Told first.
-    Stores(&'a Seen<'a>),
-    Holds(u8, BlockKey),
-    /// Whether it was unsure.
-    Drops(u8, BlockKey, bool),
-    /// It may be gone.
-    Doubts(u8, BlockKey),
-    /// It is there after all.
-    Confirms(u8, BlockKey),
-}
 
 /// Reports of a prompt's leading blocks.
 #[derive(Debug)]
@@ -55,12 +51,12 @@ struct Awaited {
 pub(super) struct Book {
     pub(super) caches: Vec<Cache>,
     /// Engine hashes in all of them.
-    len: usize,
+    pub(super) len: usize,
     /// Those whose blocks are not known.
     pub(super) unnamed: u32,
     pub(super) orphans: Orphans,
     /// Whether anything was stored since the last doubt.
-    any_sure: bool,
+    pub(super) any_sure: bool,
     /// Blocks to be stored until what is unsure is given up; none where all is sure.
     unsure_for: Option<u64>,
     /// Prompts whose leading blocks are to be reported.
@@ -68,13 +64,34 @@ pub(super) struct Book {
     pub(super) adapters: Vec<String>,
     /// Whether this server's events show cache salts; none before its first store.
     pub(super) shows_salt: Option<bool>,
+    /// Whether lookups are to see its caches anew.
+    pub(super) changed: bool,
+    /// Holders that its caches had before.
+    pub(super) retired: Vec<Retired>,
+    /// Lists that events fill again and again.
+    lists: Lists,
+    /// Forgotten: whoever still has it is to take the endpoint's new one.
+    pub(super) closed: bool,
+}
+
+/// What stands before a store's first block.
+#[derive(Debug, Clone, Copy)]
+enum Before {
+    /// Nothing: a prompt starts here, under this root.
+    Start(BlockKey),
+    Block(BlockId),
+}
+
+impl Before {
+    fn block(self) -> Option<BlockId> {
+        match self {
+            Self::Start(_) => None,
+            Self::Block(block) => Some(block),
+        }
+    }
 }
 
 impl Book {
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     /// The engine's own cache of full attention, in which every block of a prompt is stored.
     fn main(&self) -> Option<usize> {
         self.caches
@@ -82,28 +99,24 @@ impl Book {
             .position(|cache| cache.is_own() && cache.rule == Rule::All && cache.shape.is_some())
     }
 
-    /// How prompts are cut there; none before the first store.
-    pub(super) fn shape(&self) -> Option<Shape> {
-        match self.main() {
-            Some(main) => self.caches[main].shape,
-            None => self.caches.iter().find(|cache| cache.is_own())?.shape,
-        }
-    }
-
-    /// A multiple of the block sizes of all groups whose hits count.
-    pub(super) fn alignment(&self) -> u64 {
-        let own = self.caches.iter().filter(|cache| cache.counts_for_hits());
+    /// What lookups are to see.
+    pub(super) fn view(&self) -> View {
+        let view = |cache: &Cache| CacheView {
+            place: cache.place,
+            rule: cache.rule,
+            shape: cache.shape,
+            any: cache.any.as_ref().map(|any| any.holder),
+            sure: cache.sure.as_ref().map(|sure| sure.holder),
+        };
+        let caches: Vec<CacheView> = self.caches.iter().map(view).collect();
+        let own = caches.iter().filter(|cache| cache.counts_for_hits());
         let shapes = own.filter_map(|cache| cache.shape);
-        alignment_of(shapes.map(|shape| u64::from(shape.block_size)))
-    }
-
-    /// Whether one cache is all there is, and every block of it is needed.
-    pub(super) fn is_plain(&self) -> bool {
-        self.caches.len() == 1 && self.main() == Some(0)
-    }
-
-    pub(super) fn is_unsure(&self) -> bool {
-        self.unsure_for.is_some()
+        View {
+            main: self.main(),
+            alignment: alignment_of(shapes.map(|shape| u64::from(shape.block_size))),
+            shows_salt: self.shows_salt,
+            caches,
+        }
     }
 
     /// Physical copies in the engine's own cache, of every group: they share one pool.
@@ -112,47 +125,9 @@ impl Book {
         own.map(|cache| cache.physical).sum()
     }
 
-    /// What a snapshot keeps.
-    pub(super) fn picture(&self) -> Vec<CachePicture> {
-        self.caches.iter().map(Cache::picture).collect()
-    }
-
-    /// Takes what a snapshot kept, into an empty book.
-    pub(super) fn fill(&mut self, caches: &[CachePicture], change: &mut dyn FnMut(Change<'_>)) {
-        self.caches.clear();
-        for (at, picture) in caches.iter().take(CACHES_MAX).enumerate() {
-            let mut cache = Cache::new(picture.place, picture.rule, picture.shape);
-            for (hash, key, count) in picture.copies.iter().copied() {
-                if self.len == COPIES_MAX {
-                    break;
-                }
-                let copies = Copies {
-                    key,
-                    count,
-                    unsure: false,
-                };
-                if count > 0 && !cache.copies.contains_key(&EngineHash(hash)) {
-                    cache.copies.insert(EngineHash(hash), copies);
-                    self.any_sure = true;
-                    self.len += 1;
-                    cache.physical += u64::from(count);
-                    self.unnamed += u32::from(key.is_none());
-                    key.into_iter()
-                        .for_each(|key| change(Change::Holds(at as u8, key)));
-                }
-            }
-            self.caches.push(cache);
-        }
-    }
-
-    pub(super) fn apply(
-        &mut self,
-        event: &BlockEvent,
-        applied: &mut Applied,
-        change: &mut dyn FnMut(Change<'_>),
-    ) {
+    pub(super) fn apply(&mut self, event: &BlockEvent, applied: &mut Applied, of: &Of<'_>) {
         match event {
-            BlockEvent::Stored(stored) => self.store(stored, applied, change),
+            BlockEvent::Stored(stored) => self.store(stored, applied, of),
             BlockEvent::Removed {
                 hashes,
                 medium,
@@ -162,93 +137,114 @@ impl Book {
                     medium: *medium,
                     group: group.index,
                 };
-                let at = self.caches.iter().position(|cache| cache.place == place);
-                for hash in hashes {
-                    self.remove(at, *medium, *hash, applied, change);
-                }
+                self.remove(place, hashes, applied, of.shared);
             }
             BlockEvent::Cleared => {
                 applied.cleared += 1;
-                self.clear_own(change);
+                self.clear_own(of.shared);
             }
         }
     }
 
     /// Ends every copy, and how its caches were. What an operator said of it outlives it.
-    pub(super) fn clear(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+    pub(super) fn clear(&mut self, shared: &Shared) {
         for at in 0..self.caches.len() {
-            self.empty(at, change);
+            self.empty(at, shared, false);
         }
         self.caches.clear();
         self.reports.clear();
         self.orphans.clear();
         self.unsure_for = None;
+        self.changed = true;
     }
 
     /// Ends the engine's own copies. What was offloaded stays (`reset_prefix_cache` resets its
     /// connector on demand only).
-    fn clear_own(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+    fn clear_own(&mut self, shared: &Shared) {
         for at in 0..self.caches.len() {
             if self.caches[at].is_own() {
-                self.empty(at, change);
+                self.empty(at, shared, true);
             }
         }
         self.reports.clear();
         self.orphans.clear();
         // What comes after a cleared cache is all known: nothing unsure stays beside it.
-        self.drop_unsure(change);
+        self.drop_unsure();
     }
 
-    /// Whether it has a group whose blocks nobody counts, though hits depend on them.
-    pub(super) fn has_unmodelled(&self) -> bool {
-        self.caches.iter().any(|cache| cache.rule == Rule::Unknown)
-    }
-
-    fn empty(&mut self, at: usize, change: &mut dyn FnMut(Change<'_>)) {
+    /// Ends a cache's copies; `anew` where it is to hold others.
+    fn empty(&mut self, at: usize, shared: &Shared, anew: bool) {
         let cache = &mut self.caches[at];
         cache.physical = 0;
         cache.partial = KeyedMap::default();
-        // Taken with its room: an emptied table is as slow to go through as a full one.
+        if cache.copies.len() == 0 && anew {
+            return;
+        }
+        let sure = cache.sure.take();
+        let of_sure = sure.as_ref().map(|_| cache.blocks(false));
+        let blocks = cache.blocks(true);
         let copies = std::mem::take(&mut cache.copies);
         self.len -= copies.len();
-        for copies in copies.into_values() {
-            match copies.key {
-                Some(key) => change(Change::Drops(at as u8, key, copies.unsure)),
-                None => self.unnamed -= 1,
-            }
+        self.unnamed -= (copies.len() - blocks.len()) as u32;
+        let any = std::mem::take(&mut cache.any);
+        if anew && cache.rule != Rule::Unknown {
+            cache.any = shared.take_holder().map(Presence::new);
         }
+        self.retire(any, blocks);
+        self.retire(sure, of_sure.unwrap_or_default());
+    }
+
+    fn retire(&mut self, presence: Option<Presence>, blocks: Vec<BlockId>) {
+        self.changed = true;
+        let retired = presence.map(|Presence { holder, .. }| Retired { holder, blocks });
+        self.retired.extend(retired);
     }
 
     /// Events were lost: whatever is held may be gone.
-    pub(super) fn doubt(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+    pub(super) fn doubt(&mut self, shared: &Shared) {
         if !std::mem::take(&mut self.any_sure) {
             return;
         }
-        for (at, cache) in self.caches.iter_mut().enumerate() {
-            for copies in cache.copies.values_mut().filter(|copies| !copies.unsure) {
-                copies.unsure = true;
-                copies
-                    .key
-                    .into_iter()
-                    .for_each(|key| change(Change::Doubts(at as u8, key)));
+        for at in 0..self.caches.len() {
+            let cache = &mut self.caches[at];
+            if cache.copies.len() == 0 || cache.any.is_none() {
+                continue;
             }
+            let Some(holder) = shared.take_holder() else {
+                // Not even numbers are left to tell them apart.
+                return self.clear(shared);
+            };
+            let before = cache.sure.replace(Presence::new(holder));
+            let blocks = match before {
+                Some(_) => cache.blocks(false),
+                None => Vec::new(),
+            };
+            cache.copies.each_mut(|copies| copies.unsure = true);
+            self.retire(before, blocks);
         }
         self.unsure_for = (self.len > 0).then(|| self.physical().max(1));
     }
 
     /// Gives up what is unsure.
-    pub(super) fn drop_unsure(&mut self, change: &mut dyn FnMut(Change<'_>)) {
+    pub(super) fn drop_unsure(&mut self) {
         self.unsure_for = None;
-        for (at, cache) in self.caches.iter_mut().enumerate() {
-            let gone = cache.copies.extract_if(|_, copies| copies.unsure);
-            for (_, copies) in gone {
-                self.len -= 1;
-                cache.physical -= u64::from(copies.count);
-                match copies.key {
-                    Some(key) => change(Change::Drops(at as u8, key, true)),
-                    None => self.unnamed -= 1,
+        for at in 0..self.caches.len() {
+            let cache = &mut self.caches[at];
+            let Some(sure) = cache.sure.take() else {
+                continue;
+            };
+            let blocks = cache.blocks(true);
+            let before = cache.any.replace(sure);
+            let (len, unnamed) = (&mut self.len, &mut self.unnamed);
+            cache.copies.retain(|copies| {
+                if copies.unsure {
+                    *len -= 1;
+                    cache.physical -= u64::from(copies.count);
+                    *unnamed -= u32::from(copies.block.is_none());
                 }
-            }
+                !copies.unsure
+            });
+            self.retire(before, blocks);
         }
     }
 
@@ -263,61 +259,98 @@ impl Book {
         });
     }
 
-    fn store(
-        &mut self,
-        stored: &Stored,
-        applied: &mut Applied,
-        change: &mut dyn FnMut(Change<'_>),
-    ) {
+    fn store(&mut self, stored: &Stored, applied: &mut Applied, of: &Of<'_>) {
         let blocks = stored.hashes.len() as u32;
         if stored.medium == Medium::Other {
             applied.elsewhere += blocks;
             return;
         }
-        let Some(at) = self.cache_of(stored, change) else {
+        let Some(at) = self.cache_of(stored, of.shared) else {
             applied.unmodelled += blocks;
             return;
         };
         if stored.medium == Medium::Gpu {
-            self.shows_salt = Some(stored.extra_keys.is_some());
+            let shows_salt = Some(stored.extra_keys.is_some());
+            self.changed |= self.shows_salt != shows_salt;
+            self.shows_salt = shows_salt;
         }
         if self.is_partial(at, stored) {
             self.add_partial(at, &stored.hashes, applied);
             return;
         }
-        let parent = self.parent_of(stored, at);
-        let keys = keys_of(parent, stored);
-        if self.main() == Some(at) {
-            change(Change::Stores(&Seen {
-                parent,
-                keys: &keys,
-                stored,
-            }));
-        }
-        let last = keys.last().copied().flatten();
-        if stored.medium == Medium::Gpu && self.is_report(at, stored, last) {
-            applied.reported += blocks;
-            return;
-        }
-        if let (None, Some(hash), Some(shape)) = (parent, stored.parent, shape_of(stored))
-            && is_complete(stored)
-        {
-            self.orphans.push(shape, hash, stored.clone());
-        }
-        for (hash, key) in stored.hashes.iter().zip(keys) {
-            self.add(at, *hash, key, applied, change);
-        }
+        let mut lists = std::mem::take(&mut self.lists);
+        self.store_whole(at, stored, &mut lists, applied, of);
+        lists.clear();
+        self.lists = lists;
         if let Some(left) = self.unsure_for {
             // What was held then and is used no more has made room since.
             self.unsure_for = left.checked_sub(u64::from(blocks));
             if self.unsure_for.is_none() {
-                self.drop_unsure(change);
+                self.drop_unsure();
+            }
+        }
+    }
+
+    fn store_whole(
+        &mut self,
+        at: usize,
+        stored: &Stored,
+        lists: &mut Lists,
+        applied: &mut Applied,
+        of: &Of<'_>,
+    ) {
+        self.caches[at].copies.prefetch(&stored.hashes);
+        let Lists { keys, blocks, held } = lists;
+        let before = self.before(stored, at);
+        // A prompt is hashed within the lock: one more for the parent's key alone costs every event more
+        // than the hashes of most.
+        let tree = before.map(|before| match before {
+            Before::Start(root) => {
+                keys_of(root, stored, keys);
+                keys.first().map(|first| tree_of(*first))
+            }
+            Before::Block(block) => Some(block.tree()),
+        });
+        let mut tree = tree.flatten().map(|tree| of.shared.forest.write(tree));
+        let parent = match (before, &tree) {
+            (Some(Before::Block(block)), Some(tree)) => {
+                let key = tree.key(block);
+                keys_of(key, stored, keys);
+                Some(key)
+            }
+            (Some(Before::Start(root)), _) => Some(root),
+            _ => None,
+        };
+        if self.main() == Some(at) {
+            (of.observe)(&Seen {
+                parent,
+                keys,
+                stored,
+            });
+        }
+        if stored.medium == Medium::Gpu && self.is_report(at, stored, keys.last()) {
+            applied.reported += stored.hashes.len() as u32;
+            return;
+        }
+        if let (None, Some(hash), Some(shape)) = (before, stored.parent, shape_of(stored))
+            && is_complete(stored)
+        {
+            self.orphans.push(shape, hash, stored.clone());
+        }
+        match (before, &mut tree) {
+            (Some(before), Some(tree)) if !keys.is_empty() => {
+                tree.grow(before.block(), keys, blocks);
+                self.add(at, &stored.hashes, blocks, held, tree, applied);
+            }
+            _ => {
+                drop(tree);
+                self.add_unnamed(at, &stored.hashes, applied, of.shared);
             }
         }
     }
 
     /// The cache that a store is about; none where it is not modelled.
-    fn cache_of(&mut self, stored: &Stored, change: &mut dyn FnMut(Change<'_>)) -> Option<usize> {
+    fn cache_of(&mut self, stored: &Stored, shared: &Shared) -> Option<usize> {
         let place = Place {
             medium: stored.medium,
             group: stored.group.index,
@@ -327,24 +360,33 @@ impl Book {
             if self.caches.len() == CACHES_MAX {
                 return None;
             }
-            self.caches
-                .push(Cache::new(place, stored.group.rule, shape));
+            self.changed = true;
+            let mut cache = Cache::new(place, stored.group.rule, shape);
+            if cache.rule != Rule::Unknown {
+                cache.any = Some(Presence::new(shared.take_holder()?));
+            }
+            self.caches.push(cache);
             return (stored.group.rule != Rule::Unknown).then_some(self.caches.len() - 1);
         };
         let known = self.caches[at].shape;
         match (known, shape) {
-            (None, _) => self.caches[at].shape = shape,
+            (None, Some(_)) => {
+                self.caches[at].shape = shape;
+                self.changed = true;
+            }
             // What came before were beginnings of blocks.
             (Some(known), Some(shape)) if known.block_size < shape.block_size => {
-                let names = |(hash, copies): (&EngineHash, &Copies)| (*hash, copies.count);
+                let names = |(hash, copies): (EngineHash, Copies)| (hash, copies.count);
                 let begun: Vec<_> = self.caches[at].copies.iter().map(names).collect();
-                self.empty(at, change);
+                self.empty(at, shared, true);
                 self.caches[at].partial.extend(begun);
                 self.caches[at].shape = Some(shape);
+                self.changed = true;
             }
             (Some(known), Some(shape)) if known.lookahead != shape.lookahead => {
                 self.caches[at].rule = Rule::Unknown;
-                self.empty(at, change);
+                self.empty(at, shared, false);
+                self.changed = true;
             }
             _ => {}
         }
@@ -373,67 +415,130 @@ impl Book {
         }
     }
 
+    /// What stands before an event's first block; none where that was never seen.
+    fn before(&self, stored: &Stored, at: usize) -> Option<Before> {
+        match stored.parent {
+            // A placeholder names no parent either.
+            None if stored.tokens.is_empty() => None,
+            None => Some(Before::Start(self.root(stored))),
+            Some(hash) => self.name_of(hash, at).map(Before::Block),
+        }
+    }
+
+    /// One copy more of each of these hashes, which stand for `blocks`.
     fn add(
         &mut self,
         at: usize,
-        hash: EngineHash,
-        key: Option<BlockKey>,
+        hashes: &[EngineHash],
+        blocks: &[BlockId],
+        held: &mut Held,
+        tree: &mut Tree,
         applied: &mut Applied,
-        change: &mut dyn FnMut(Change<'_>),
     ) {
-        let key = key.or_else(|| self.name_of(hash, at));
+        let named = blocks.iter().copied().map(Some);
+        let named = named.chain(std::iter::repeat(None));
+        for (hash, block) in hashes.iter().zip(named) {
+            self.add_one(at, *hash, block, held, applied);
+        }
+        held.tell(&mut self.caches[at], tree);
+        if self.unnamed > 0 {
+            for (hash, block) in hashes.iter().zip(blocks) {
+                self.name(at, *hash, *block, tree);
+            }
+        }
+        if let Some(last) = blocks.last() {
+            tree.prune(*last);
+        }
+    }
+
+    /// The same where the event does not say which blocks these are: other groups or media may.
+    fn add_unnamed(
+        &mut self,
+        at: usize,
+        hashes: &[EngineHash],
+        applied: &mut Applied,
+        shared: &Shared,
+    ) {
+        let named = hashes.iter().map(|hash| (*hash, self.name_of(*hash, at)));
+        let named: Vec<_> = named.collect();
+        let tree_of = |block: &Option<BlockId>| block.map(BlockId::tree);
+        for alike in named.chunk_by(|(_, a), (_, b)| tree_of(a) == tree_of(b)) {
+            let mut held = Held::default();
+            for (hash, block) in alike {
+                self.add_one(at, *hash, *block, &mut held, applied);
+            }
+            if let Some(tree) = tree_of(&alike[0].1) {
+                let mut tree = shared.forest.write(tree);
+                held.tell(&mut self.caches[at], &mut tree);
+                for (hash, block) in alike {
+                    if let Some(block) = block.filter(|_| self.unnamed > 0) {
+                        self.name(at, *hash, block, &mut tree);
+                    }
+                }
+            }
+        }
+    }
+
+    fn add_one(
+        &mut self,
+        at: usize,
+        hash: EngineHash,
+        block: Option<BlockId>,
+        held: &mut Held,
+        applied: &mut Applied,
+    ) {
         applied.stored += 1;
         self.any_sure = true;
         let cache = &mut self.caches[at];
-        if let Some(copies) = cache.copies.get_mut(&hash) {
-            if copies.unsure {
-                // Of those before the gap nobody knows how many are left.
-                cache.physical -= u64::from(copies.count);
-                (copies.unsure, copies.count) = (false, 0);
-                copies
-                    .key
-                    .into_iter()
-                    .for_each(|key| change(Change::Confirms(at as u8, key)));
+        match cache.copies.find(hash) {
+            Ok(slot) => {
+                let mut copies = cache.copies.at(slot);
+                if copies.unsure {
+                    // Of those before the gap nobody knows how many are left.
+                    cache.physical -= u64::from(copies.count);
+                    (copies.unsure, copies.count) = (false, 0);
+                    held.sure.extend(copies.block);
+                }
+                copies.count += 1;
+                cache.physical += 1;
+                cache.copies.set(slot, copies);
             }
-            copies.count += 1;
-            cache.physical += 1;
-        } else if self.len < COPIES_MAX {
-            let copies = Copies {
-                key,
-                count: 1,
-                unsure: false,
-            };
-            cache.copies.insert(hash, copies);
-            cache.physical += 1;
-            self.len += 1;
-            match key {
-                Some(key) => change(Change::Holds(at as u8, key)),
-                None => self.unnamed += 1,
+            Err(slot) if self.len < COPIES_MAX => {
+                let copies = Copies {
+                    block,
+                    count: 1,
+                    unsure: false,
+                };
+                cache.copies.insert(slot, copies);
+                cache.physical += 1;
+                self.len += 1;
+                held.any.extend(block);
+                if cache.sure.is_some() {
+                    held.sure.extend(block);
+                }
+                self.unnamed += u32::from(block.is_none());
             }
-        } else {
-            applied.over_limit += 1;
-        }
-        if let Some(key) = key
-            && self.unnamed > 0
-        {
-            self.name(at, hash, key, change);
+            Err(_) => applied.over_limit += 1,
         }
     }
 
     /// A report starts at the prompt's start, names only what is held, and was announced. Those of a
     /// window name what is not held, too: every block before it.
-    fn is_report(&mut self, at: usize, stored: &Stored, last: Option<BlockKey>) -> bool {
-        let cache = &self.caches[at];
-        let held = |hash| cache.rule != Rule::All || cache.copies.contains_key(hash);
-        if self.reports.is_empty() || stored.parent.is_some() || !stored.hashes.iter().all(held) {
+    fn is_report(&mut self, at: usize, stored: &Stored, last: Option<&BlockKey>) -> bool {
+        if self.reports.is_empty() || stored.parent.is_some() {
             return false;
         }
+        let cache = &self.caches[at];
+        let held = |hash: &EngineHash| cache.rule != Rule::All || cache.copies.get(*hash).is_some();
         let Some(end) = stored.hashes.len().checked_sub(1) else {
             return false;
         };
+        if !stored.hashes.iter().all(held) {
+            return false;
+        }
         let of = |awaited: &Awaited| {
             let came = awaited.came.get(at).copied().unwrap_or(0);
-            came < awaited.reports && last.is_some() && awaited.prompt.get(end).copied() == last
+            came < awaited.reports && last.is_some() && awaited.prompt.get(end) == last
         };
         let Some(which) = self.reports.iter().position(of) else {
             return false;
@@ -450,41 +555,111 @@ impl Book {
 
     fn remove(
         &mut self,
-        at: Option<usize>,
-        medium: Medium,
-        hash: EngineHash,
+        place: Place,
+        hashes: &[EngineHash],
         applied: &mut Applied,
-        change: &mut dyn FnMut(Change<'_>),
+        shared: &Shared,
     ) {
+        let at = self.caches.iter().position(|cache| cache.place == place);
         let Some(at) = at else {
-            match medium {
-                Medium::Other => applied.elsewhere += 1,
-                _ => applied.unknown += 1,
+            match place.medium {
+                Medium::Other => applied.elsewhere += hashes.len() as u32,
+                _ => applied.unknown += hashes.len() as u32,
             }
             return;
         };
+        let mut gone: SmallVec<[(BlockId, bool); 4]> = SmallVec::new();
+        for hash in hashes {
+            gone.extend(self.remove_one(at, *hash, applied));
+        }
+        // What an event says of one prompt is seen at once.
+        gone.sort_by_key(|(block, _)| block.tree());
+        for alike in gone.chunk_by(|(a, _), (b, _)| a.tree() == b.tree()) {
+            let mut tree = shared.forest.write(alike[0].0.tree());
+            for (block, unsure) in alike {
+                self.caches[at].release(&mut tree, *block, *unsure);
+            }
+        }
+    }
+
+    /// The block that is held no more, and whether that was unsure.
+    fn remove_one(
+        &mut self,
+        at: usize,
+        hash: EngineHash,
+        applied: &mut Applied,
+    ) -> Option<(BlockId, bool)> {
         let cache = &mut self.caches[at];
-        let Some(copies) = cache.copies.get_mut(&hash) else {
+        let Ok(slot) = cache.copies.find(hash) else {
             match (cache.partial.get_mut(&hash), cache.rule) {
                 (Some(count), _) if *count > 1 => *count -= 1,
                 (Some(_), _) => drop(cache.partial.remove(&hash)),
                 (None, Rule::Unknown) => applied.unmodelled += 1,
                 (None, _) => applied.unknown += 1,
             }
-            return;
+            return None;
         };
+        let copies = cache.copies.at(slot);
         applied.removed += 1;
         cache.physical -= 1;
-        copies.count -= 1;
-        if copies.count > 0 {
-            return;
+        if copies.count > 1 {
+            let count = copies.count - 1;
+            cache.copies.set(slot, Copies { count, ..copies });
+            return None;
         }
-        let Copies { key, unsure, .. } = *copies;
-        cache.copies.remove(&hash);
+        cache.copies.remove(slot);
         self.len -= 1;
-        match key {
-            Some(key) => change(Change::Drops(at as u8, key, unsure)),
-            None => self.unnamed -= 1,
+        self.unnamed -= u32::from(copies.block.is_none());
+        copies.block.map(|block| (block, copies.unsure))
+    }
+}
+
+/// What one store is about.
+#[derive(Debug, Default)]
+struct Lists {
+    keys: Vec<BlockKey>,
+    blocks: Vec<BlockId>,
+    held: Held,
+}
+
+impl Lists {
+    /// An event of many blocks does not keep its room.
+    fn clear(&mut self) {
+        if self.keys.len() > LISTS_MAX {
+            *self = Self::default();
+        }
+        self.keys.clear();
+        self.blocks.clear();
+        self.held.any.clear();
+        self.held.sure.clear();
+    }
+}
+
+/// Blocks of a store whose lists are kept: 16,384 tokens in blocks of 16.
+const LISTS_MAX: usize = 1024;
+
+/// Blocks that an event gives to a cache, in order.
+#[derive(Debug, Default)]
+struct Held {
+    any: Vec<BlockId>,
+    /// Of these, and of those that were there before, what is sure now.
+    sure: Vec<BlockId>,
+}
+
+impl Held {
+    fn tell(&self, cache: &mut Cache, tree: &mut Tree) {
+        if let Some(any) = &mut cache.any {
+            any.hold(tree, &self.any);
+        }
+        if let Some(sure) = &mut cache.sure {
+            sure.hold(tree, &self.sure);
         }
     }
+}
+
+/// What surrounds a book while events are applied to it.
+pub(super) struct Of<'a> {
+    pub shared: &'a Shared,
+    /// Is shown every store in the engine's own cache, before it counts.
+    pub observe: &'a dyn Fn(&Seen<'_>),
 }

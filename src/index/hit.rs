@@ -7,10 +7,12 @@
 
 use crate::blocks::Rule;
 
-/// One group: its rule, its block size, and which of the prompt's blocks it holds.
+/// One group: its rule, its block size, how many leading blocks of the prompt it holds, and whether it
+/// holds any one of them.
 pub(super) struct Held<F> {
     pub rule: Rule,
     pub block_size: u64,
+    pub depth: u64,
     pub has: F,
 }
 
@@ -55,7 +57,7 @@ impl<F: FnMut(u64) -> bool> Held<F> {
         let blocks = tokens_max / size;
         let aligned = |blocks: u64| (blocks * size).is_multiple_of(alignment);
         let held = match self.rule {
-            Rule::All => (0..blocks).take_while(|at| (self.has)(*at)).count() as u64,
+            Rule::All => self.depth.min(blocks),
             Rule::Window(window) => {
                 let needed = u64::from(window).saturating_sub(1).div_ceil(size).max(1);
                 self.window(blocks, needed, aligned)
@@ -104,9 +106,11 @@ mod tests {
     fn group(rule: Rule, block_size: u64, held: &str) -> Held<impl FnMut(u64) -> bool + use<>> {
         let held: Vec<bool> = held.bytes().map(|byte| byte == b'#').collect();
         let has = move |at: u64| held.get(at as usize).copied().unwrap_or(false);
+        let depth = (0..).take_while(|at| has(*at)).count() as u64;
         Held {
             rule,
             block_size,
+            depth,
             has,
         }
     }

@@ -1,31 +1,32 @@
 //! Engine hashes → our names, by parent and tokens.
 
+use std::collections::VecDeque;
+
 use crate::blocks::{BlockKey, EngineHash, Shape, Stored};
-use crate::index::book::{Book, Change};
+use crate::index::book::Book;
+use crate::index::tree::{BlockId, Tree};
 
 impl Book {
-    /// Tells a block's name to every copy of it that has none, and to the orphans that waited for it.
-    pub(super) fn name(
-        &mut self,
-        at: usize,
-        hash: EngineHash,
-        key: BlockKey,
-        change: &mut dyn FnMut(Change<'_>),
-    ) {
-        let mut named = vec![(hash, key)];
-        while let Some((hash, key)) = named.pop() {
+    /// Tells which block a hash stands for to every copy of it that has none, and to the orphans that
+    /// waited for it. All of them are in one tree, as they begin the same prompt.
+    pub(super) fn name(&mut self, at: usize, hash: EngineHash, block: BlockId, tree: &mut Tree) {
+        let mut named = VecDeque::from([(hash, block)]);
+        let mut ends = Vec::new();
+        while let Some((hash, block)) = named.pop_front() {
             for other in 0..self.caches.len() {
                 if !self.caches[other].names_as(&self.caches[at]) {
                     continue;
                 }
-                let copies = self.caches[other].copies.get_mut(&hash);
-                if let Some(copies) = copies.filter(|copies| copies.key.is_none()) {
-                    copies.key = Some(key);
+                let cache = &mut self.caches[other];
+                let Ok(slot) = cache.copies.find(hash) else {
+                    continue;
+                };
+                let mut copies = cache.copies.at(slot);
+                if copies.block.is_none() {
+                    copies.block = Some(block);
+                    cache.copies.set(slot, copies);
                     self.unnamed -= 1;
-                    change(Change::Holds(other as u8, key));
-                    if copies.unsure {
-                        change(Change::Doubts(other as u8, key));
-                    }
+                    cache.hold(tree, &[block], copies.unsure);
                 }
             }
             let orphans = match self.caches[at].shape {
@@ -33,24 +34,18 @@ impl Book {
                 None => Vec::new(),
             };
             for orphan in orphans {
-                let keys = keys_of(Some(key), &orphan);
-                let children = orphan.hashes.iter().zip(keys);
-                named.extend(children.filter_map(|(hash, key)| Some((*hash, key?))));
+                let mut keys = Vec::with_capacity(orphan.hashes.len());
+                keys_of(tree.key(block), &orphan, &mut keys);
+                let mut blocks = Vec::with_capacity(keys.len());
+                tree.grow(Some(block), &keys, &mut blocks);
+                ends.extend(blocks.last().copied());
+                named.extend(orphan.hashes.iter().copied().zip(blocks));
             }
         }
+        ends.into_iter().for_each(|end| tree.prune(end));
     }
 
-    /// Our name for the block before an event's first; none where it was never seen.
-    pub(super) fn parent_of(&self, stored: &Stored, at: usize) -> Option<BlockKey> {
-        match stored.parent {
-            // A placeholder names no parent either.
-            None if stored.tokens.is_empty() => None,
-            None => Some(self.root(stored)),
-            Some(hash) => self.name_of(hash, at),
-        }
-    }
-
-    pub(super) fn name_of(&self, hash: EngineHash, at: usize) -> Option<BlockKey> {
+    pub(super) fn name_of(&self, hash: EngineHash, at: usize) -> Option<BlockId> {
         let own = &self.caches[at];
         own.name_of(hash).or_else(|| {
             let alike = self.caches.iter().filter(|cache| cache.names_as(own));
@@ -58,7 +53,7 @@ impl Book {
         })
     }
 
-    fn root(&self, stored: &Stored) -> BlockKey {
+    pub(super) fn root(&self, stored: &Stored) -> BlockKey {
         match (&stored.adapter, stored.adapter_id) {
             (Some(name), _) => BlockKey::root(Some(name)),
             (None, None) => BlockKey::root(None),
@@ -88,22 +83,20 @@ pub(super) fn is_complete(stored: &Stored) -> bool {
         && stored.tokens.len() == stored.hashes.len() * stored.block_size as usize
 }
 
-/// Our names for the blocks of an event; none where the parent is unknown, or which of the blocks
-/// are stored.
-pub(super) fn keys_of(mut parent: Option<BlockKey>, stored: &Stored) -> Vec<Option<BlockKey>> {
+/// Our names for the blocks of an event behind `parent`; none where it does not say which of the
+/// blocks between its tokens are stored.
+pub(super) fn keys_of(mut parent: BlockKey, stored: &Stored, keys: &mut Vec<BlockKey>) {
     if !is_complete(stored) {
-        return vec![None; stored.hashes.len()];
+        return;
     }
     let extras = stored.extra_keys.as_deref().unwrap_or_default();
-    let child = |(position, tokens): (usize, &[_])| {
+    let blocks = stored.tokens.chunks_exact(stored.block_size as usize);
+    for (position, tokens) in blocks.enumerate() {
         let extras = extras.get(position).map_or(&[][..], Vec::as_slice);
-        let name = |parent: BlockKey| match stored.lookahead.get(position) {
+        parent = match stored.lookahead.get(position) {
             Some(ahead) if !ahead.is_empty() => parent.child(&[tokens, ahead].concat(), extras),
             _ => parent.child(tokens, extras),
         };
-        parent = parent.map(name);
-        parent
-    };
-    let blocks = stored.tokens.chunks_exact(stored.block_size as usize);
-    blocks.enumerate().map(child).collect()
+        keys.push(parent);
+    }
 }

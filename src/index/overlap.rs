@@ -1,10 +1,16 @@
 //! How much of a prompt's start each endpoint holds.
 
-use crate::blocks::{BlockKey, Chain, Chains, Medium, Shape};
+use std::cell::OnceCell;
+
+use parking_lot::RwLockReadGuard;
+
+use crate::blocks::{Chain, Chains, Identity, Medium, Shape, TokenId};
 use crate::fleet::EndpointId;
-use crate::index::book::Book;
+use crate::index::Index;
+use crate::index::forest::tree_of;
 use crate::index::hit::{Held, agreed};
-use crate::index::{Holder, State};
+use crate::index::seats::{CacheView, View};
+use crate::index::tree::{BlockId, Depths, Holder, Tree};
 
 /// Leading tokens of a prompt that an endpoint holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,117 +33,140 @@ impl Cached {
     }
 }
 
-/// How many leading blocks an endpoint holds, and of these for sure.
-#[derive(Debug, Clone, Copy)]
-struct Depth {
-    blocks: u32,
-    sure: u32,
-}
-
-impl Depth {
-    fn cached(self, shape: Shape) -> Cached {
-        let tokens = |blocks: u32| u64::from(blocks) * u64::from(shape.block_size);
-        Cached {
-            own: tokens(self.blocks),
-            unsure: tokens(self.blocks - self.sure),
-            ..Cached::default()
+impl Index {
+    /// How much of a prompt's start each of these endpoints holds, in their order.
+    #[must_use]
+    pub fn cached(&self, endpoints: &[EndpointId], prompt: &mut Chains<'_>) -> Vec<Cached> {
+        // A long prompt is hashed before anything is locked.
+        let shapes = self.shared.seats.read().shapes.clone();
+        for shape in shapes {
+            prompt.of(shape);
         }
-    }
-}
-
-impl State {
-    /// How these endpoints cut prompts.
-    pub(super) fn shapes(&self, endpoints: &[EndpointId]) -> Vec<Shape> {
-        let mut shapes = Vec::new();
-        for book in endpoints.iter().filter_map(|id| self.books.get(id)) {
-            for shape in book.caches.iter().filter_map(|cache| cache.shape) {
-                if !shapes.contains(&shape) {
-                    shapes.push(shape);
-                }
-            }
+        let seats = self.shared.seats.read();
+        for shape in &seats.shapes {
+            prompt.of(*shape);
         }
-        shapes
-    }
-
-    /// What each of these endpoints holds of a prompt's start, in their order.
-    pub(super) fn cached(&self, endpoints: &[EndpointId], prompt: &mut Chains<'_>) -> Vec<Cached> {
-        // Of endpoints with one cache, a walk along the chain tells all that are cut alike.
-        let mut walked: Vec<(Shape, Vec<(EndpointId, Depth)>)> = Vec::new();
-        let of_endpoint = |endpoint: &EndpointId| {
-            let Some(book) = self.books.get(endpoint) else {
-                return Cached::default();
-            };
-            let Some(shape) = book.shape() else {
-                return Cached::default();
-            };
-            if !book.is_plain() {
-                return self.compound(*endpoint, book, prompt);
-            }
-            let at = walked.iter().position(|(of, _)| *of == shape);
-            let at = at.unwrap_or_else(|| {
-                walked.push((shape, self.walk(prompt.of(shape))));
-                walked.len() - 1
+        let chains = || seats.shapes.iter().filter_map(|shape| prompt.made(*shape));
+        let first_keys = chains().filter_map(|chain| chain.keys.first());
+        let mut trees: Vec<usize> = first_keys.map(|first| tree_of(*first)).collect();
+        trees.sort_unstable();
+        trees.dedup();
+        let locked = |tree: usize| (tree, self.shared.forest.read(tree));
+        let trees: Vec<_> = trees.into_iter().map(locked).collect();
+        let mut depths = Depths::default();
+        let mut prefixes = Vec::with_capacity(seats.shapes.len());
+        for chain in chains() {
+            let of = chain.keys.first().map(|first| tree_of(*first));
+            let tree = trees.iter().find(|(number, _)| Some(*number) == of);
+            let Some((_, tree)) = tree else { continue };
+            tree.depths(&chain.keys, &mut depths);
+            prefixes.push(Prefix {
+                chain,
+                tree,
+                path: OnceCell::new(),
             });
-            let depths = &walked[at].1;
-            let found = depths.binary_search_by_key(endpoint, |(of, _)| *of);
-            found.map_or(Cached::default(), |found| depths[found].1.cached(shape))
+        }
+        let found = Found {
+            tokens: prompt.tokens(),
+            prefixes,
+            depths,
+        };
+        let of_endpoint = |endpoint: &EndpointId| match seats.by_endpoint.get(endpoint) {
+            Some(seat) => found.of(&seat.view),
+            None => Cached::default(),
         };
         endpoints.iter().map(of_endpoint).collect()
     }
 
-    fn holders_of(&self, key: &BlockKey) -> &[Holder] {
-        self.holders.get(key).map_or(&[], Vec::as_slice)
+    /// The same of one endpoint.
+    #[must_use]
+    pub fn cached_at(
+        &self,
+        endpoint: EndpointId,
+        tokens: &[TokenId],
+        identity: &Identity,
+    ) -> Cached {
+        let mut prompt = Chains::new(tokens, identity);
+        let cached = self.cached(&[endpoint], &mut prompt);
+        cached.first().copied().unwrap_or_default()
     }
 
-    /// How deep every endpoint of one cache holds a chain, by endpoint; those that hold none are left
-    /// out.
-    fn walk(&self, chain: &Chain) -> Vec<(EndpointId, Depth)> {
-        let Some(first) = chain.keys.first() else {
-            return Vec::new();
-        };
-        // Sorted, as holders are.
-        let holders = self.holders_of(first).iter();
-        let mut alive: Vec<(EndpointId, Option<u32>)> =
-            holders.map(|holder| (holder.endpoint, None)).collect();
-        let mut ended = Vec::with_capacity(alive.len());
-        let mut end = |endpoint: EndpointId, sure: Option<u32>, blocks: u32| {
-            let sure = sure.unwrap_or(blocks);
-            ended.push((endpoint, Depth { blocks, sure }));
-        };
-        for (depth, key) in (0u32..).zip(&chain.keys) {
-            let mut holders = self.holders_of(key).iter().peekable();
-            alive.retain_mut(|(endpoint, sure)| {
-                let before = |holder: &&Holder| holder.endpoint < *endpoint;
-                while holders.next_if(before).is_some() {}
-                match holders.peek().filter(|holder| holder.endpoint == *endpoint) {
-                    Some(holder) => {
-                        if !holder.is_sure() {
-                            sure.get_or_insert(depth);
-                        }
-                        true
-                    }
-                    None => {
-                        end(*endpoint, *sure, depth);
-                        false
-                    }
-                }
-            });
-            if alive.is_empty() {
-                break;
-            }
+    /// How many leading blocks of a chain each holder has: what [`Self::cached`] is made of, without a
+    /// look at who the holders are.
+    pub fn depths(&self, chain: &Chain, depths: &mut Depths) {
+        depths.clear();
+        if let Some(first) = chain.keys.first() {
+            let tree = self.shared.forest.read(tree_of(*first));
+            tree.depths(&chain.keys, depths);
         }
-        for (endpoint, sure) in alive {
-            end(endpoint, sure, chain.keys.len() as u32);
-        }
-        ended.sort_unstable_by_key(|(endpoint, _)| *endpoint);
-        ended
     }
 
-    /// The same of one endpoint with several caches.
-    fn compound(&self, endpoint: EndpointId, book: &Book, prompt: &mut Chains<'_>) -> Cached {
-        let own = self.own(endpoint, book, prompt, false);
-        let sure = match book.is_unsure() {
-            true => self.own(endpoint, book, prompt, true).min(own),
+    /// Who an endpoint's own cache of full attention is in [`Depths`], until it is cleared; none before
+    /// its first store.
+    #[must_use]
+    pub fn holder(&self, endpoint: EndpointId) -> Option<Holder> {
+        self.view(endpoint, |view| view.caches.get(view.main?)?.any)?
+    }
+}
+
+/// A prompt, cut one way, and the tree that it is in.
+struct Prefix<'a> {
+    chain: &'a Chain,
+    tree: &'a RwLockReadGuard<'a, Tree>,
+    /// Its blocks, once somebody asks for single ones.
+    path: OnceCell<Vec<BlockId>>,
+}
+
+/// What the trees say of a prompt.
+struct Found<'a> {
+    tokens: u64,
+    prefixes: Vec<Prefix<'a>>,
+    depths: Depths,
+}
+
+impl Prefix<'_> {
+    /// Whether a holder has a block, loose or not.
+    fn has(&self, holder: Holder, depth: u32, at: u64) -> bool {
+        if at < u64::from(depth) {
+            return true;
+        }
+        if !self.tree.has_loose(holder) {
+            return false;
+        }
+        let path = self.path.get_or_init(|| self.tree.path(&self.chain.keys));
+        let block = path.get(at as usize);
+        block.is_some_and(|block| self.tree.is_loose(holder, *block))
+    }
+}
+
+impl Found<'_> {
+    fn of(&self, view: &View) -> Cached {
+        if !view.is_plain() {
+            return self.compound(view);
+        }
+        let CacheView { any, sure, .. } = view.caches[0];
+        let blocks = any.map_or(0, |any| self.depths.of(any));
+        let sure = sure.map_or(blocks, |sure| self.depths.of(sure));
+        let size = view.shape().map_or(0, |shape| shape.block_size);
+        let tokens = |blocks: u32| u64::from(blocks) * u64::from(size);
+        Cached {
+            own: tokens(blocks),
+            unsure: tokens(blocks - sure.min(blocks)),
+            ..Cached::default()
+        }
+    }
+
+    fn prefix(&self, shape: Shape) -> Option<&Prefix<'_>> {
+        self.prefixes
+            .iter()
+            .find(|prefix| prefix.chain.shape == shape)
+    }
+
+    /// The same of an endpoint with several caches.
+    fn compound(&self, view: &View) -> Cached {
+        let own = self.own(view, false);
+        let sure = match view.is_unsure() {
+            true => self.own(view, true).min(own),
             false => own,
         };
         let mut cached = Cached {
@@ -145,62 +174,56 @@ impl State {
             unsure: own - sure,
             ..Cached::default()
         };
-        self.below(endpoint, book, prompt, &mut cached);
+        self.below(view, &mut cached);
         cached
     }
 
     /// Tokens that all groups of the engine's own cache agree on.
-    fn own(&self, endpoint: EndpointId, book: &Book, prompt: &mut Chains<'_>, sure: bool) -> u64 {
-        let tokens_max = prompt.tokens().saturating_sub(1);
-        let own = (0u8..).zip(&book.caches);
-        let own = own.filter(|(_, cache)| cache.counts_for_hits());
-        let shaped: Option<Vec<_>> = own
-            .map(|(at, cache)| Some((at, cache.rule, cache.shape?)))
-            .collect();
-        // A group that has not stored any block yet agrees to nothing.
-        let Some(shaped) = shaped else { return 0 };
-        for (_, _, shape) in &shaped {
-            prompt.of(*shape);
-        }
-        let prompt = &*prompt;
-        let mut groups: Vec<_> = shaped
-            .into_iter()
-            .map(|(at, rule, shape)| Held {
-                rule,
+    fn own(&self, view: &View, sure: bool) -> u64 {
+        let own = view.caches.iter().filter(|cache| cache.counts_for_hits());
+        let held = own.map(|cache| {
+            let shape = cache.shape?;
+            let prefix = self.prefix(shape)?;
+            let holder = cache.holder(sure)?;
+            let depth = self.depths.of(holder);
+            Some(Held {
+                rule: cache.rule,
                 block_size: u64::from(shape.block_size),
-                has: move |block: u64| {
-                    let key = prompt
-                        .made(shape)
-                        .and_then(|chain| chain.keys.get(block as usize));
-                    key.is_some_and(|key| self.has(endpoint, at, key, sure))
-                },
+                depth: u64::from(depth),
+                has: move |at: u64| prefix.has(holder, depth, at),
             })
-            .collect();
-        agreed(&mut groups, tokens_max)
+        });
+        // A group that has not stored any block yet agrees to nothing.
+        let held: Option<Vec<_>> = held.collect();
+        let tokens_max = self.tokens.saturating_sub(1);
+        held.map_or(0, |mut groups| agreed(&mut groups, tokens_max))
     }
 
     /// What follows in lower media, block by block: an offload connector goes on from where the
     /// engine's own cache ends (`get_num_new_matched_tokens`). Of hybrid models the group of full
     /// attention decides here.
-    fn below(
-        &self,
-        endpoint: EndpointId,
-        book: &Book,
-        prompt: &mut Chains<'_>,
-        cached: &mut Cached,
-    ) {
-        let Some(shape) = book.shape() else { return };
+    fn below(&self, view: &View, cached: &mut Cached) {
+        let Some(shape) = view.shape() else { return };
+        let Some(prefix) = self.prefix(shape) else {
+            return;
+        };
         let size = u64::from(shape.block_size.max(1));
         let of = |medium: Medium| {
-            let caches = (0u8..).zip(&book.caches);
-            let of = caches.filter(move |(_, cache)| cache.place.medium == medium);
-            of.map(|(at, _)| at).collect::<Vec<u8>>()
+            let of = view
+                .caches
+                .iter()
+                .filter(|cache| cache.place.medium == medium);
+            // What may be gone there is not waited for.
+            let holders = of.filter_map(|cache| cache.holder(true));
+            let holders = holders.map(|holder| (holder, self.depths.of(holder)));
+            holders.collect::<Vec<_>>()
         };
         let (cpu, storage) = (of(Medium::Cpu), of(Medium::Storage));
-        let keys = &prompt.of(shape).keys;
-        for key in keys.iter().skip((cached.own / size) as usize) {
-            // What may be gone there is not waited for.
-            let holds = |caches: &[u8]| caches.iter().any(|at| self.has(endpoint, *at, key, true));
+        for at in cached.own / size..prefix.chain.keys.len() as u64 {
+            let holds = |caches: &[(Holder, u32)]| {
+                let mut caches = caches.iter();
+                caches.any(|(holder, depth)| prefix.has(*holder, *depth, at))
+            };
             if holds(&cpu) {
                 cached.cpu += size;
             } else if holds(&storage) {
@@ -209,11 +232,5 @@ impl State {
                 return;
             }
         }
-    }
-
-    fn has(&self, endpoint: EndpointId, cache: u8, key: &BlockKey, sure: bool) -> bool {
-        let holders = self.holders_of(key);
-        let at = holders.binary_search_by_key(&(endpoint, cache), Holder::place);
-        at.is_ok_and(|at| !sure || holders[at].is_sure())
     }
 }

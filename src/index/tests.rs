@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::{EngineHash, ExtraKey, Group, Identity, Medium, Rule, Stored, TokenId};
+use crate::blocks::{Chains, EngineHash, ExtraKey, Group, Identity, Medium, Rule, Stored, TokenId};
 
 const POD: EndpointId = EndpointId(1);
 
@@ -553,6 +553,7 @@ proptest! {
                 }
             }
         }
+        index.shared.forest.assert_sound();
         let (identity, prompt) = (Identity::default(), prompt(&ask));
         let mut chains = Chains::new(&prompt, &identity);
         let found = index.cached(&[0, 1, 2].map(EndpointId), &mut chains);

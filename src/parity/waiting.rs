@@ -76,9 +76,7 @@ impl Waiting {
         };
         let ours = self.chain.keys[depth..].iter();
         let both = ours.zip(seen.keys.iter());
-        let equal = both
-            .take_while(|(ours, theirs)| Some(**ours) == **theirs)
-            .count();
+        let equal = both.take_while(|(ours, theirs)| ours == theirs).count();
         self.known = self.known.max(depth + equal);
         self.stored = equal > 0 && depth + equal == self.chain.keys.len();
         let size = self.chain.shape.block_size as usize;

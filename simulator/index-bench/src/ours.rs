@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use kvscout::blocks::{BlockEvent, Chains, EngineHash, Group, Identity, Medium, Stored};
+use kvscout::blocks::{BlockEvent, Chain, Chains, EngineHash, Group, Identity, Medium, Stored};
 use kvscout::fleet::EndpointId;
-use kvscout::index::{Cached, Index as Picture};
+use kvscout::index::{Cached, Depths, Feed, Index as Picture};
 
 use crate::index::{Caller, Direct, Index};
 use crate::workload::{Change, Event, Query, tokens};
@@ -25,10 +25,14 @@ pub struct Ours {
 }
 
 impl Direct for Ours {
-    type Lane = ();
+    /// Where each endpoint's events go.
+    type Lane = Vec<Feed>;
     type Event = (EndpointId, [BlockEvent; 1]);
 
-    fn begin(&self) {}
+    fn begin(&self) -> Vec<Feed> {
+        let endpoints = self.endpoints.iter();
+        endpoints.map(|endpoint| self.picture.feed(*endpoint)).collect()
+    }
 
     fn event(&self, event: &Event) -> Self::Event {
         let (medium, group) = (Medium::Gpu, Group::default());
@@ -57,11 +61,11 @@ impl Direct for Ours {
         (EndpointId(event.endpoint), [change])
     }
 
-    fn apply(&self, (): &mut (), (endpoint, events): &Self::Event) {
-        self.picture.apply(*endpoint, events);
+    fn apply(&self, feeds: &mut Vec<Feed>, (endpoint, events): &Self::Event) {
+        self.picture.take(&mut feeds[endpoint.0 as usize], events);
     }
 
-    fn forget(&self, (): &mut (), endpoint: u32) {
+    fn forget(&self, _: &mut Vec<Feed>, endpoint: u32) {
         self.picture.forget(EndpointId(endpoint));
     }
 }
@@ -69,8 +73,8 @@ impl Direct for Ours {
 impl Index for Ours {
     const NAME: &'static str = "kvscout";
     type Lane = Caller<Self>;
-    type Ask<'q> = Chains<'q>;
-    type Room = Vec<Cached>;
+    type Ask<'q> = Chain;
+    type Room = Depths;
 
     fn new(endpoints: u32) -> Self {
         Self {
@@ -83,23 +87,23 @@ impl Index for Ours {
         Caller::new(this)
     }
 
-    fn ask<'q>(&self, query: &'q Query) -> Chains<'q> {
-        let mut chains = Chains::new(&query.tokens, &NOBODY);
-        chains.of(BLOCK_SIZE.into());
-        chains
+    fn ask(&self, query: &Query) -> Chain {
+        Chain::of_prompt(&query.tokens, BLOCK_SIZE, &NOBODY)
     }
 
-    fn room(&self) -> Vec<Cached> {
-        Vec::new()
+    fn room(&self) -> Depths {
+        Depths::default()
     }
 
-    fn find(&self, ask: &mut Chains<'_>, room: &mut Vec<Cached>) {
-        *room = self.picture.cached(&self.endpoints, ask);
+    fn find(&self, chain: &mut Chain, depths: &mut Depths) {
+        self.picture.depths(chain, depths);
     }
 
-    fn found(&self, room: &Vec<Cached>, tell: &mut dyn FnMut(u32, u32)) {
-        for (endpoint, cached) in self.endpoints.iter().zip(room) {
-            tell(endpoint.0, cached.own as u32 / BLOCK_SIZE);
+    fn found(&self, depths: &Depths, tell: &mut dyn FnMut(u32, u32)) {
+        for endpoint in &self.endpoints {
+            if let Some(holder) = self.picture.holder(*endpoint) {
+                tell(endpoint.0, depths.of(holder));
+            }
         }
     }
 }
@@ -109,20 +113,22 @@ impl Index for Ours {
 pub struct Product(Ours);
 
 impl Direct for Product {
-    type Lane = ();
+    type Lane = Vec<Feed>;
     type Event = <Ours as Direct>::Event;
 
-    fn begin(&self) {}
+    fn begin(&self) -> Vec<Feed> {
+        self.0.begin()
+    }
 
     fn event(&self, event: &Event) -> Self::Event {
         self.0.event(event)
     }
 
-    fn apply(&self, lane: &mut (), event: &Self::Event) {
+    fn apply(&self, lane: &mut Vec<Feed>, event: &Self::Event) {
         self.0.apply(lane, event);
     }
 
-    fn forget(&self, lane: &mut (), endpoint: u32) {
+    fn forget(&self, lane: &mut Vec<Feed>, endpoint: u32) {
         self.0.forget(lane, endpoint);
     }
 }

@@ -1,0 +1,66 @@
+//! All trees, one lock each: by a prompt's first key, so that a prompt is all in one.
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::blocks::BlockKey;
+use crate::index::tree::{BlockId, Holder, TREES, Tree};
+
+/// Blocks retired at a time: a few hundred microseconds at most.
+const RETIRED_AT_ONCE: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Forest {
+    trees: Box<[RwLock<Tree>]>,
+}
+
+impl Default for Forest {
+    fn default() -> Self {
+        let trees = (0..TREES as u32).map(|number| RwLock::new(Tree::new(number)));
+        Self {
+            trees: trees.collect(),
+        }
+    }
+}
+
+/// Which tree a prompt with this first key is in.
+pub(super) fn tree_of(first: BlockKey) -> usize {
+    first.spread() as usize % TREES
+}
+
+impl Forest {
+    pub fn read(&self, tree: usize) -> RwLockReadGuard<'_, Tree> {
+        self.trees[tree].read()
+    }
+
+    pub fn write(&self, tree: usize) -> RwLockWriteGuard<'_, Tree> {
+        self.trees[tree].write()
+    }
+
+    /// Takes all these blocks from a holder of which nobody asks any more, a few at a time so that
+    /// nobody else waits for long.
+    pub fn retire(&self, holder: Holder, blocks: &mut [BlockId]) {
+        blocks.sort_unstable();
+        for of_tree in blocks.chunk_by(|a, b| a.tree() == b.tree()) {
+            for few in of_tree.chunks(RETIRED_AT_ONCE) {
+                let mut tree = self.write(few[0].tree());
+                few.iter().for_each(|block| tree.retire(holder, *block));
+            }
+        }
+    }
+
+    /// Blocks that anybody's events named.
+    pub fn len(&self) -> usize {
+        self.trees.iter().map(|tree| tree.read().len()).sum()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.trees.iter().map(|tree| tree.read().bytes()).sum()
+    }
+
+    #[cfg(test)]
+    pub fn assert_sound(&self) {
+        self.trees
+            .iter()
+            .for_each(|tree| tree.read().assert_sound());
+    }
+}

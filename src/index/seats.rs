@@ -1,0 +1,164 @@
+//! Who there is: of each endpoint its book, and what a lookup needs to know of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::blocks::{Rule, Shape};
+use crate::fleet::EndpointId;
+use crate::index::book::Book;
+use crate::index::cache::Place;
+use crate::index::forest::Forest;
+use crate::index::keyed::KeyedMap;
+use crate::index::tree::{BlockId, Holder};
+
+/// What books and lookups share. Whoever takes more than one of its locks takes a book's first, and a
+/// tree's last.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub forest: Forest,
+    pub seats: RwLock<Seats>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Seats {
+    pub by_endpoint: KeyedMap<EndpointId, Seat>,
+    /// How their prompts are cut.
+    pub shapes: Vec<Shape>,
+    holders: Holders,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Seat {
+    pub book: Arc<Mutex<Book>>,
+    pub view: View,
+}
+
+/// An endpoint's caches, as lookups see them. It changes at once: what a cache held before goes
+/// out of sight with its holder's number, and is cleaned up after that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct View {
+    pub caches: Vec<CacheView>,
+    /// The engine's own cache of full attention, in which every block of a prompt is stored.
+    pub main: Option<usize>,
+    /// A multiple of the block sizes of all groups whose hits count.
+    pub alignment: u64,
+    /// Whether its events show cache salts; none before its first store.
+    pub shows_salt: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CacheView {
+    pub place: Place,
+    pub rule: Rule,
+    pub shape: Option<Shape>,
+    pub any: Option<Holder>,
+    /// None where all is sure.
+    pub sure: Option<Holder>,
+}
+
+/// A holder that is seen no more, and what it held.
+#[derive(Debug)]
+pub(super) struct Retired {
+    pub holder: Holder,
+    pub blocks: Vec<BlockId>,
+}
+
+impl View {
+    /// How prompts are cut there; none before the first store.
+    pub fn shape(&self) -> Option<Shape> {
+        match self.main {
+            Some(main) => self.caches[main].shape,
+            None => self.caches.iter().find(|cache| cache.is_own())?.shape,
+        }
+    }
+
+    /// Whether one cache is all there is, and every block of it is needed.
+    pub fn is_plain(&self) -> bool {
+        self.caches.len() == 1 && self.main == Some(0)
+    }
+
+    pub fn is_unsure(&self) -> bool {
+        self.caches.iter().any(|cache| cache.sure.is_some())
+    }
+
+    /// Whether it has a group whose blocks nobody counts, though hits depend on them.
+    pub fn has_unmodelled(&self) -> bool {
+        self.caches.iter().any(|cache| cache.rule == Rule::Unknown)
+    }
+}
+
+impl CacheView {
+    /// Who holds there, all or what is sure.
+    pub fn holder(&self, sure: bool) -> Option<Holder> {
+        self.sure.filter(|_| sure).or(self.any)
+    }
+
+    pub fn is_own(&self) -> bool {
+        self.place.medium == crate::blocks::Medium::Gpu
+    }
+
+    /// Whether the engine's hits depend on it in a way that is known. Of a group that is not modelled
+    /// nothing is, and the endpoint is not trusted.
+    pub fn counts_for_hits(&self) -> bool {
+        self.is_own() && self.rule != Rule::Unknown
+    }
+}
+
+impl Shared {
+    pub fn take_holder(&self) -> Option<Holder> {
+        self.seats.write().holders.take()
+    }
+
+    /// Shows what has become of an endpoint's caches.
+    pub fn publish(&self, endpoint: EndpointId, view: View) {
+        let mut seats = self.seats.write();
+        if let Some(seat) = seats.by_endpoint.get_mut(&endpoint) {
+            seat.view = view;
+        }
+        seats.count_shapes();
+    }
+
+    /// Cleans up behind holders that are seen no more, and gives their numbers back.
+    pub fn bury(&self, retired: Vec<Retired>) {
+        for Retired { holder, mut blocks } in retired {
+            self.forest.retire(holder, &mut blocks);
+            self.seats.write().holders.give_back(holder);
+        }
+    }
+}
+
+impl Seats {
+    pub fn count_shapes(&mut self) {
+        self.shapes.clear();
+        let caches = self.by_endpoint.values().flat_map(|seat| &seat.view.caches);
+        for shape in caches.filter_map(|cache| cache.shape) {
+            if !self.shapes.contains(&shape) {
+                self.shapes.push(shape);
+            }
+        }
+    }
+}
+
+/// Numbers of holders: the smallest that is free.
+#[derive(Debug, Default)]
+struct Holders {
+    free: BTreeSet<u16>,
+    given: u16,
+}
+
+impl Holders {
+    /// None where all are in use: 65,535 caches.
+    fn take(&mut self) -> Option<Holder> {
+        if let Some(free) = self.free.pop_first() {
+            return Some(Holder(free));
+        }
+        let next = self.given.checked_add(1)?;
+        Some(Holder(std::mem::replace(&mut self.given, next)))
+    }
+
+    fn give_back(&mut self, holder: Holder) {
+        self.free.insert(holder.0);
+    }
+}

@@ -1,0 +1,528 @@
+//! Prompts as a tree of runs, and who holds how much of each.
+//!
+//! A run is a row of blocks with nothing branching off between them. Whoever holds blocks of a run
+//! nearly always holds the first so many: engines evict from a prompt's end. So a holder takes one
+//! entry of 8 bytes in a run, not one for each block, and an entry says more than it seems to: that
+//! *everything* up to there is held. Along a prompt that can only end, never begin again, which is
+//! what makes the shortcuts of [`Tree::depths`] exact. A block that is held although one before it is
+//! not is *loose*: it waits in a set beside the tree, in nobody's depth, until the hole is filled.
+//!
+//! What must hold, for every holder and between any two calls:
+//! 1. an entry of `len` blocks in a run has `0 < len <= run.len`;
+//! 2. an entry in a run means an entry of full length in the run before it;
+//! 3. `below` of an entry counts the runs behind its run that have one of the same holder;
+//! 4. a loose block stands behind none that its holder holds in its depth;
+//! 5. `refs` of a block counts those who hold it, loosely or not, and the last block of a run with
+//!    nothing behind it has some.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use crate::blocks::BlockKey;
+use crate::index::keyed::{Keyed, KeyedMap};
+use crate::index::slab::Slab;
+
+mod shape;
+#[cfg(test)]
+mod sound;
+
+/// Blocks in a run at most: splitting or joining one takes a few microseconds.
+const RUN_MAX: usize = 1024;
+
+const NONE: u32 = u32::MAX;
+
+/// Trees in the forest.
+pub(super) const TREES: usize = 64;
+
+const PLACE_BITS: u32 = u32::BITS - TREES.ilog2();
+
+/// A block of the forest: which tree, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct BlockId(std::num::NonZeroU32);
+
+impl BlockId {
+    #[inline]
+    fn new(tree: u32, place: u32) -> Self {
+        let id = tree << PLACE_BITS | (place + 1);
+        Self(std::num::NonZeroU32::new(id).expect("one was added"))
+    }
+
+    #[inline]
+    pub fn tree(self) -> usize {
+        (self.0.get() >> PLACE_BITS) as usize
+    }
+
+    #[inline]
+    fn place(self) -> u32 {
+        (self.0.get() & ((1 << PLACE_BITS) - 1)) - 1
+    }
+}
+
+/// Blocks of one tree at most.
+const BLOCKS_MAX: usize = (1 << PLACE_BITS) - 2;
+
+/// Who holds: one cache of one endpoint. Numbers are small, and given out again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Holder(pub(super) u16);
+
+/// How many leading blocks of a chain each holder has, by its number: zero for most.
+#[derive(Debug, Clone, Default)]
+pub struct Depths {
+    of: Vec<u32>,
+}
+
+impl Depths {
+    /// Of one.
+    #[must_use]
+    pub fn of(&self, holder: Holder) -> u32 {
+        self.of.get(usize::from(holder.0)).copied().unwrap_or(0)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.of.fill(0);
+    }
+
+    /// Of those with an entry in a run that stands behind so many blocks, and is so much the chain's.
+    #[inline]
+    fn set(&mut self, entries: &[Entry], passed: u32, same: u32) {
+        let Some(last) = entries.last() else { return };
+        let needed = usize::from(last.holder.0) + 1;
+        if needed > self.of.len() {
+            self.of.resize(needed, 0);
+        }
+        let of = &mut self.of[..needed];
+        for entry in entries {
+            if let Some(of) = of.get_mut(usize::from(entry.holder.0)) {
+                *of = passed + u32::from(entry.len).min(same);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Tree {
+    number: u32,
+    runs: Slab<Run>,
+    blocks: Slab<Block>,
+    /// Runs by their first key.
+    starts: KeyedMap<BlockKey, u32>,
+    loose: HashSet<Loose, Keyed>,
+    /// Loose blocks of each holder.
+    loose_of: Vec<u32>,
+    /// Entries in all runs.
+    entries: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Block {
+    run: u32,
+    /// Its place in the run.
+    at: u16,
+    refs: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Loose(u64);
+
+impl Loose {
+    fn new(holder: Holder, place: u32) -> Self {
+        Self(u64::from(holder.0) << u32::BITS | u64::from(place))
+    }
+}
+
+/// A block of a run: its key, and its number. 12 bytes.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, packed(4))]
+struct Link {
+    key: BlockKey,
+    block: u32,
+}
+
+#[derive(Debug)]
+struct Run {
+    links: Vec<Link>,
+    /// Sorted.
+    entries: SmallVec<[Entry; 2]>,
+    /// The run before it.
+    parent: u32,
+    /// The runs behind it, in a ring of neighbours.
+    first_child: u32,
+    next: u32,
+    previous: u32,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            links: Vec::new(),
+            entries: SmallVec::new(),
+            parent: NONE,
+            first_child: NONE,
+            next: NONE,
+            previous: NONE,
+        }
+    }
+}
+
+/// That a holder has the first `len` blocks of a run, and everything before.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    holder: Holder,
+    len: u16,
+    below: u32,
+}
+
+impl Run {
+    fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    #[inline]
+    fn entry(&self, holder: Holder) -> Result<usize, usize> {
+        self.entries
+            .binary_search_by_key(&holder, |entry| entry.holder)
+    }
+
+    /// Blocks that a holder has in its depth.
+    fn held(&self, holder: Holder) -> usize {
+        let entry = self.entry(holder);
+        entry.map_or(0, |at| usize::from(self.entries[at].len))
+    }
+}
+
+impl Tree {
+    pub fn new(number: u32) -> Self {
+        Self {
+            number,
+            runs: Slab::default(),
+            blocks: Slab::default(),
+            starts: KeyedMap::default(),
+            loose: HashSet::default(),
+            loose_of: Vec::new(),
+            entries: 0,
+        }
+    }
+
+    /// Blocks that it knows.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// What it takes, near enough: lists are counted as a quarter larger than what they hold.
+    pub fn bytes(&self) -> usize {
+        self.runs.bytes()
+            + self.blocks.bytes()
+            + self.blocks.len() * size_of::<Link>() * 5 / 4
+            + self.entries * size_of::<Entry>()
+            + self.starts.capacity() * 17 * 8 / 7
+            + self.loose.capacity() * 9 * 8 / 7
+    }
+
+    pub fn key(&self, block: BlockId) -> BlockKey {
+        let Block { run, at, .. } = self.blocks[block.place()];
+        self.runs[run].links[usize::from(at)].key
+    }
+
+    pub fn parent(&self, block: BlockId) -> Option<BlockId> {
+        let Block { run, at, .. } = self.blocks[block.place()];
+        let run = &self.runs[run];
+        let place = match at.checked_sub(1) {
+            Some(at) => run.links[usize::from(at)].block,
+            None if run.parent == NONE => return None,
+            None => self.runs[run.parent].links.last()?.block,
+        };
+        Some(BlockId::new(self.number, place))
+    }
+
+    /// How many leading blocks of a chain each holder has. Touches each run on the way once: of a run
+    /// that is the chain's own to its end the last key says so, since a key stands for all before it;
+    /// where they part is found by halves.
+    pub fn depths(&self, keys: &[BlockKey], depths: &mut Depths) {
+        let (mut before, mut rest) = (NONE, keys);
+        while let Some(run) = rest.first().and_then(|first| self.starts.get(first)) {
+            let of = &self.runs[*run];
+            if of.parent != before {
+                return;
+            }
+            let same = common(&of.links, rest);
+            let passed = (keys.len() - rest.len()) as u32;
+            depths.set(&of.entries, passed, same as u32);
+            if same < of.len() {
+                return;
+            }
+            (before, rest) = (*run, &rest[same..]);
+        }
+    }
+
+    /// The leading blocks of a chain, as far as anybody's are known.
+    pub fn path(&self, keys: &[BlockKey]) -> Vec<BlockId> {
+        let (mut before, mut rest) = (NONE, keys);
+        let mut path = Vec::new();
+        while let Some(run) = rest.first().and_then(|first| self.starts.get(first)) {
+            let of = &self.runs[*run];
+            if of.parent != before {
+                break;
+            }
+            let same = common(&of.links, rest);
+            let links = of.links[..same].iter();
+            path.extend(links.map(|link| BlockId::new(self.number, link.block)));
+            if same < of.len() {
+                break;
+            }
+            (before, rest) = (*run, &rest[same..]);
+        }
+        path
+    }
+
+    /// Whether a holder has a block without having all before it.
+    pub fn is_loose(&self, holder: Holder, block: BlockId) -> bool {
+        self.has_loose(holder) && self.loose.contains(&Loose::new(holder, block.place()))
+    }
+
+    pub fn has_loose(&self, holder: Holder) -> bool {
+        let of = self.loose_of.get(usize::from(holder.0));
+        of.is_some_and(|blocks| *blocks > 0)
+    }
+
+    /// Whether a holder has a block.
+    pub fn is_held(&self, holder: Holder, block: BlockId) -> bool {
+        let Block { run, at, .. } = self.blocks[block.place()];
+        usize::from(at) < self.runs[run].held(holder) || self.is_loose(holder, block)
+    }
+
+    /// Lets a holder have blocks. Those that it has already go into `again`.
+    pub fn hold(&mut self, holder: Holder, blocks: &[BlockId], again: &mut Vec<BlockId>) {
+        let mut rest = blocks;
+        while let Some(first) = rest.first() {
+            let Block { run, at, .. } = self.blocks[first.place()];
+            let at = usize::from(at);
+            let of = self.runs[run].links[at..].iter().zip(rest);
+            let same = of.take_while(|(link, block)| link.block == block.place());
+            let count = same.count();
+            self.hold_in(holder, run, at..at + count, again);
+            rest = &rest[count..];
+        }
+    }
+
+    fn hold_in(&mut self, holder: Holder, run: u32, at: Range<usize>, again: &mut Vec<BlockId>) {
+        let Self { runs, blocks, .. } = self;
+        let of = &runs[run];
+        let entry = of.entry(holder);
+        let held = entry.map_or(0, |entry| usize::from(of.entries[entry].len));
+        let new = held.clamp(at.start, at.end);
+        let had = of.links[at.start..new].iter();
+        again.extend(had.map(|link| BlockId::new(self.number, link.block)));
+        if new == at.end {
+            return;
+        }
+        let parent = of.parent;
+        let is_next = new == held
+            && (held > 0 || parent == NONE || runs[parent].held(holder) == runs[parent].len());
+        let has_loose = self
+            .loose_of
+            .get(usize::from(holder.0))
+            .is_some_and(|of| *of > 0);
+        if is_next && !has_loose {
+            for link in &of.links[new..at.end] {
+                blocks[link.block].refs += 1;
+            }
+            return self.lengthen(holder, run, entry, at.end);
+        }
+        for at in new..at.end {
+            let place = self.runs[run].links[at].block;
+            match self.loosen(holder, place) {
+                true => self.blocks[place].refs += 1,
+                false => again.push(BlockId::new(self.number, place)),
+            }
+        }
+        if is_next {
+            self.gather(holder, run);
+        }
+    }
+
+    fn lengthen(&mut self, holder: Holder, run: u32, entry: Result<usize, usize>, len: usize) {
+        let of = &mut self.runs[run];
+        let len = len as u16;
+        match entry {
+            Ok(entry) => of.entries[entry].len = len,
+            Err(entry) => {
+                let (below, parent) = (0, of.parent);
+                let new = Entry { holder, len, below };
+                of.entries.insert(entry, new);
+                self.entries += 1;
+                if parent != NONE {
+                    let parent = &mut self.runs[parent];
+                    let above = parent.entry(holder).expect("2: an entry in the run before");
+                    parent.entries[above].below += 1;
+                }
+            }
+        }
+    }
+
+    /// Takes into a holder's depth what was loose and stands now right behind it.
+    fn gather(&mut self, holder: Holder, run: u32) {
+        let mut reached: SmallVec<[u32; 4]> = SmallVec::from_slice(&[run]);
+        while let Some(run) = reached.pop() {
+            let of = &self.runs[run];
+            let entry = of.entry(holder);
+            let held = entry.map_or(0, |at| usize::from(of.entries[at].len));
+            let mut len = held;
+            while len < self.runs[run].len()
+                && self.tighten(holder, self.runs[run].links[len].block)
+            {
+                len += 1;
+            }
+            if len > held {
+                self.lengthen(holder, run, entry, len);
+            }
+            if len == self.runs[run].len() && self.has_loose(holder) {
+                let first = |child: &u32| self.runs[*child].links[0].block;
+                let waits = |child: &u32| self.loose.contains(&Loose::new(holder, first(child)));
+                reached.extend(self.children(run).filter(waits));
+            }
+        }
+    }
+
+    /// False where it was loose already.
+    fn loosen(&mut self, holder: Holder, place: u32) -> bool {
+        let is_new = self.loose.insert(Loose::new(holder, place));
+        if is_new {
+            let at = usize::from(holder.0);
+            if at >= self.loose_of.len() {
+                self.loose_of.resize(at + 1, 0);
+            }
+            self.loose_of[at] += 1;
+        }
+        is_new
+    }
+
+    fn tighten(&mut self, holder: Holder, place: u32) -> bool {
+        let was = self.loose.remove(&Loose::new(holder, place));
+        if was {
+            self.loose_of[usize::from(holder.0)] -= 1;
+        }
+        was
+    }
+
+    /// Takes a block from a holder that has it.
+    pub fn release(&mut self, holder: Holder, block: BlockId) {
+        let place = block.place();
+        let Block { run, at, .. } = self.blocks[place];
+        let of = &self.runs[run];
+        let at = usize::from(at);
+        let entry = of.entry(holder);
+        match entry.map(|entry| of.entries[entry]) {
+            Ok(Entry { len, below, .. }) if at < usize::from(len) => {
+                let last = at + 1 == usize::from(len) && below == 0;
+                if !last {
+                    self.break_off(holder, run, at + 1);
+                }
+                self.shorten(holder, run, at);
+            }
+            _ => {
+                let was = self.tighten(holder, place);
+                debug_assert!(was, "it has the block");
+            }
+        }
+        self.let_go(place);
+    }
+
+    /// Makes loose what a holder has from a place in a run on, in all runs behind it too.
+    fn break_off(&mut self, holder: Holder, run: u32, from: usize) {
+        let mut broken: SmallVec<[(u32, usize); 4]> = SmallVec::from_slice(&[(run, from)]);
+        while let Some((run, from)) = broken.pop() {
+            let Ok(entry) = self.runs[run].entry(holder) else {
+                continue;
+            };
+            let Entry { len, below, .. } = self.runs[run].entries[entry];
+            for at in from..usize::from(len) {
+                self.loosen(holder, self.runs[run].links[at].block);
+            }
+            if below > 0 {
+                broken.extend(self.children(run).map(|child| (child, 0)));
+            }
+            let of = &mut self.runs[run];
+            if from == 0 {
+                of.entries.remove(entry);
+                self.entries -= 1;
+            } else {
+                (of.entries[entry].len, of.entries[entry].below) = (from as u16, 0);
+            }
+        }
+    }
+
+    /// Ends a holder's entry before a place; it reaches no further than one block beyond.
+    fn shorten(&mut self, holder: Holder, run: u32, at: usize) {
+        let of = &mut self.runs[run];
+        let entry = of.entry(holder).expect("it has the block");
+        if at > 0 {
+            of.entries[entry].len = at as u16;
+            return;
+        }
+        of.entries.remove(entry);
+        self.entries -= 1;
+        let parent = of.parent;
+        if parent != NONE {
+            let parent = &mut self.runs[parent];
+            let above = parent.entry(holder).expect("2: an entry in the run before");
+            parent.entries[above].below -= 1;
+        }
+    }
+
+    /// One holder less.
+    fn let_go(&mut self, place: u32) {
+        let block = &mut self.blocks[place];
+        block.refs -= 1;
+        let Block { run, at, refs } = *block;
+        if refs == 0 && usize::from(at) + 1 == self.runs[run].len() {
+            self.trim(run);
+        }
+    }
+
+    /// Takes from a holder everything that it has in a block's run, and the block itself. For one that
+    /// is to lose all that it has, of which nobody asks any more: 2 to 4 need not hold of it.
+    pub fn retire(&mut self, holder: Holder, block: BlockId) {
+        let place = block.place();
+        if self.has_loose(holder) && self.tighten(holder, place) {
+            return self.let_go(place);
+        }
+        // Its run may be gone with another block of it, and the place given to another one: of that, too,
+        // the holder is to lose all.
+        let run = self.blocks.get(place).map(|block| block.run);
+        let Some(run) = run.filter(|run| self.runs.get(*run).is_some()) else {
+            return;
+        };
+        let of = &mut self.runs[run];
+        let Ok(entry) = of.entry(holder) else { return };
+        let len = usize::from(of.entries.remove(entry).len);
+        self.entries -= 1;
+        let Self { runs, blocks, .. } = self;
+        for link in &runs[run].links[..len] {
+            blocks[link.block].refs -= 1;
+        }
+        self.trim(run);
+    }
+}
+
+/// How many leading keys are equal; by halves, since a key stands for all before it.
+#[inline]
+fn common(links: &[Link], keys: &[BlockKey]) -> usize {
+    let shorter = links.len().min(keys.len());
+    let equal = |at: usize| { links[at].key } == keys[at];
+    match shorter.checked_sub(1) {
+        Some(last) if equal(last) => shorter,
+        _ => {
+            let (mut low, mut high) = (0, shorter);
+            while low < high {
+                let middle = (low + high) / 2;
+                match equal(middle) {
+                    true => low = middle + 1,
+                    false => high = middle,
+                }
+            }
+            low
+        }
+    }
+}
