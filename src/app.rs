@@ -70,7 +70,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
 
     let metrics = Arc::new(Metrics::default());
     let parity = Parity::of(config.models.iter().flat_map(Model::counted_names));
-    let index = Arc::new(parity.index());
+    let index = Arc::new(parity.index().limited(config.limits.index_bytes_max));
     let (readiness, health) = (Readiness::default(), Health::new().await);
     let (loader, models) = Loader::new(&config, Hub::from_env(), &metrics, &readiness);
     let pool = Arc::new(TokenPool::of_all_cores(
@@ -352,6 +352,8 @@ fn observe(
     metrics.observe(&Sizes {
         index_blocks: size.blocks,
         index_pairs: size.pairs,
+        index_bytes: index.bytes(),
+        index_given_up: index.given_up(),
         tokenizer_waiting: pool.waiting(),
         tokenizer_working: pool.working(),
         endpoints: endpoints.collect(),

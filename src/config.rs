@@ -147,6 +147,9 @@ pub struct Limits {
     pub token_cache_bytes_max: u64,
     /// Milliseconds that one waits; then it goes by load.
     pub tokenizer_wait_ms_max: u64,
+    /// Bytes that the index may take; past it the prompts that nobody extended for the longest are
+    /// given up, and the endpoints that held them are `doubtful`.
+    pub index_bytes_max: usize,
     /// Milliseconds from "not ready" to the first refusal after SIGTERM.
     pub drain_notice_ms: u64,
     /// Milliseconds that running exchanges then get to end.
@@ -211,6 +214,8 @@ impl Default for Config {
                 // A miss costs the prefill of a few thousand tokens, some 100 ms: a longer
                 // wait would cost more than it can save.
                 tokenizer_wait_ms_max: 50,
+                // 512 endpoints of 150,000 blocks.
+                index_bytes_max: 4 << 30,
                 drain_notice_ms: 5_000,
                 drain_ms_max: 30_000,
             },
@@ -400,6 +405,11 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
             "tokenizer_queue_max",
             (0, 100_000),
             defaults.tokenizer_queue_max,
+        ),
+        index_bytes_max: limits.within(
+            "index_bytes_max",
+            (16 << 20, 1 << 40),
+            defaults.index_bytes_max,
         ),
         token_cache_bytes_max: limits.within(
             "token_cache_bytes_max",

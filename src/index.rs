@@ -9,6 +9,7 @@
 //! the length of what one event says of it, and a prompt is all in one tree. So a lookup sees every
 //! endpoint between two of its events, and waits for one of them at most.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -28,6 +29,7 @@ mod orphans;
 mod overlap;
 mod picture;
 mod prefetch;
+mod room;
 mod seats;
 mod slab;
 mod tree;
@@ -137,7 +139,7 @@ impl Index {
             shared: &self.shared,
             observe: &observe,
         };
-        let mut applied = Applied::default();
+        let (mut applied, mut looks) = (Applied::default(), false);
         self.with_book(feed, |book| {
             // What one group stores first, another may name later in the batch.
             let unnamed = book.unnamed;
@@ -146,7 +148,17 @@ impl Index {
                 self.show(endpoint, book);
             }
             applied.orphans = book.unnamed.saturating_sub(unnamed);
+            book.stored += applied.stored;
+            looks = book.stored >= room::LOOK;
+            if looks {
+                book.stored = 0;
+                self.shared.room.tick();
+                self.shared.room.count(book);
+            }
         });
+        if looks {
+            self.look();
+        }
         applied
     }
 
@@ -182,6 +194,7 @@ impl Index {
             book.clear(&self.shared);
             book.fill(picture, &self.shared);
         });
+        self.look();
     }
 
     /// Whether an endpoint holds the last block of a chain in the engine's own cache.
@@ -212,6 +225,7 @@ impl Index {
             book.closed = true;
             book.clear(&self.shared);
             self.shared.bury(std::mem::take(&mut book.retired));
+            self.shared.room.count(&mut book);
         }
     }
 
@@ -290,9 +304,10 @@ impl Index {
     /// How large the picture is.
     #[must_use]
     pub fn size(&self) -> Size {
+        let books = self.shared.seats.read().books();
         Size {
             blocks: self.shared.forest.len(),
-            pairs: self.books().iter().map(|book| book.lock().len).sum(),
+            pairs: books.iter().map(|(_, book)| book.lock().len).sum(),
         }
     }
 
@@ -308,9 +323,16 @@ impl Index {
         Some(of(&seat.view))
     }
 
-    fn books(&self) -> Vec<Arc<Mutex<Book>>> {
+    /// The books of those who are any of these holders.
+    fn books_of(&self, holders: &HashSet<Holder>) -> Vec<(EndpointId, Arc<Mutex<Book>>)> {
         let seats = self.shared.seats.read();
-        let books = seats.by_endpoint.values().map(|seat| seat.book.clone());
+        let is_one = |seat: &seats::Seat| {
+            let caches = seat.view.caches.iter();
+            let mut of = caches.flat_map(|cache| [cache.any, cache.sure]).flatten();
+            of.any(|holder| holders.contains(&holder))
+        };
+        let seats = seats.by_endpoint.iter().filter(|(_, seat)| is_one(seat));
+        let books = seats.map(|(endpoint, seat)| (*endpoint, seat.book.clone()));
         books.collect()
     }
 
@@ -355,6 +377,14 @@ impl Index {
         if std::mem::take(&mut book.changed) {
             self.shared.publish(endpoint, book.view());
             self.shared.bury(std::mem::take(&mut book.retired));
+            self.shared.room.count(book);
+        }
+    }
+
+    /// Clears up if there is too much.
+    fn look(&self) {
+        if self.shared.bytes() > self.shared.room.bytes_max {
+            self.make_room();
         }
     }
 }

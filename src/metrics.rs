@@ -20,6 +20,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Requests by basis, reason and outcome",
     ),
     (
+        "kvscout_index_given_up_total",
+        Unit::Count,
+        "(endpoint, engine hash) pairs dropped to stay within limits.index_bytes_max",
+    ),
+    (
         "kvscout_prompt_tokens_total",
         Unit::Count,
         "Tokens of the prompts placed, by endpoint",
@@ -135,6 +140,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "kvscout_index_pairs",
         Unit::Count,
         "(endpoint, engine hash) pairs in the index",
+    ),
+    (
+        "kvscout_index_bytes",
+        Unit::Bytes,
+        "Memory that the index takes; limits.index_bytes_max bounds it",
     ),
     (
         "kvscout_model_prompts_doubtful",
@@ -355,6 +365,10 @@ impl Metrics {
             .set(sizes.index_blocks as f64);
         self.gauge("kvscout_index_pairs", &[])
             .set(sizes.index_pairs as f64);
+        self.gauge("kvscout_index_bytes", &[])
+            .set(sizes.index_bytes as f64);
+        self.counter("kvscout_index_given_up_total", &[])
+            .absolute(sizes.index_given_up);
         self.gauge("kvscout_tokenizer_waiting", &[])
             .set(sizes.tokenizer_waiting as f64);
         self.gauge("kvscout_tokenizer_working", &[])
@@ -423,6 +437,10 @@ pub struct Sizes<'a> {
     pub index_blocks: usize,
     /// (endpoint, engine hash) pairs.
     pub index_pairs: usize,
+    /// Memory of the index.
+    pub index_bytes: usize,
+    /// Pairs that were dropped to stay within it.
+    pub index_given_up: u64,
     /// Long prompts that wait to be read.
     pub tokenizer_waiting: usize,
     /// Long prompts that are being read.

@@ -99,6 +99,7 @@ impl Config {
             tokenizer_queue_max = self.limits.tokenizer_queue_max,
             token_cache_bytes_max = self.limits.token_cache_bytes_max,
             tokenizer_wait_ms_max = self.limits.tokenizer_wait_ms_max,
+            index_bytes_max = self.limits.index_bytes_max,
             drain_notice_ms = self.limits.drain_notice_ms,
             drain_ms_max = self.limits.drain_ms_max,
             decision_header = self.replies.decision_header,

@@ -331,6 +331,16 @@ impl Follower {
         followed
     }
 
+    /// Looks whether blocks of the endpoint were given up for room: true where that is news.
+    pub fn on_room(&mut self, index: &Index) -> bool {
+        let is_news = self.verdict.trust == Trust::Live && index.gave_up(self.endpoint);
+        if is_news {
+            let reason = "blocks were given up: the index is at limits.index_bytes_max";
+            self.verdict = Verdict::new(Trust::Doubtful, reason);
+        }
+        is_news
+    }
+
     fn on_place(&mut self, index: &Index, seq: u64, followed: &mut Followed) {
         let unheard = self.unheard.take();
         match self.order.place(seq) {
@@ -395,6 +405,7 @@ impl Follower {
             // An engine that says that it holds nothing is known completely from there on.
             self.verdict = Verdict::new(Trust::Live, "complete since the engine cleared its cache");
         }
+        self.on_room(index);
     }
 
     fn distrust(&mut self, index: &Index, followed: &mut Followed, reason: String) {

@@ -70,6 +70,11 @@ pub(super) struct Book {
     pub(super) retired: Vec<Retired>,
     /// Lists that events fill again and again.
     lists: Lists,
+    /// Whether copies were given up for room since it was empty.
+    pub(super) gave_up: bool,
+    /// Copies stored since the memory was looked at, and the bytes that were counted then.
+    pub(super) stored: u32,
+    pub(super) counted: usize,
     /// Forgotten: whoever still has it is to take the endpoint's new one.
     pub(super) closed: bool,
 }
@@ -115,6 +120,7 @@ impl Book {
             main: self.main(),
             alignment: alignment_of(shapes.map(|shape| u64::from(shape.block_size))),
             shows_salt: self.shows_salt,
+            gave_up: self.gave_up,
             caches,
         }
     }
@@ -155,6 +161,7 @@ impl Book {
         self.reports.clear();
         self.orphans.clear();
         self.unsure_for = None;
+        self.gave_up = false;
         self.changed = true;
     }
 
@@ -168,6 +175,9 @@ impl Book {
         }
         self.reports.clear();
         self.orphans.clear();
+        if self.caches.iter().all(Cache::is_own) {
+            self.changed |= std::mem::take(&mut self.gave_up);
+        }
         // What comes after a cleared cache is all known: nothing unsure stays beside it.
         self.drop_unsure();
     }
@@ -339,7 +349,7 @@ impl Book {
         }
         match (before, &mut tree) {
             (Some(before), Some(tree)) if !keys.is_empty() => {
-                tree.grow(before.block(), keys, blocks);
+                tree.grow(before.block(), keys, of.shared.room.now(), blocks);
                 self.add(at, &stored.hashes, blocks, held, tree, applied);
             }
             _ => {

@@ -28,6 +28,10 @@ pub(super) fn tree_of(first: BlockKey) -> usize {
 }
 
 impl Forest {
+    pub fn trees(&self) -> impl Iterator<Item = &RwLock<Tree>> {
+        self.trees.iter()
+    }
+
     pub fn read(&self, tree: usize) -> RwLockReadGuard<'_, Tree> {
         self.trees[tree].read()
     }

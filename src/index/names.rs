@@ -37,7 +37,7 @@ impl Book {
                 let mut keys = Vec::with_capacity(orphan.hashes.len());
                 keys_of(tree.key(block), &orphan, &mut keys);
                 let mut blocks = Vec::with_capacity(keys.len());
-                tree.grow(Some(block), &keys, &mut blocks);
+                tree.grow(Some(block), &keys, tree.age(block), &mut blocks);
                 ends.extend(blocks.last().copied());
                 named.extend(orphan.hashes.iter().copied().zip(blocks));
             }

@@ -52,7 +52,7 @@ impl Book {
         self.shows_salt = picture.shows_salt;
         // What nobody holds goes again, so they are held until the caches hold them.
         let planter = shared.take_holder();
-        let blocks = planter.map(|planter| planted(&picture.blocks, planter, &shared.forest));
+        let blocks = planter.map(|planter| planted(&picture.blocks, planter, shared));
         let blocks = blocks.unwrap_or_default();
         for picture in picture.caches.iter().take(CACHES_MAX) {
             let mut cache = Cache::new(picture.place, picture.rule, picture.shape);
@@ -100,8 +100,9 @@ impl Book {
 }
 
 /// A picture's blocks in the trees. Those that say nonsense, or have no room, are none.
-fn planted(rows: &[(u32, BlockKey)], planter: Holder, forest: &Forest) -> Vec<Option<BlockId>> {
+fn planted(rows: &[(u32, BlockKey)], planter: Holder, shared: &Shared) -> Vec<Option<BlockId>> {
     let mut blocks: Vec<Option<BlockId>> = Vec::with_capacity(rows.len());
+    let now = shared.room.now();
     for row in rows.chunk_by(|_, (back, _)| *back == 1) {
         let before = match row[0].0 as usize {
             0 => Some(None),
@@ -114,8 +115,8 @@ fn planted(rows: &[(u32, BlockKey)], planter: Holder, forest: &Forest) -> Vec<Op
         if let Some(before) = before {
             let tree = before.map_or_else(|| tree_of(row[0].1), BlockId::tree);
             let keys: Vec<BlockKey> = row.iter().map(|(_, key)| *key).collect();
-            let mut tree = forest.write(tree);
-            tree.grow(before, &keys, &mut planted);
+            let mut tree = shared.forest.write(tree);
+            tree.grow(before, &keys, now, &mut planted);
             tree.hold(planter, &planted, &mut Vec::new());
         }
         let none = std::iter::repeat(None);

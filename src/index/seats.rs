@@ -11,6 +11,7 @@ use crate::index::book::Book;
 use crate::index::cache::Place;
 use crate::index::forest::Forest;
 use crate::index::keyed::KeyedMap;
+use crate::index::room::Room;
 use crate::index::tree::{BlockId, Holder};
 
 /// What books and lookups share. Whoever takes more than one of its locks takes a book's first, and a
@@ -18,6 +19,7 @@ use crate::index::tree::{BlockId, Holder};
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub forest: Forest,
+    pub room: Room,
     pub seats: RwLock<Seats>,
 }
 
@@ -46,6 +48,8 @@ pub(super) struct View {
     pub alignment: u64,
     /// Whether its events show cache salts; none before its first store.
     pub shows_salt: Option<bool>,
+    /// Whether blocks of it were given up for room.
+    pub gave_up: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +134,12 @@ impl Shared {
 }
 
 impl Seats {
+    pub fn books(&self) -> Vec<(EndpointId, Arc<Mutex<Book>>)> {
+        let seats = self.by_endpoint.iter();
+        let books = seats.map(|(endpoint, seat)| (*endpoint, seat.book.clone()));
+        books.collect()
+    }
+
     pub fn count_shapes(&mut self) {
         self.shapes.clear();
         let caches = self.by_endpoint.values().flat_map(|seat| &seat.view.caches);

@@ -57,11 +57,6 @@ impl<T: Default> Slab<T> {
         self.given as usize - self.free.len()
     }
 
-    /// What its pages take, not what the values own.
-    pub fn bytes(&self) -> usize {
-        self.pages.len() * PAGE * size_of::<T>() + self.free.capacity() * size_of::<u32>()
-    }
-
     /// All numbers ever given out; those removed hold defaults.
     pub fn numbers(&self) -> std::ops::Range<u32> {
         0..self.given

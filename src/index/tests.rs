@@ -448,6 +448,64 @@ fn a_picture_is_restored_as_it_was_but_for_what_is_unsure() {
     assert!(picture.caches.iter().all(|cache| cache.copies.is_empty()));
 }
 
+/// A prompt of its own behind one that all begin with: 64 blocks and 64.
+fn session(number: u32) -> Vec<TokenId> {
+    let own = (0..64).flat_map(|at| [1000 + number, at]);
+    (0..64).flat_map(|at| [7, at]).chain(own).collect()
+}
+
+/// Under names that no other session's blocks have, but for the shared ones.
+fn store_session(index: &Index, pod: EndpointId, number: u32) {
+    let name = |at: u64| match at {
+        0..64 => 1 + at,
+        at => u64::from(number + 1) << 32 | at,
+    };
+    let (tokens, names): (_, Vec<u64>) = (session(number), (0..128).map(name).collect());
+    if index.blocks_of(pod) == 0 {
+        index.apply(pod, &[store(None, &names[..64], &tokens[..128])]);
+    }
+    index.apply(pod, &[store(Some(names[63]), &names[64..], &tokens[128..])]);
+}
+
+#[test]
+fn past_its_limit_the_prompts_left_alone_longest_go_first() {
+    let (limit, other) = (1 << 20, EndpointId(2));
+    let index = Index::default().limited(limit);
+    let held = |pod: EndpointId, number: u32| {
+        let tokens = prompt(&session(number));
+        index.cached_at(pod, &tokens, &Identity::default()).own / 2
+    };
+    (0..2_000).for_each(|number| store_session(&index, POD, number));
+    store_session(&index, other, 5_000);
+    // What comes between two looks is not counted yet.
+    assert!(index.bytes() < limit + (100 << 10), "{}", index.bytes());
+    index.shared.forest.assert_sound();
+    let kept = (0..2_000).filter(|number| held(POD, *number) == 128);
+    let kept: Vec<u32> = kept.collect();
+    assert!(kept.len() > 100, "{} sessions are left", kept.len());
+    assert_eq!(kept[0] as usize + kept.len(), 2_000, "the oldest are gone");
+    assert_eq!(held(POD, 0), 64, "what all begin with stays");
+    assert_eq!((index.gave_up(POD), index.gave_up(other)), (true, false));
+    assert_eq!(index.given_up(), (64 * 2_001 - index.blocks_of(POD)) as u64);
+    // An engine that clears its cache is known whole again.
+    index.apply(POD, &[BlockEvent::Cleared]);
+    assert!(!index.gave_up(POD));
+    assert_eq!(held(other, 5_000), 128);
+}
+
+#[test]
+fn pictures_in_nobodys_prompts_are_bounded_too() {
+    let index = Index::default().limited(1 << 20);
+    for batch in 0..100u64 {
+        // Their parents were never seen.
+        let orphan = |at: u64| store(Some(1 << 40 | at), &[batch << 20 | at], &[1, 2]);
+        let events: Vec<BlockEvent> = (0..1_024).map(orphan).collect();
+        index.apply(POD, &events);
+        assert!(index.bytes() < 2 << 20, "{} bytes", index.bytes());
+    }
+    assert!(index.gave_up(POD));
+}
+
 /// Keeps every copy by name: what the index must equal, written to be obviously right.
 #[derive(Default)]
 struct Naive {

@@ -151,6 +151,10 @@ struct Run {
     first_child: u32,
     next: u32,
     previous: u32,
+    /// When a store last named its end, by the clock of the index.
+    touched: u32,
+    /// It is to go for room.
+    condemned: bool,
 }
 
 impl Default for Run {
@@ -162,6 +166,8 @@ impl Default for Run {
             first_child: NONE,
             next: NONE,
             previous: NONE,
+            touched: 0,
+            condemned: false,
         }
     }
 }
@@ -177,6 +183,16 @@ struct Entry {
 impl Run {
     fn len(&self) -> usize {
         self.links.len()
+    }
+
+    /// Of its blocks, and of their rows in the books, of which each takes some 24.
+    fn bytes(&self) -> usize {
+        let rows: usize = self
+            .entries
+            .iter()
+            .map(|entry| usize::from(entry.len))
+            .sum();
+        (size_of::<Link>() + size_of::<Block>()) * self.len() + 24 * rows
     }
 
     #[inline]
@@ -210,10 +226,11 @@ impl Tree {
         self.blocks.len()
     }
 
-    /// What it takes, near enough: lists are counted as a quarter larger than what they hold.
+    /// What it takes, near enough: lists are counted as a quarter larger than what they hold, and what
+    /// is free in the slabs, which is given out again, not at all.
     pub fn bytes(&self) -> usize {
-        self.runs.bytes()
-            + self.blocks.bytes()
+        self.runs.len() * size_of::<Run>()
+            + self.blocks.len() * size_of::<Block>()
             + self.blocks.len() * size_of::<Link>() * 5 / 4
             + self.entries * size_of::<Entry>()
             + self.starts.capacity() * 17 * 8 / 7
@@ -223,6 +240,47 @@ impl Tree {
     pub fn key(&self, block: BlockId) -> BlockKey {
         let Block { run, at, .. } = self.blocks[block.place()];
         self.runs[run].links[usize::from(at)].key
+    }
+
+    /// When its run was last touched.
+    pub fn age(&self, block: BlockId) -> u32 {
+        self.runs[self.blocks[block.place()].run].touched
+    }
+
+    /// Of every run behind which nothing stands, when it was last touched and about how many bytes
+    /// go with it.
+    pub fn leaves(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
+        let runs = self.runs.numbers().map(|run| &self.runs[run]);
+        let leaves = runs.filter(|run| run.first_child == NONE && run.len() > 0);
+        leaves.map(|run| (run.touched, run.bytes()))
+    }
+
+    /// Marks the leaves last touched before `until`, and of those touched then as many as take `left`
+    /// bytes. Tells who holds them.
+    pub fn condemn(&mut self, until: u32, left: &mut usize, holders: &mut HashSet<Holder>) {
+        for run in self.runs.numbers() {
+            let of = &mut self.runs[run];
+            if of.first_child != NONE || of.len() == 0 || of.touched > until {
+                continue;
+            }
+            if of.touched == until {
+                if *left == 0 {
+                    continue;
+                }
+                *left = left.saturating_sub(of.bytes());
+            }
+            of.condemned = true;
+            holders.extend(of.entries.iter().map(|entry| entry.holder));
+        }
+        for Loose(packed) in &self.loose {
+            if self.runs[self.blocks[*packed as u32].run].condemned {
+                holders.insert(Holder((*packed >> u32::BITS) as u16));
+            }
+        }
+    }
+
+    pub fn is_condemned(&self, block: BlockId) -> bool {
+        self.runs[self.blocks[block.place()].run].condemned
     }
 
     pub fn parent(&self, block: BlockId) -> Option<BlockId> {

@@ -294,3 +294,24 @@ fn who_is_not_heard_is_not_believed_for_what_it_can_hold() {
         (Trust::Silent, Some(1))
     );
 }
+
+#[test]
+fn who_lost_blocks_for_room_is_doubtful_until_its_cache_is_cleared() {
+    let (index, mut follower) = (Index::default().limited(64 << 10), Follower::new(POD));
+    assert!(!follower.on_room(&index));
+    // Prompts of one block each.
+    let blocks = |first: u32| {
+        (first..first + 3_000).map(|hash| ("BlockStored", (hash,), (), (hash, 1), 2, ()))
+    };
+    let batch = |second: u32, first: u32| {
+        let events: Vec<_> = blocks(first).collect();
+        rmp_serde::to_vec(&(f64::from(second), events, 0)).expect("packs")
+    };
+    follower.on_batch(&index, 0, &batch(1, 1));
+    follower.on_batch(&index, 1, &batch(2, 10_000));
+    assert_eq!(follower.verdict().trust, Trust::Doubtful);
+    assert!(follower.verdict().reason.contains("index_bytes_max"));
+    let cleared = rmp_serde::to_vec(&(3.0, (("AllBlocksCleared",),), 0)).expect("packs");
+    follower.on_batch(&index, 2, &cleared);
+    assert_eq!(follower.verdict().trust, Trust::Live);
+}

@@ -143,6 +143,10 @@ impl Listener {
                     continue;
                 }
                 _ = ticks.tick() => {
+                    if follower.on_room(&self.index) {
+                        let verdict = follower.verdict();
+                        self.trust(verdict.trust, &verdict.reason);
+                    }
                     self.look_for_silence(&follower);
                     self.ask_capacity_again(&follower);
                     self.learn_again(&mut follower).await;

@@ -73,7 +73,10 @@ impl Listener {
     /// was empty: a replay that was cut short or slow may be whole by now. There may be holes in it
     /// that nothing fills; whether the cache was empty since, the batches say.
     pub(super) async fn learn_again(&mut self, follower: &mut Follower) {
-        if follower.verdict().trust != Trust::Doubtful || follower.position().is_none() {
+        let doubtful = follower.verdict().trust == Trust::Doubtful;
+        // What was given up for room would be again.
+        let for_room = self.index.gave_up(self.endpoint.id);
+        if !doubtful || for_room || follower.position().is_none() {
             self.relearn_wait = RELEARN.0;
             return;
         }

@@ -10,7 +10,27 @@ use crate::index::tree::{
 impl Tree {
     /// The blocks of a chain behind `parent`, or from a prompt's start on; those that nobody has had
     /// before are made. Fewer where there is no room, or another prompt has the same key.
-    pub fn grow(&mut self, parent: Option<BlockId>, keys: &[BlockKey], into: &mut Vec<BlockId>) {
+    pub fn grow(
+        &mut self,
+        parent: Option<BlockId>,
+        keys: &[BlockKey],
+        now: u32,
+        into: &mut Vec<BlockId>,
+    ) {
+        let run = self.grow_from(parent, keys, into);
+        if run != NONE {
+            let of = &mut self.runs[run];
+            (of.touched, of.condemned) = (now.max(of.touched), false);
+        }
+    }
+
+    /// The run of the last one.
+    fn grow_from(
+        &mut self,
+        parent: Option<BlockId>,
+        keys: &[BlockKey],
+        into: &mut Vec<BlockId>,
+    ) -> u32 {
         let mut rest = keys;
         // Where the next one stands, if it is known.
         let (mut run, mut at) = match parent.map(|parent| self.blocks[parent.place()]) {
@@ -24,13 +44,15 @@ impl Tree {
                 let links = of.links[at..at + same].iter();
                 into.extend(links.map(|link| BlockId::new(self.number, link.block)));
                 (at, rest) = (at + same, &rest[same..]);
-                let Some(first) = rest.first() else { return };
+                let Some(first) = rest.first() else {
+                    return run;
+                };
                 if at < of.len() {
                     run = self.part(run, at);
                 } else if of.first_child == NONE && of.len() < RUN_MAX {
                     let room = (RUN_MAX - of.len()).min(BLOCKS_MAX - self.blocks.len());
                     if room == 0 {
-                        return;
+                        return run;
                     }
                     let more = rest.len().min(room);
                     self.append(run, &rest[..more], into);
@@ -39,15 +61,16 @@ impl Tree {
                 }
                 match self.behind(run, first) {
                     Ok(child) => (run, at) = (child, 0),
-                    Err(()) => return,
+                    Err(()) => return run,
                 }
                 continue;
             }
             match self.behind(NONE, first) {
                 Ok(start) => run = start,
-                Err(()) => return,
+                Err(()) => return run,
             }
         }
+        run
     }
 
     /// The run behind another, or at a prompt's start, that begins with a key: an empty one if there
@@ -103,9 +126,12 @@ impl Tree {
         self.entries += of.entries.len();
         let parent = of.parent;
         let first = links[0].key;
+        let (touched, condemned) = (of.touched, of.condemned);
         let front = self.runs.insert(Run {
             links,
             entries: front_entries,
+            touched,
+            condemned,
             ..Run::default()
         });
         self.unlink(run);
@@ -148,6 +174,7 @@ impl Tree {
             }
         }
         rest.entries = entries;
+        rest.condemned &= of.condemned;
         let mut links = of.links;
         make_room(&mut links, rest.len());
         links.append(&mut rest.links);

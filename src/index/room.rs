@@ -1,0 +1,218 @@
+//! The index within its memory: past its limit the prompts go first in which nothing was stored for
+//! the longest, from their ends. Whoever held them holds more than we know from then on, and says so.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::blocks::EngineHash;
+use crate::index::Index;
+use crate::index::book::Book;
+use crate::index::seats::Shared;
+use crate::index::tree::{BlockId, Holder};
+
+/// Copies that an endpoint stores from one look at the memory to the next: some 50 KB.
+pub(super) const LOOK: u32 = 1024;
+
+/// Blocks given up at a time: nobody waits longer than for some tens of microseconds.
+const GIVEN_UP_AT_ONCE: usize = 64;
+
+/// Parts of a limit that are kept free once it was reached, so that not every store clears up.
+const FREED: usize = 8;
+
+/// Times that leaves are given up in a row: each lays bare those before them.
+const ROUNDS_MAX: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct Room {
+    pub bytes_max: usize,
+    /// Orders runs by when something was last stored in them: one tick is [`LOOK`] copies. Nothing
+    /// else hangs on it, so it may be read late.
+    clock: AtomicU32,
+    counted: Mutex<Counted>,
+    clearing: Mutex<()>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counted {
+    /// Of all books.
+    bytes: usize,
+    given_up: u64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            bytes_max: usize::MAX,
+            clock: AtomicU32::new(0),
+            counted: Mutex::default(),
+            clearing: Mutex::default(),
+        }
+    }
+}
+
+impl Room {
+    pub fn now(&self) -> u32 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    pub fn tick(&self) {
+        self.clock.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a book anew.
+    pub fn count(&self, book: &mut Book) {
+        let bytes = if book.closed { 0 } else { book.bytes() };
+        let mut counted = self.counted.lock();
+        counted.bytes = counted.bytes + bytes - book.counted;
+        book.counted = bytes;
+    }
+}
+
+impl Index {
+    /// The same, of so many bytes at most, give or take what is stored between two looks. Past that
+    /// the prompts go first in which nothing was stored for the longest.
+    #[must_use]
+    pub fn limited(mut self, bytes_max: usize) -> Self {
+        self.shared.room.bytes_max = bytes_max;
+        self
+    }
+
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.shared.bytes()
+    }
+
+    /// Blocks given up for room, so far.
+    #[must_use]
+    pub fn given_up(&self) -> u64 {
+        self.shared.room.counted.lock().given_up
+    }
+
+    /// Whether blocks of an endpoint were given up for room: it may hold more than is known.
+    #[must_use]
+    pub fn gave_up(&self, endpoint: crate::fleet::EndpointId) -> bool {
+        self.view(endpoint, |view| view.gave_up) == Some(true)
+    }
+
+    /// Gives up prompts until there is room again.
+    pub(super) fn make_room(&self) {
+        let shared = &self.shared;
+        let Some(_clearing) = shared.room.clearing.try_lock() else {
+            return;
+        };
+        let enough = shared.room.bytes_max - shared.room.bytes_max / FREED;
+        for _ in 0..ROUNDS_MAX {
+            let bytes = shared.bytes();
+            if bytes <= enough {
+                return;
+            }
+            let concerned = shared.condemn(bytes - enough);
+            let mut given_up = 0;
+            for (endpoint, book) in self.books_of(&concerned) {
+                let mut book = book.lock();
+                given_up += book.give_up(shared);
+                self.show(endpoint, &mut book);
+            }
+            if given_up == 0 {
+                break;
+            }
+            shared.room.counted.lock().given_up += given_up as u64;
+        }
+        // What is left is in nobody's prompts. Whole pictures go, the largest first.
+        while shared.bytes() > shared.room.bytes_max {
+            let books = self.shared.seats.read().books();
+            let largest = books
+                .into_iter()
+                .max_by_key(|(_, book)| book.lock().counted);
+            let Some((endpoint, book)) = largest else {
+                return;
+            };
+            let mut book = book.lock();
+            let lost = book.len;
+            if lost == 0 {
+                return;
+            }
+            book.clear(shared);
+            book.gave_up = true;
+            self.show(endpoint, &mut book);
+            shared.room.counted.lock().given_up += lost as u64;
+        }
+    }
+}
+
+impl Shared {
+    pub fn bytes(&self) -> usize {
+        self.forest.bytes() + self.room.counted.lock().bytes
+    }
+
+    /// Marks as many of the runs behind which nothing stands as take so many bytes, the oldest first.
+    /// Who holds them.
+    fn condemn(&self, bytes: usize) -> HashSet<Holder> {
+        let mut by_age: BTreeMap<u32, usize> = BTreeMap::new();
+        for tree in self.forest.trees() {
+            for (touched, bytes) in tree.read().leaves() {
+                *by_age.entry(touched).or_default() += bytes;
+            }
+        }
+        let (mut until, mut left) = (0, bytes);
+        for (touched, bytes) in by_age {
+            until = touched;
+            match left.checked_sub(bytes) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+        let mut holders = HashSet::new();
+        for tree in self.forest.trees() {
+            tree.write().condemn(until, &mut left, &mut holders);
+        }
+        holders
+    }
+}
+
+impl Book {
+    pub(super) fn bytes(&self) -> usize {
+        let of = |cache: &crate::index::cache::Cache| {
+            cache.copies.bytes() + cache.partial.capacity() * 16
+        };
+        self.orphans.bytes() + self.caches.iter().map(of).sum::<usize>()
+    }
+
+    /// Drops all copies of blocks that are marked; how many hashes that were.
+    fn give_up(&mut self, shared: &Shared) -> usize {
+        let mut given_up = 0;
+        for cache in &mut self.caches {
+            let named = cache.copies.iter();
+            let named = named.filter_map(|(hash, copies)| Some((copies.block?, hash)));
+            let mut named: Vec<(BlockId, EngineHash)> = named.collect();
+            named.sort_unstable_by_key(|(block, _)| *block);
+            // From a prompt's end, as engines evict.
+            named.reverse();
+            for few in named.chunk_by(|(a, _), (b, _)| a.tree() == b.tree()) {
+                for few in few.chunks(GIVEN_UP_AT_ONCE) {
+                    let mut tree = shared.forest.write(few[0].0.tree());
+                    for (block, hash) in few {
+                        if !tree.is_condemned(*block) {
+                            continue;
+                        }
+                        let Ok(slot) = cache.copies.find(*hash) else {
+                            continue;
+                        };
+                        let copies = cache.copies.at(slot);
+                        cache.copies.remove(slot);
+                        cache.physical -= u64::from(copies.count);
+                        cache.release(&mut tree, *block, copies.unsure);
+                        given_up += 1;
+                    }
+                }
+            }
+        }
+        self.len -= given_up;
+        self.gave_up |= given_up > 0;
+        self.changed |= given_up > 0;
+        given_up
+    }
+}
