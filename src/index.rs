@@ -96,7 +96,7 @@ pub struct Applied {
 /// How large the picture is.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Different block keys.
+    /// Different block keys: of blocks that somebody holds, and of those that stand before one.
     pub blocks: usize,
     /// (endpoint, engine hash) pairs.
     pub pairs: usize,
@@ -197,19 +197,19 @@ impl Index {
         self.look();
     }
 
-    /// Whether an endpoint holds the last block of a chain in the engine's own cache.
+    /// Whether an endpoint holds the last block of a chain, in any of its caches.
     #[must_use]
     pub fn holds(&self, endpoint: EndpointId, chain: &Chain) -> bool {
         let seats = self.shared.seats.read();
-        let view = seats.by_endpoint.get(&endpoint).map(|seat| &seat.view);
-        let holder = view.and_then(|view| view.caches.get(view.main?)?.any);
-        let (Some(holder), Some(first)) = (holder, chain.keys.first()) else {
+        let (seat, first) = (seats.by_endpoint.get(&endpoint), chain.keys.first());
+        let (Some(seat), Some(first)) = (seat, first) else {
             return false;
         };
         let tree = self.shared.forest.read(forest::tree_of(*first));
-        let path = tree.path(&chain.keys);
-        let last = path.last().filter(|_| path.len() == chain.keys.len());
-        last.is_some_and(|last| tree.is_held(holder, *last))
+        tree.last(&chain.keys).is_some_and(|last| {
+            let mut holders = seat.view.caches.iter().filter_map(|cache| cache.any);
+            holders.any(|holder| tree.is_held(holder, last))
+        })
     }
 
     /// Drops an endpoint's whole picture; its block size and adapters with it.

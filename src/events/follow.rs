@@ -14,7 +14,7 @@ use crate::events::order::{Order, Place};
 use crate::events::snapshot::Snapshot;
 use crate::events::wire::{self, Batch};
 use crate::fleet::{EndpointId, Trust};
-use crate::index::{Applied, Index};
+use crate::index::{Applied, Feed, Index};
 
 /// One endpoint's stream, as far as it was heard.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Follower {
     epoch: Option<u64>,
     /// The engine's clock at the last batch that was taken.
     timestamp: Option<f64>,
+    /// Where its events go.
+    feed: Option<Feed>,
     /// Stands above the verdict while whoever hears the server for us is not sure.
     doubted: Option<Verdict>,
 }
@@ -94,6 +96,7 @@ impl Follower {
             replayed: HashMap::new(),
             epoch: None,
             timestamp: None,
+            feed: None,
             doubted: None,
         }
     }
@@ -381,7 +384,8 @@ impl Follower {
         self.timestamp = Some(batch.timestamp);
         followed.unknown = batch.unknown;
         followed.malformed = batch.malformed;
-        followed.applied = index.apply(self.endpoint, &batch.events);
+        let feed = self.feed.get_or_insert_with(|| index.feed(self.endpoint));
+        followed.applied = index.take(feed, &batch.events);
         let applied = followed.applied;
         let unmodelled =
             applied.unmodelled > 0 || (applied.cleared > 0 && index.has_unmodelled(self.endpoint));

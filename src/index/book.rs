@@ -289,10 +289,10 @@ impl Book {
             return;
         }
         let mut lists = std::mem::take(&mut self.lists);
-        self.store_whole(at, stored, &mut lists, applied, of);
+        let is_stored = self.store_whole(at, stored, &mut lists, applied, of);
         lists.clear();
         self.lists = lists;
-        if let Some(left) = self.unsure_for {
+        if let Some(left) = self.unsure_for.filter(|_| is_stored) {
             // What was held then and is used no more has made room since.
             self.unsure_for = left.checked_sub(u64::from(blocks));
             if self.unsure_for.is_none() {
@@ -301,6 +301,7 @@ impl Book {
         }
     }
 
+    /// False where these were reported, not stored.
     fn store_whole(
         &mut self,
         at: usize,
@@ -308,7 +309,7 @@ impl Book {
         lists: &mut Lists,
         applied: &mut Applied,
         of: &Of<'_>,
-    ) {
+    ) -> bool {
         self.caches[at].copies.prefetch(&stored.hashes);
         let Lists { keys, blocks, held } = lists;
         let before = self.before(stored, at);
@@ -340,7 +341,7 @@ impl Book {
         }
         if stored.medium == Medium::Gpu && self.is_report(at, stored, keys.last()) {
             applied.reported += stored.hashes.len() as u32;
-            return;
+            return false;
         }
         if let (None, Some(hash), Some(shape)) = (before, stored.parent, shape_of(stored))
             && is_complete(stored)
@@ -357,6 +358,7 @@ impl Book {
                 self.add_unnamed(at, &stored.hashes, applied, of.shared);
             }
         }
+        true
     }
 
     /// The cache that a store is about; none where it is not modelled.

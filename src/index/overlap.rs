@@ -53,23 +53,23 @@ impl Index {
         trees.dedup();
         let locked = |tree: usize| (tree, self.shared.forest.read(tree));
         let trees: Vec<_> = trees.into_iter().map(locked).collect();
-        let mut depths = Depths::default();
         let mut prefixes = Vec::with_capacity(seats.shapes.len());
         for chain in chains() {
             let of = chain.keys.first().map(|first| tree_of(*first));
             let tree = trees.iter().find(|(number, _)| Some(*number) == of);
             let Some((_, tree)) = tree else { continue };
+            let mut depths = Depths::default();
             tree.depths(&chain.keys, &mut depths);
             prefixes.push(Prefix {
                 chain,
                 tree,
+                depths,
                 path: OnceCell::new(),
             });
         }
         let found = Found {
             tokens: prompt.tokens(),
             prefixes,
-            depths,
         };
         let of_endpoint = |endpoint: &EndpointId| match seats.by_endpoint.get(endpoint) {
             Some(seat) => found.of(&seat.view),
@@ -113,6 +113,9 @@ impl Index {
 struct Prefix<'a> {
     chain: &'a Chain,
     tree: &'a RwLockReadGuard<'a, Tree>,
+    /// Of every holder. One that is cut otherwise, or was before, may have some too: they are another
+    /// prompt's names.
+    depths: Depths,
     /// Its blocks, once somebody asks for single ones.
     path: OnceCell<Vec<BlockId>>,
 }
@@ -121,13 +124,12 @@ struct Prefix<'a> {
 struct Found<'a> {
     tokens: u64,
     prefixes: Vec<Prefix<'a>>,
-    depths: Depths,
 }
 
 impl Prefix<'_> {
     /// Whether a holder has a block, loose or not.
-    fn has(&self, holder: Holder, depth: u32, at: u64) -> bool {
-        if at < u64::from(depth) {
+    fn has(&self, holder: Holder, at: u64) -> bool {
+        if at < u64::from(self.depths.of(holder)) {
             return true;
         }
         if !self.tree.has_loose(holder) {
@@ -144,11 +146,17 @@ impl Found<'_> {
         if !view.is_plain() {
             return self.compound(view);
         }
-        let CacheView { any, sure, .. } = view.caches[0];
-        let blocks = any.map_or(0, |any| self.depths.of(any));
-        let sure = sure.map_or(blocks, |sure| self.depths.of(sure));
-        let size = view.shape().map_or(0, |shape| shape.block_size);
-        let tokens = |blocks: u32| u64::from(blocks) * u64::from(size);
+        let CacheView {
+            any, sure, shape, ..
+        } = view.caches[0];
+        let prefix = shape.and_then(|shape| self.prefix(shape));
+        let (Some(any), Some(prefix)) = (any, prefix) else {
+            return Cached::default();
+        };
+        let blocks = prefix.depths.of(any);
+        let sure = sure.map_or(blocks, |sure| prefix.depths.of(sure));
+        let size = u64::from(prefix.chain.shape.block_size);
+        let tokens = |blocks: u32| u64::from(blocks) * size;
         Cached {
             own: tokens(blocks),
             unsure: tokens(blocks - sure.min(blocks)),
@@ -185,12 +193,11 @@ impl Found<'_> {
             let shape = cache.shape?;
             let prefix = self.prefix(shape)?;
             let holder = cache.holder(sure)?;
-            let depth = self.depths.of(holder);
             Some(Held {
                 rule: cache.rule,
                 block_size: u64::from(shape.block_size),
-                depth: u64::from(depth),
-                has: move |at: u64| prefix.has(holder, depth, at),
+                depth: prefix.depths.of(holder).into(),
+                has: move |at: u64| prefix.has(holder, at),
             })
         });
         // A group that has not stored any block yet agrees to nothing.
@@ -215,14 +222,13 @@ impl Found<'_> {
                 .filter(|cache| cache.place.medium == medium);
             // What may be gone there is not waited for.
             let holders = of.filter_map(|cache| cache.holder(true));
-            let holders = holders.map(|holder| (holder, self.depths.of(holder)));
-            holders.collect::<Vec<_>>()
+            holders.collect::<Vec<Holder>>()
         };
         let (cpu, storage) = (of(Medium::Cpu), of(Medium::Storage));
         for at in cached.own / size..prefix.chain.keys.len() as u64 {
-            let holds = |caches: &[(Holder, u32)]| {
+            let holds = |caches: &[Holder]| {
                 let mut caches = caches.iter();
-                caches.any(|(holder, depth)| prefix.has(*holder, *depth, at))
+                caches.any(|holder| prefix.has(*holder, at))
             };
             if holds(&cpu) {
                 cached.cpu += size;

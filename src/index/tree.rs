@@ -294,44 +294,43 @@ impl Tree {
         Some(BlockId::new(self.number, place))
     }
 
-    /// How many leading blocks of a chain each holder has. Touches each run on the way once: of a run
-    /// that is the chain's own to its end the last key says so, since a key stands for all before it;
-    /// where they part is found by halves.
-    pub fn depths(&self, keys: &[BlockKey], depths: &mut Depths) {
-        let (mut before, mut rest) = (NONE, keys);
-        while let Some(run) = rest.first().and_then(|first| self.starts.get(first)) {
-            let of = &self.runs[*run];
-            if of.parent != before {
-                return;
-            }
+    /// The runs of a chain, as far as any is known: the blocks of the chain before each, and how many of
+    /// its own are the chain's. Touches each run once: of a run that is the chain's own to its end the
+    /// last key says so, since a key stands for all before it; where they part is found by halves.
+    fn runs_of(&self, keys: &[BlockKey]) -> impl Iterator<Item = (usize, &Run, usize)> {
+        let (mut before, mut passed, mut parted) = (NONE, 0, false);
+        std::iter::from_fn(move || {
+            let rest = keys.get(passed..).filter(|_| !parted)?;
+            let run = *self.starts.get(rest.first()?)?;
+            let of = Some(&self.runs[run]).filter(|of| of.parent == before)?;
             let same = common(&of.links, rest);
-            let passed = (keys.len() - rest.len()) as u32;
-            depths.set(&of.entries, passed, same as u32);
-            if same < of.len() {
-                return;
-            }
-            (before, rest) = (*run, &rest[same..]);
+            parted = same < of.len();
+            before = run;
+            passed += same;
+            Some((passed - same, of, same))
+        })
+    }
+
+    /// How many leading blocks of a chain each holder has.
+    pub fn depths(&self, keys: &[BlockKey], depths: &mut Depths) {
+        for (passed, run, same) in self.runs_of(keys) {
+            depths.set(&run.entries, passed as u32, same as u32);
         }
     }
 
-    /// The leading blocks of a chain, as far as anybody's are known.
+    /// The leading blocks of a chain, as far as any is known.
     pub fn path(&self, keys: &[BlockKey]) -> Vec<BlockId> {
-        let (mut before, mut rest) = (NONE, keys);
-        let mut path = Vec::new();
-        while let Some(run) = rest.first().and_then(|first| self.starts.get(first)) {
-            let of = &self.runs[*run];
-            if of.parent != before {
-                break;
-            }
-            let same = common(&of.links, rest);
-            let links = of.links[..same].iter();
-            path.extend(links.map(|link| BlockId::new(self.number, link.block)));
-            if same < of.len() {
-                break;
-            }
-            (before, rest) = (*run, &rest[same..]);
-        }
-        path
+        let runs = self.runs_of(keys);
+        let links = runs.flat_map(|(_, run, same)| &run.links[..same]);
+        let blocks = links.map(|link| BlockId::new(self.number, link.block));
+        blocks.collect()
+    }
+
+    /// The last block of a chain.
+    pub fn last(&self, keys: &[BlockKey]) -> Option<BlockId> {
+        let (passed, run, same) = self.runs_of(keys).last()?;
+        let link = run.links[..same].last()?;
+        (passed + same == keys.len()).then(|| BlockId::new(self.number, link.block))
     }
 
     /// Whether a holder has a block without having all before it.
