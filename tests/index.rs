@@ -3,7 +3,7 @@
 //!
 //! `PROPTEST_CASES` asks for more: 1,000 take about a minute, and those with long chains five.
 
-use kvscout::blocks::Chains;
+use kvscout::blocks::{Chain, Chains};
 use kvscout::fleet::EndpointId;
 use kvscout::index::{Index, Size};
 use proptest::prelude::*;
@@ -36,9 +36,14 @@ fn told(index: &Index, endpoints: &[EndpointId], model: &Model) -> Vec<Told> {
         let mut chains = Chains::new(&prompt.tokens, &prompt.identity);
         let cached = index.cached(endpoints, &mut chains);
         for ((id, told), cached) in endpoints.iter().zip(&mut told).zip(cached) {
-            let keys = told.shape.map(|shape| &chains.of(shape).keys);
-            let held = keys.into_iter().flatten();
-            let held = held.filter(|key| index.holds(*id, **key)).count();
+            let held = told.shape.map_or(0, |shape| {
+                let keys = &chains.of(shape).keys;
+                let ends = (1..=keys.len()).map(|end| Chain {
+                    shape,
+                    keys: keys[..end].to_vec(),
+                });
+                ends.filter(|chain| index.holds(*id, chain)).count()
+            });
             told.prompts.push((cached, held));
         }
     }

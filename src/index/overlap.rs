@@ -143,6 +143,9 @@ impl Prefix<'_> {
 
 impl Found<'_> {
     fn of(&self, view: &View) -> Cached {
+        if view.shape().is_none() {
+            return Cached::default();
+        }
         if !view.is_plain() {
             return self.compound(view);
         }

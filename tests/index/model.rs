@@ -29,6 +29,20 @@ impl Names {
         *self.0.entry(prefix).or_insert(next)
     }
 
+    /// How many blocks are held, or stand before one that is. A name is given after its parent's.
+    fn known(&self, mut held: Vec<bool>) -> usize {
+        let block = |(prefix, name): (&Prefix, &Name)| match prefix {
+            Prefix::Empty(_) => None,
+            Prefix::Block(parent, ..) => Some((*name, *parent)),
+        };
+        let mut blocks: Vec<(Name, Name)> = self.0.iter().filter_map(block).collect();
+        blocks.sort_unstable();
+        for (name, parent) in blocks.iter().rev() {
+            held[*parent] |= held[*name];
+        }
+        blocks.iter().filter(|(name, _)| held[*name]).count()
+    }
+
     /// Which of all names these copies have.
     fn among<'a>(&self, copies: impl Iterator<Item = &'a Copies>) -> Vec<bool> {
         let mut among = vec![false; self.0.len()];
@@ -594,9 +608,8 @@ impl Model {
 
     pub fn size(&self) -> Size {
         let copies = || self.servers.values().flat_map(Server::copies);
-        let held = self.names.among(copies()).into_iter();
         Size {
-            blocks: held.filter(|held| *held).count(),
+            blocks: self.names.known(self.names.among(copies())),
             pairs: copies().count(),
         }
     }

@@ -86,6 +86,15 @@ impl Step {
     }
 }
 
+/// A reader may look between any two events.
+fn one_by_one(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
+    let single = |step| match step {
+        Apply(events) => events.into_iter().map(|event| Apply(vec![event])).collect(),
+        step => vec![step],
+    };
+    steps.into_iter().flat_map(single).collect()
+}
+
 /// Prompts that ask for either text.
 fn with_prompts<R>(ask: impl FnOnce(&mut [Chains<'_>; 2]) -> R) -> R {
     let tokens = [A, B].map(|text| text.tokens(0..ASKED));
@@ -266,6 +275,7 @@ fn a_reader_sees_each_step_whole_or_not_at_all_and_never_goes_back() {
         Apply(vec![store(A, 0..33), store(B, 0..33)]),
         Forget,
     ];
+    let steps = one_by_one(steps);
     let states = states(&steps);
     let lives: Vec<_> = (0..WRITERS as u32)
         .map(|id| life(id, &steps, &states, 200))
@@ -279,11 +289,11 @@ fn a_new_endpoint_inherits_nothing_from_one_that_is_forgotten() {
         .map(|which| {
             let (text, other) = if which % 2 == 0 { (A, B) } else { (B, A) };
             let blocks = 10 + 3 * which;
-            vec![
+            one_by_one([
                 Apply(vec![store(text, 0..blocks)]),
                 Apply(vec![store(text, blocks..2 * blocks), store(other, 0..1)]),
                 Forget,
-            ]
+            ])
         })
         .collect();
     let states: Vec<_> = scripts.iter().map(|steps| states(steps)).collect();
