@@ -171,6 +171,7 @@ fn credit(problem: &Problem<'_>, candidate: &Candidate) -> u64 {
     let Cached {
         own,
         unsure,
+        expected,
         cpu,
         storage,
     } = candidate.cached;
@@ -179,7 +180,8 @@ fn credit(problem: &Problem<'_>, candidate: &Candidate) -> u64 {
         cpu: of_cpu,
         storage: of_storage,
     } = problem.media;
-    let own = own as f64 - unsure as f64 / 2.0;
+    // What is computed there first costs its own request; whoever comes behind it finds it done.
+    let own = (own + expected) as f64 - unsure as f64 / 2.0;
     let worth = own * gpu + cpu as f64 * of_cpu + storage as f64 * of_storage;
     match (candidate.trust, problem.prompt_doubtful) {
         (Trust::Live, false) => worth as u64,
@@ -231,6 +233,21 @@ mod tests {
     #[test]
     fn a_warm_cache_is_worth_a_short_wait() {
         assert_eq!(chosen(&[candidate(0, 800, 500), candidate(1, 0, 0)]), 0);
+    }
+
+    #[test]
+    fn siblings_follow_the_first_of_a_cold_burst_until_the_wait_costs_more() {
+        // The first one's prompt is computed there; this one shares all of it but 100 tokens.
+        let first = |queued_tokens| Candidate {
+            cached: Cached {
+                expected: 900,
+                ..Cached::default()
+            },
+            ..candidate(0, 0, queued_tokens)
+        };
+        assert_eq!(chosen(&[first(0), candidate(1, 0, 0)]), 0);
+        assert_eq!(chosen(&[first(800), candidate(1, 0, 0)]), 0);
+        assert_eq!(chosen(&[first(1_000), candidate(1, 0, 0)]), 1);
     }
 
     #[test]

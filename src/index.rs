@@ -21,6 +21,7 @@ use crate::fleet::EndpointId;
 mod book;
 mod cache;
 mod copies;
+mod expect;
 mod forest;
 mod hit;
 mod keyed;
@@ -36,6 +37,7 @@ mod tree;
 
 use book::{Book, Of};
 pub use cache::{CachePicture, Place};
+pub use expect::Expectation;
 pub use overlap::Cached;
 pub use picture::Picture;
 use seats::{Shared, View};
@@ -148,6 +150,7 @@ impl Index {
                 self.show(endpoint, book);
             }
             applied.orphans = book.unnamed.saturating_sub(unnamed);
+            book.on_batch(&self.shared);
             book.stored += applied.stored;
             looks = book.stored >= room::LOOK;
             if looks {

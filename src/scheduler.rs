@@ -160,9 +160,10 @@ impl Scheduler {
             Strategy::Default => Reading::load_only("strategy", ask.body.len()),
             Strategy::PrefixCache => self.read(&ask).await,
         };
-        let cached = self.overlaps(&reading, &allowed);
         let reading = self.doubted(reading, &allowed);
-        let placement = self.settle(&ask.request_id, &reading, allowed, &cached)?;
+        let mut prompt = Chains::new(&reading.tokens, &reading.identity);
+        let cached = self.overlaps(&reading, &mut prompt, &allowed);
+        let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
         self.parts.metrics.decided(began.elapsed());
         self.tell(&ask.request_id, &placement);
         Ok(placement)
@@ -173,7 +174,8 @@ impl Scheduler {
         let allowed = self.allowed(ask.subset.as_deref())?;
         let reading = Reading::load_only(ask.reason, ask.body_bytes);
         let cached = vec![Cached::default(); allowed.endpoints.len()];
-        let placement = self.settle(&ask.request_id, &reading, allowed, &cached)?;
+        let prompt = Chains::new(&reading.tokens, &reading.identity);
+        let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
         self.tell(&ask.request_id, &placement);
         Ok(placement)
     }
@@ -240,13 +242,12 @@ impl Scheduler {
     }
 
     /// What each endpoint holds of the prompt, in the fleet's order.
-    fn overlaps(&self, reading: &Reading, allowed: &Fleet) -> Vec<Cached> {
+    fn overlaps(&self, reading: &Reading, prompt: &mut Chains<'_>, allowed: &Fleet) -> Vec<Cached> {
         if !reading.reads_cache {
             return vec![Cached::default(); allowed.endpoints.len()];
         }
-        let mut prompt = Chains::new(&reading.tokens, &reading.identity);
         let endpoints: Vec<EndpointId> = allowed.endpoints.iter().map(|e| e.id).collect();
-        self.parts.index.cached(&endpoints, &mut prompt)
+        self.parts.index.cached(&endpoints, prompt)
     }
 
     /// Chooses and books.
@@ -254,6 +255,7 @@ impl Scheduler {
         &self,
         request_id: &str,
         reading: &Reading,
+        prompt: &Chains<'_>,
         allowed: Arc<Fleet>,
         cached: &[Cached],
     ) -> Result<Placement, Refusal> {
@@ -302,6 +304,7 @@ impl Scheduler {
             metrics: self.parts.metrics.clone(),
             counted,
             watch,
+            expectation: self.parts.index.expect(choice.endpoint, prompt),
             choice,
             allowed,
             candidates,

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Stored};
 use crate::index::cache::{Cache, Place, Presence};
 use crate::index::copies::Copies;
+use crate::index::expect::Expected;
 use crate::index::forest::tree_of;
 use crate::index::hit::alignment_of;
 use crate::index::keyed::KeyedMap;
@@ -68,6 +69,8 @@ pub(super) struct Book {
     pub(super) changed: bool,
     /// Holders that its caches had before.
     pub(super) retired: Vec<Retired>,
+    /// What it was given and has not told of yet.
+    pub(super) expected: Expected,
     /// Lists that events fill again and again.
     lists: Lists,
     /// Whether copies were given up for room since it was empty.
@@ -121,6 +124,7 @@ impl Book {
             alignment: alignment_of(shapes.map(|shape| u64::from(shape.block_size))),
             shows_salt: self.shows_salt,
             gave_up: self.gave_up,
+            expected: self.expected.presence.as_ref().map(|of| of.holder),
             caches,
         }
     }
@@ -160,6 +164,7 @@ impl Book {
         self.caches.clear();
         self.reports.clear();
         self.orphans.clear();
+        self.retired.extend(self.expected.end());
         self.unsure_for = None;
         self.gave_up = false;
         self.changed = true;
@@ -175,6 +180,8 @@ impl Book {
         }
         self.reports.clear();
         self.orphans.clear();
+        self.retired.extend(self.expected.end());
+        self.changed = true;
         if self.caches.iter().all(Cache::is_own) {
             self.changed |= std::mem::take(&mut self.gave_up);
         }

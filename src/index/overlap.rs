@@ -19,9 +19,11 @@ pub struct Cached {
     pub own: u64,
     /// How many of these may be gone: they were last heard of before a gap.
     pub unsure: u64,
-    /// After them, in host memory.
+    /// After them, what it was given before and computes first.
+    pub expected: u64,
+    /// After the engine's own, in host memory.
     pub cpu: u64,
-    /// After the first, on disk or remote storage; the two may take turns.
+    /// After the engine's own, on disk or remote storage; the two may take turns.
     pub storage: u64,
 }
 
@@ -29,7 +31,7 @@ impl Cached {
     /// All of them: what the engine need not compute.
     #[must_use]
     pub fn tokens(&self) -> u64 {
-        self.own + self.cpu + self.storage
+        self.own + self.expected + self.cpu + self.storage
     }
 }
 
@@ -158,11 +160,13 @@ impl Found<'_> {
         };
         let blocks = prefix.depths.of(any);
         let sure = sure.map_or(blocks, |sure| prefix.depths.of(sure));
+        let expected = view.expected.map_or(0, |of| prefix.depths.of(of));
         let size = u64::from(prefix.chain.shape.block_size);
         let tokens = |blocks: u32| u64::from(blocks) * size;
         Cached {
             own: tokens(blocks),
             unsure: tokens(blocks - sure.min(blocks)),
+            expected: tokens(expected.saturating_sub(blocks)),
             ..Cached::default()
         }
     }

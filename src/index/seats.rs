@@ -50,6 +50,8 @@ pub(super) struct View {
     pub shows_salt: Option<bool>,
     /// Whether blocks of it were given up for room.
     pub gave_up: bool,
+    /// Who holds what it was given and has not told of yet.
+    pub expected: Option<Holder>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

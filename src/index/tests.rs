@@ -328,9 +328,9 @@ fn lower_media_go_on_where_the_engines_own_cache_ends() {
     index.apply(POD, &[remove(2), remove(3), remove(4)]);
     let expected = Cached {
         own: 2,
-        unsure: 0,
         cpu: 4,
         storage: 2,
+        ..Cached::default()
     };
     assert_eq!(cached(&index, &tokens), expected);
     // What may be gone there is not waited for.
@@ -446,6 +446,59 @@ fn a_picture_is_restored_as_it_was_but_for_what_is_unsure() {
     index.doubt(POD);
     let picture = index.picture(POD).expect("a picture");
     assert!(picture.caches.iter().all(|cache| cache.copies.is_empty()));
+}
+
+fn expected(index: &Arc<Index>, tokens: &[TokenId]) -> Option<Expectation> {
+    let (tokens, identity) = (prompt(tokens), Identity::default());
+    let mut chains = Chains::new(&tokens, &identity);
+    chains.of(2.into());
+    index.expect(POD, &chains)
+}
+
+#[test]
+fn a_prompt_counts_where_it_was_placed_until_events_tell_of_it() {
+    let index = Arc::new(Index::default());
+    let tokens = [1, 1, 2, 2, 3, 3];
+    let found = || {
+        let cached = cached(&index, &tokens);
+        (cached.own, cached.expected)
+    };
+    assert!(
+        expected(&index, &tokens).is_none(),
+        "how it cuts prompts is not known"
+    );
+    index.apply(POD, &[store(None, &[9], &[9, 9])]);
+    let (one, two) = (expected(&index, &tokens[..4]), expected(&index, &tokens));
+    assert_eq!(found(), (0, 6));
+    index.apply(POD, &[store(None, &[1], &[1, 1])]);
+    assert_eq!(found(), (2, 4), "what is held is not expected");
+    drop(two);
+    assert_eq!(found(), (2, 2), "the second failed");
+    one.expect("expected").answered();
+    assert_eq!(found(), (2, 2), "its last events are on their way");
+    index.apply(POD, &[]);
+    index.apply(POD, &[store(Some(1), &[2], &[2, 2])]);
+    assert_eq!(found(), (4, 0));
+    index.apply(POD, &[remove(2)]);
+    assert_eq!(found(), (2, 0), "what was told is not expected any more");
+    index.shared.forest.assert_sound();
+}
+
+#[test]
+fn what_was_expected_of_a_process_goes_with_it() {
+    let index = Arc::new(Index::default());
+    index.apply(POD, &[store(None, &[9], &[9, 9])]);
+    let left = expected(&index, &[1, 1, 2, 2]);
+    index.empty(POD);
+    index.apply(POD, &[store(None, &[9], &[9, 9])]);
+    let other = expected(&index, &[3, 3]);
+    assert_eq!(cached(&index, &[1, 1]).expected, 0);
+    // Of one that ended late nothing is withdrawn twice.
+    drop(left);
+    assert_eq!(cached(&index, &[3, 3]).expected, 2);
+    drop(other);
+    index.forget(POD);
+    assert_eq!(index.size(), Size::default());
 }
 
 /// A prompt of its own behind one that all begin with: 64 blocks and 64.

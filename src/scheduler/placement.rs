@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use crate::audit::{self, Prediction, Usage, Verdict};
 use crate::choice::{Basis, Candidate, Choice};
 use crate::fleet::{Booking, Endpoint, Fleet};
+use crate::index::Expectation;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{Watch, epoch_s};
 
@@ -17,6 +18,8 @@ pub struct Placement {
     pub(super) choice: Choice,
     pub(super) metrics: Arc<Metrics>,
     pub(super) counted: Arc<EndpointMetrics>,
+    /// Counts its prompt as held there.
+    pub(super) expectation: Option<Expectation>,
     /// Waits for the events of its prompt.
     pub(super) watch: Option<Watch>,
     /// Who could have got it, and the same as candidates, in the same order.
@@ -119,7 +122,7 @@ impl Placement {
 
     /// The response ended: its load is released, and the prediction is held against it.
     pub fn finish(mut self, outcome: Outcome) {
-        let watch = self.watch.take();
+        let (watch, expectation) = (self.watch.take(), self.expectation.take());
         let picked = self.endpoint();
         let served = outcome.served.unwrap_or(picked.address);
         if let Some(watch) = watch
@@ -127,6 +130,12 @@ impl Placement {
             && outcome.is_answer()
         {
             watch.ended(epoch_s(SystemTime::now()));
+        }
+        if let Some(expectation) = expectation
+            && served == picked.address
+            && outcome.is_answer()
+        {
+            expectation.answered();
         }
         if served == picked.address && outcome.is_answer() {
             let ours = self.choice.prompt_tokens;

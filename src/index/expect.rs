@@ -1,0 +1,173 @@
+//! What a server was given and has not told of yet.
+//!
+//! vLLM makes a prompt's blocks hittable when it schedules them, and tells after the step. Until then
+//! whoever placed the prompt knows more than the events say: a sibling that goes to the same server
+//! waits behind it there, and finds them. Blocks of a running request are not evicted, so this holds
+//! until it ends, and until its last events have come.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::blocks::{Chain, Chains};
+use crate::fleet::EndpointId;
+use crate::index::Index;
+use crate::index::book::Book;
+use crate::index::cache::Presence;
+use crate::index::forest::tree_of;
+use crate::index::seats::{Retired, Shared};
+use crate::index::tree::BlockId;
+
+/// Prompts expected of an endpoint at once; more than vLLM runs by default (`max_num_seqs`), with those
+/// that wait.
+const EXPECTED_MAX: usize = 1024;
+
+/// Batches of events after which an ended prompt's own have come: the first may have been on its way
+/// when it ended.
+const LINGERS: u64 = 2;
+
+/// A choice does not wait for an endpoint whose book is being cleared.
+const WAIT_MAX: Duration = Duration::from_millis(1);
+
+/// Prompts that an endpoint was given.
+#[derive(Debug, Default)]
+pub(super) struct Expected {
+    /// Under which the trees know their blocks.
+    pub presence: Option<Presence>,
+    prompts: HashMap<u64, Vec<BlockId>>,
+    next: u64,
+    /// Prompts that have ended, and the batch with which they go.
+    ended: VecDeque<(u64, u64)>,
+    /// Batches so far.
+    batches: u64,
+}
+
+impl Expected {
+    fn linger(&mut self, prompt: u64) {
+        if self.prompts.contains_key(&prompt) {
+            self.ended.push_back((prompt, self.batches + LINGERS));
+        }
+    }
+
+    /// Ends all of it.
+    pub fn end(&mut self) -> Option<Retired> {
+        let blocks = self.prompts.drain().flat_map(|(_, blocks)| blocks);
+        let blocks = blocks.collect();
+        self.ended.clear();
+        let holder = self.presence.take()?.holder;
+        Some(Retired { holder, blocks })
+    }
+}
+
+/// That a prompt is expected of an endpoint, until this is dropped.
+pub struct Expectation {
+    index: Arc<Index>,
+    book: Arc<Mutex<Book>>,
+    prompt: u64,
+    told: bool,
+}
+
+impl Expectation {
+    /// It was answered, so events tell of it, or will with one of the next batches.
+    pub fn answered(mut self) {
+        self.told = true;
+    }
+}
+
+impl Index {
+    /// Counts a prompt as held by an endpoint that it is given to, as [`Cached::expected`]. None where
+    /// that is not known to help: before its first store, behind caches of several kinds, past the
+    /// limits.
+    ///
+    /// [`Cached::expected`]: crate::index::Cached::expected
+    #[must_use]
+    pub fn expect(
+        self: &Arc<Self>,
+        endpoint: EndpointId,
+        prompt: &Chains<'_>,
+    ) -> Option<Expectation> {
+        let shape = self.view(endpoint, |view| view.shape().filter(|_| view.is_plain()))??;
+        let chain = prompt.made(shape)?;
+        let book = self.book(endpoint)?;
+        let prompt = {
+            let mut book = book.try_lock_for(WAIT_MAX)?;
+            let prompt = book.expect(chain, &self.shared)?;
+            self.show(endpoint, &mut book);
+            prompt
+        };
+        Some(Expectation {
+            index: self.clone(),
+            book,
+            prompt,
+            told: false,
+        })
+    }
+}
+
+impl fmt::Debug for Expectation {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_tuple("Expectation").field(&self.prompt).finish()
+    }
+}
+
+impl Drop for Expectation {
+    fn drop(&mut self) {
+        let mut book = self.book.lock();
+        match self.told {
+            true => book.expected.linger(self.prompt),
+            false => book.withdraw(self.prompt, &self.index.shared),
+        }
+    }
+}
+
+impl Book {
+    fn expect(&mut self, chain: &Chain, shared: &Shared) -> Option<u64> {
+        let first = chain.keys.first()?;
+        let plain = self.caches.len() == 1 && self.caches[0].shape == Some(chain.shape);
+        let has_room =
+            self.expected.prompts.len() < EXPECTED_MAX && shared.bytes() < shared.room.bytes_max;
+        if self.closed || !plain || !has_room {
+            return None;
+        }
+        if self.expected.presence.is_none() {
+            self.expected.presence = Some(Presence::new(shared.take_holder()?));
+            self.changed = true;
+        }
+        let mut blocks = Vec::with_capacity(chain.keys.len());
+        let mut tree = shared.forest.write(tree_of(*first));
+        tree.grow(None, &chain.keys, shared.room.now(), &mut blocks);
+        let presence = self.expected.presence.as_mut()?;
+        presence.hold(&mut tree, &blocks);
+        self.expected.next += 1;
+        self.expected.prompts.insert(self.expected.next, blocks);
+        Some(self.expected.next)
+    }
+
+    /// A batch of events has come.
+    pub(super) fn on_batch(&mut self, shared: &Shared) {
+        self.expected.batches += 1;
+        while let Some((prompt, batch)) = self.expected.ended.front().copied()
+            && batch <= self.expected.batches
+        {
+            self.expected.ended.pop_front();
+            self.withdraw(prompt, shared);
+        }
+    }
+
+    fn withdraw(&mut self, prompt: u64, shared: &Shared) {
+        let blocks = self.expected.prompts.remove(&prompt);
+        let (Some(blocks), Some(presence)) = (blocks, &mut self.expected.presence) else {
+            return;
+        };
+        if let Some(first) = blocks.first() {
+            let mut tree = shared.forest.write(first.tree());
+            // From its end, so that what is left is always a beginning.
+            for block in blocks.iter().rev() {
+                presence.release(&mut tree, *block);
+            }
+        }
+    }
+}
