@@ -166,8 +166,8 @@ impl Index {
     }
 
     /// Events of an endpoint were lost: what it holds may be gone, and counts as
-    /// [`Cached::unsure`] until it is heard of again. It is given up once as many blocks have been
-    /// stored as there were.
+    /// [`Cached::unsure`] until it is heard of again. It is given up once more blocks have been
+    /// stored than there were.
     pub fn doubt(&self, endpoint: EndpointId) {
         self.change(endpoint, |book| book.doubt(&self.shared));
     }
@@ -246,7 +246,7 @@ impl Index {
         let reports = answers.saturating_sub(u32::from(blocks == 0));
         if reports > 0 && !chain.keys.is_empty() {
             let prompt = chain.keys.clone();
-            self.with_new_book(endpoint, |book| book.expect_reports(prompt, reports));
+            self.change(endpoint, |book| book.expect_reports(prompt, reports));
         }
     }
 
