@@ -6,7 +6,7 @@ use crate::measure::median;
 use crate::table::table;
 
 /// Those in every table.
-pub const CONTENDERS: usize = 4;
+pub const CONTENDERS: usize = 5;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -105,14 +105,15 @@ impl Card {
 
     /// For a terminal.
     pub fn text(&self) -> String {
-        let [ours, chain, tree, flat] = self.names;
-        let head = ["", "", ours, chain, tree, flat, "better by"].map(str::to_owned);
+        let [ours, chain, tree, flat, counted] = self.names;
+        let head = ["", "", ours, chain, tree, flat, counted, "better by"].map(str::to_owned);
         let rows = self.rows.iter().map(|row| {
             let cell = |at| row.median(at).map_or_else(|| "-".to_owned(), short);
             let better_by = row.better_by().map(|ratio| format!("{ratio:.2}x"));
             let (what, unit) = (row.figure.what.to_owned(), row.figure.unit.to_owned());
             let better_by = better_by.unwrap_or_default();
-            [what, unit, cell(0), cell(1), cell(2), cell(3), better_by]
+            let [ours, chain, tree, flat, counted] = [0, 1, 2, 3, 4].map(cell);
+            [what, unit, ours, chain, tree, flat, counted, better_by]
         });
         let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
         format!("{}\n{}", self.title, table(2, &rows))

@@ -188,8 +188,9 @@ fn notes() -> String {
          kvscout is better. Rates are blocks by the CPU time of the busiest lane. What is inside the clock:\n\
          kvscout hashes a block's tokens into its key (the peers' hashes come with the event), Dynamo frees\n\
          its event and makes a map of its answer, the others write scores into an array. A find's time\n\
-         is the best of its rounds and has two clock readings in it, {:.0} ns. kvscout alone counts copies of a\n\
-         block and keeps apart media, groups and doubt. All answers were right.",
+         is the best of its rounds and has two clock readings in it, {:.0} ns. kvscout alone keeps apart\n\
+         media, groups and doubt; it and \"kv-index, counted\" alone count copies of a block.\n\
+         All answers were right.",
         measure::clock_cost()
     )
 }

@@ -7,7 +7,7 @@ use crate::contender::{Contender, Entry, best_times};
 use crate::heap;
 use crate::measure::Spread;
 use crate::ours::{Ours, Product};
-use crate::peers::{Chain, Flat, Tree};
+use crate::peers::{Chain, Counted, Flat, Tree};
 use crate::progress::Progress;
 use crate::workload::{Event, Fleet, Query, Traffic, blocks, stored};
 
@@ -18,8 +18,15 @@ pub const PEERS: [Entry; 3] = [
     Entry::of::<Tree>(),
 ];
 
-/// Everything measured: the peers, and what the plainest of all does.
-pub const FIELD: [Entry; CONTENDERS] = [PEERS[0], PEERS[1], PEERS[2], Entry::of::<Flat>()];
+/// Everything measured: the peers, what the plainest of all does, and kv-index with what it lacks to be
+/// as right as ours.
+pub const FIELD: [Entry; CONTENDERS] = [
+    PEERS[0],
+    PEERS[1],
+    PEERS[2],
+    Entry::of::<Flat>(),
+    Entry::of::<Counted>(),
+];
 
 const RATE: &str = "M blocks/s";
 

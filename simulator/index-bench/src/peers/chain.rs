@@ -19,6 +19,22 @@ pub enum ChainEvent {
     Removed(u32, [SequenceHash; 1]),
 }
 
+impl Chain {
+    pub(super) fn store(
+        &self,
+        lane: &mut [ChainBlockMap],
+        endpoint: u32,
+        parent: Option<SequenceHash>,
+        blocks: &[StoredBlock],
+    ) {
+        if !blocks.is_empty() {
+            let map = &mut lane[endpoint as usize];
+            let stored = self.index.apply_stored(endpoint, blocks, parent, map);
+            stored.expect("every parent is held");
+        }
+    }
+}
+
 impl Direct for Chain {
     type Lane = Vec<ChainBlockMap>;
     type Event = ChainEvent;
@@ -44,9 +60,7 @@ impl Direct for Chain {
     fn apply(&self, lane: &mut Vec<ChainBlockMap>, event: &ChainEvent) {
         match event {
             ChainEvent::Stored(endpoint, parent, blocks) => {
-                let map = &mut lane[*endpoint as usize];
-                let stored = self.index.apply_stored(*endpoint, blocks, *parent, map);
-                stored.expect("every parent is held");
+                self.store(lane, *endpoint, *parent, blocks);
             }
             ChainEvent::Removed(endpoint, hashes) => {
                 let map = &mut lane[*endpoint as usize];
