@@ -246,7 +246,7 @@ impl Index {
         let reports = answers.saturating_sub(u32::from(blocks == 0));
         if reports > 0 && !chain.keys.is_empty() {
             let prompt = chain.keys.clone();
-            self.change(endpoint, |book| book.expect_reports(prompt, reports));
+            self.with_new_book(endpoint, |book| book.expect_reports(prompt, reports));
         }
     }
 

@@ -316,7 +316,7 @@ impl Table {
     #[inline]
     fn home(&self, name: u64) -> usize {
         // The upper half is enough to tell the slots apart.
-        ((name >> 32) * self.homes as u64 >> 32) as usize
+        (((name >> 32) * self.homes as u64) >> 32) as usize
     }
 
     #[inline]
@@ -429,13 +429,13 @@ impl Mixing {
     #[inline]
     fn mixed(&self, hash: u64) -> u64 {
         let first = (hash ^ self.added).wrapping_mul(self.odd[0]);
-        let second = (first ^ first >> 32).wrapping_mul(self.odd[1]);
-        second ^ second >> 32
+        let second = (first ^ (first >> 32)).wrapping_mul(self.odd[1]);
+        second ^ (second >> 32)
     }
 
     fn unmixed(&self, name: u64) -> u64 {
-        let second = (name ^ name >> 32).wrapping_mul(self.inverse[1]);
-        (second ^ second >> 32).wrapping_mul(self.inverse[0]) ^ self.added
+        let second = (name ^ (name >> 32)).wrapping_mul(self.inverse[1]);
+        (second ^ (second >> 32)).wrapping_mul(self.inverse[0]) ^ self.added
     }
 }
 
