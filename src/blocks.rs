@@ -29,11 +29,6 @@ impl BlockKey {
         }
     }
 
-    /// A number that differs as keys do.
-    pub(crate) fn spread(self) -> u64 {
-        self.0
-    }
-
     /// The key of the block that follows `self` and holds `tokens`.
     #[must_use]
     pub fn child(self, tokens: &[TokenId], extras: &[ExtraKey]) -> Self {

@@ -7,7 +7,7 @@
 //!
 //! A book has a lock of its own, for whoever applies that endpoint's events; each tree has one, for
 //! the length of what one event says of it, and a prompt is all in one tree. So a lookup sees every
-//! endpoint between two of its events, and waits for one of them at most.
+//! endpoint between two of its events.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ pub struct Index {
     observer: Option<Box<Observer>>,
 }
 
-/// Is shown every store, while the endpoint's book is locked for it: a quick look, no more.
+/// Is shown every store, while the endpoint's book and the prompt's tree are locked for it: a quick look
+/// that does not come back to the index.
 type Observer = dyn Fn(EndpointId, &Seen<'_>) + Send + Sync;
 
 /// Where one endpoint's events go.
@@ -208,7 +209,7 @@ impl Index {
         let (Some(seat), Some(first)) = (seat, first) else {
             return false;
         };
-        let tree = self.shared.forest.read(forest::tree_of(*first));
+        let tree = self.shared.forest.read(self.shared.forest.tree_of(*first));
         tree.last(&chain.keys).is_some_and(|last| {
             let mut holders = seat.view.caches.iter().filter_map(|cache| cache.any);
             holders.any(|holder| tree.is_held(holder, last))
@@ -378,7 +379,10 @@ impl Index {
     /// Lets lookups see what has become of a book's caches, and cleans up what they saw before.
     fn show(&self, endpoint: EndpointId, book: &mut Book) {
         if std::mem::take(&mut book.changed) {
-            self.shared.publish(endpoint, book.view());
+            // Of one that is forgotten there may be another seat by now.
+            if !book.closed {
+                self.shared.publish(endpoint, book.view());
+            }
             self.shared.bury(std::mem::take(&mut book.retired));
             self.shared.room.count(book);
         }

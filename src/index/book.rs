@@ -9,13 +9,14 @@
 
 use std::collections::VecDeque;
 
+use parking_lot::RwLockWriteGuard;
 use smallvec::SmallVec;
 
 use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Stored};
 use crate::index::cache::{Cache, Place, Presence};
 use crate::index::copies::Copies;
 use crate::index::expect::Expected;
-use crate::index::forest::tree_of;
+use crate::index::forest::Forest;
 use crate::index::hit::alignment_of;
 use crate::index::keyed::KeyedMap;
 use crate::index::names::{is_complete, keys_of, shape_of};
@@ -35,8 +36,11 @@ const PARTIAL_MAX: usize = COPIES_MAX / 64;
 pub(super) const CACHES_MAX: usize = 64;
 
 /// Prompts whose reports are awaited per endpoint: as many as vLLM runs at once by default
-/// (`max_num_seqs`). Of 100,000 tokens each, in 16-token blocks, they take 13 MB.
+/// (`max_num_seqs`).
 const REPORTS_MAX: usize = 256;
+
+/// Blocks of all of them: forty prompts of 100,000 tokens in 16-token blocks, 2 MB.
+const REPORTED_MAX: usize = 1 << 18;
 
 /// Reports of a prompt's leading blocks.
 #[derive(Debug)]
@@ -266,8 +270,13 @@ impl Book {
     }
 
     pub(super) fn expect_reports(&mut self, prompt: Vec<BlockKey>, reports: u32) {
-        if self.reports.len() == REPORTS_MAX {
-            self.reports.pop_front();
+        let awaited = self.reports.iter().map(|awaited| awaited.prompt.len());
+        let mut keys = awaited.sum::<usize>() + prompt.len();
+        while keys > REPORTED_MAX || self.reports.len() == REPORTS_MAX {
+            let Some(first) = self.reports.pop_front() else {
+                return;
+            };
+            keys -= first.prompt.len();
         }
         self.reports.push_back(Awaited {
             prompt,
@@ -325,7 +334,7 @@ impl Book {
         let tree = before.map(|before| match before {
             Before::Start(root) => {
                 keys_of(root, stored, keys);
-                keys.first().map(|first| tree_of(*first))
+                keys.first().map(|first| of.shared.forest.tree_of(*first))
             }
             Before::Block(block) => Some(block.tree()),
         });
@@ -361,10 +370,12 @@ impl Book {
                 self.add(at, &stored.hashes, blocks, held, tree, applied);
             }
             _ => {
-                drop(tree);
+                drop(tree.take());
                 self.add_unnamed(at, &stored.hashes, applied, of.shared);
             }
         }
+        drop(tree);
+        held.tell_elsewhere(&mut self.caches[at], &of.shared.forest);
         true
     }
 
@@ -398,6 +409,7 @@ impl Book {
                 let names = |(hash, copies): (EngineHash, Copies)| (hash, copies.count);
                 let begun: Vec<_> = self.caches[at].copies.iter().map(names).collect();
                 self.empty(at, shared, true);
+                let begun = begun.into_iter().take(PARTIAL_MAX);
                 self.caches[at].partial.extend(begun);
                 self.caches[at].shape = Some(shape);
                 self.changed = true;
@@ -409,7 +421,13 @@ impl Book {
             }
             _ => {}
         }
-        (self.caches[at].rule != Rule::Unknown).then_some(at)
+        let cache = &mut self.caches[at];
+        if cache.rule != Rule::Unknown && cache.any.is_none() {
+            // Numbers of holders had run out.
+            cache.any = Some(Presence::new(shared.take_holder()?));
+            self.changed = true;
+        }
+        (cache.rule != Rule::Unknown).then_some(at)
     }
 
     /// Whether a store names only the beginning of a block.
@@ -591,12 +609,19 @@ impl Book {
         for hash in hashes {
             gone.extend(self.remove_one(at, *hash, applied));
         }
-        // What an event says of one prompt is seen at once.
         gone.sort_by_key(|(block, _)| block.tree());
-        for alike in gone.chunk_by(|(a, _), (b, _)| a.tree() == b.tree()) {
-            let mut tree = shared.forest.write(alike[0].0.tree());
-            for (block, unsure) in alike {
-                self.caches[at].release(&mut tree, *block, *unsure);
+        // What an event says is seen at once, so all its trees are locked until the last has heard of
+        // it; in their order, as lookups lock them.
+        let mut heard: SmallVec<[RwLockWriteGuard<'_, Tree>; 2]> = SmallVec::new();
+        let of_trees = gone.chunk_by(|(a, _), (b, _)| a.tree() == b.tree());
+        heard.extend(
+            of_trees
+                .clone()
+                .map(|of| shared.forest.write(of[0].0.tree())),
+        );
+        for (tree, of_tree) in heard.iter_mut().zip(of_trees) {
+            for (block, unsure) in of_tree {
+                self.caches[at].release(tree, *block, *unsure);
             }
         }
     }
@@ -649,6 +674,10 @@ impl Lists {
         }
         self.keys.clear();
         self.blocks.clear();
+        self.held = Held {
+            elsewhere: Vec::new(),
+            ..std::mem::take(&mut self.held)
+        };
         self.held.any.clear();
         self.held.sure.clear();
     }
@@ -663,15 +692,28 @@ struct Held {
     any: Vec<BlockId>,
     /// Of these, and of those that were there before, what is sure now.
     sure: Vec<BlockId>,
+    /// Of the latter those in another tree: what a hash meant before a gap, and an event now says it
+    /// does not.
+    elsewhere: Vec<BlockId>,
 }
 
 impl Held {
-    fn tell(&self, cache: &mut Cache, tree: &mut Tree) {
+    fn tell(&mut self, cache: &mut Cache, tree: &mut Tree) {
+        let of_others = |block: &mut BlockId| block.tree() != tree.number();
+        self.elsewhere.extend(self.sure.extract_if(.., of_others));
         if let Some(any) = &mut cache.any {
             any.hold(tree, &self.any);
         }
         if let Some(sure) = &mut cache.sure {
             sure.hold(tree, &self.sure);
+        }
+    }
+
+    fn tell_elsewhere(&mut self, cache: &mut Cache, forest: &Forest) {
+        for block in self.elsewhere.drain(..) {
+            if let Some(sure) = &mut cache.sure {
+                sure.hold(&mut forest.write(block.tree()), &[block]);
+            }
         }
     }
 }

@@ -17,7 +17,6 @@ use crate::fleet::EndpointId;
 use crate::index::Index;
 use crate::index::book::Book;
 use crate::index::cache::Presence;
-use crate::index::forest::tree_of;
 use crate::index::seats::{Retired, Shared};
 use crate::index::tree::BlockId;
 
@@ -137,7 +136,7 @@ impl Book {
             self.changed = true;
         }
         let mut blocks = Vec::with_capacity(chain.keys.len());
-        let mut tree = shared.forest.write(tree_of(*first));
+        let mut tree = shared.forest.write(shared.forest.tree_of(*first));
         tree.grow(None, &chain.keys, shared.room.now(), &mut blocks);
         let presence = self.expected.presence.as_mut()?;
         presence.hold(&mut tree, &blocks);

@@ -2,15 +2,20 @@
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use std::hash::BuildHasher;
+
 use crate::blocks::BlockKey;
+use crate::index::keyed::Keyed;
 use crate::index::tree::{BlockId, Holder, TREES, Tree};
 
-/// Blocks retired at a time: a few hundred microseconds at most.
+/// Blocks retired at a time: mostly of one run or a few, some ten microseconds.
 const RETIRED_AT_ONCE: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Forest {
     trees: Box<[RwLock<Tree>]>,
+    /// Nobody outside can choose his prompts' tree.
+    keyed: Keyed,
 }
 
 impl Default for Forest {
@@ -18,16 +23,18 @@ impl Default for Forest {
         let trees = (0..TREES as u32).map(|number| RwLock::new(Tree::new(number)));
         Self {
             trees: trees.collect(),
+            keyed: Keyed::default(),
         }
     }
 }
 
-/// Which tree a prompt with this first key is in.
-pub(super) fn tree_of(first: BlockKey) -> usize {
-    first.spread() as usize % TREES
-}
-
 impl Forest {
+    /// Which tree a prompt with this first key is in.
+    #[inline]
+    pub fn tree_of(&self, first: BlockKey) -> usize {
+        self.keyed.hash_one(first) as usize % TREES
+    }
+
     pub fn trees(&self) -> impl Iterator<Item = &RwLock<Tree>> {
         self.trees.iter()
     }

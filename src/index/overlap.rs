@@ -7,7 +7,6 @@ use parking_lot::RwLockReadGuard;
 use crate::blocks::{Chain, Chains, Identity, Medium, Shape, TokenId};
 use crate::fleet::EndpointId;
 use crate::index::Index;
-use crate::index::forest::tree_of;
 use crate::index::hit::{Held, agreed};
 use crate::index::seats::{CacheView, View};
 use crate::index::tree::{BlockId, Depths, Holder, Tree};
@@ -48,16 +47,17 @@ impl Index {
         for shape in &seats.shapes {
             prompt.of(*shape);
         }
+        let forest = &self.shared.forest;
         let chains = || seats.shapes.iter().filter_map(|shape| prompt.made(*shape));
         let first_keys = chains().filter_map(|chain| chain.keys.first());
-        let mut trees: Vec<usize> = first_keys.map(|first| tree_of(*first)).collect();
+        let mut trees: Vec<usize> = first_keys.map(|first| forest.tree_of(*first)).collect();
         trees.sort_unstable();
         trees.dedup();
         let locked = |tree: usize| (tree, self.shared.forest.read(tree));
         let trees: Vec<_> = trees.into_iter().map(locked).collect();
         let mut prefixes = Vec::with_capacity(seats.shapes.len());
         for chain in chains() {
-            let of = chain.keys.first().map(|first| tree_of(*first));
+            let of = chain.keys.first().map(|first| forest.tree_of(*first));
             let tree = trees.iter().find(|(number, _)| Some(*number) == of);
             let Some((_, tree)) = tree else { continue };
             let mut depths = Depths::default();
@@ -98,7 +98,8 @@ impl Index {
     pub fn depths(&self, chain: &Chain, depths: &mut Depths) {
         depths.clear();
         if let Some(first) = chain.keys.first() {
-            let tree = self.shared.forest.read(tree_of(*first));
+            let forest = &self.shared.forest;
+            let tree = forest.read(forest.tree_of(*first));
             tree.depths(&chain.keys, depths);
         }
     }

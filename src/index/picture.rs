@@ -6,7 +6,7 @@ use crate::blocks::{BlockKey, EngineHash, Rule};
 use crate::index::book::{Book, CACHES_MAX, COPIES_MAX};
 use crate::index::cache::{Cache, CachePicture, Presence};
 use crate::index::copies::Copies;
-use crate::index::forest::{Forest, tree_of};
+use crate::index::forest::Forest;
 use crate::index::keyed::KeyedMap;
 use crate::index::seats::{Retired, Shared};
 use crate::index::tree::{BlockId, Holder};
@@ -22,6 +22,12 @@ pub struct Picture {
     /// Each medium and group.
     pub caches: Vec<CachePicture>,
 }
+
+/// Blocks taken into a tree at a time: some ten microseconds.
+const HELD_AT_ONCE: usize = 1024;
+
+/// Copies that a picture may say of a hash: more than any engine has blocks.
+const COUNT_MAX: u32 = 1 << 30;
 
 impl Book {
     /// All but what may be gone.
@@ -55,9 +61,17 @@ impl Book {
         let blocks = planter.map(|planter| planted(&picture.blocks, planter, shared));
         let blocks = blocks.unwrap_or_default();
         for picture in picture.caches.iter().take(CACHES_MAX) {
+            if self.caches.iter().any(|cache| cache.place == picture.place) {
+                continue;
+            }
             let mut cache = Cache::new(picture.place, picture.rule, picture.shape);
             if cache.rule != Rule::Unknown {
                 cache.any = shared.take_holder().map(Presence::new);
+            }
+            if cache.any.is_none() {
+                // Nobody would hold what it names.
+                self.caches.push(cache);
+                continue;
             }
             let mut held = Vec::new();
             for (hash, block, count) in picture.copies.iter().copied() {
@@ -70,6 +84,7 @@ impl Book {
                 if count == 0 {
                     continue;
                 }
+                let count = count.min(COUNT_MAX);
                 let block = block.and_then(|at| *blocks.get(at as usize)?);
                 let copies = Copies {
                     block,
@@ -86,8 +101,10 @@ impl Book {
             // As they stand in their runs, most of them.
             held.sort_unstable();
             for of_tree in held.chunk_by(|a, b| a.tree() == b.tree()) {
-                let mut tree = shared.forest.write(of_tree[0].tree());
-                cache.hold(&mut tree, of_tree, false);
+                for few in of_tree.chunks(HELD_AT_ONCE) {
+                    let mut tree = shared.forest.write(few[0].tree());
+                    cache.hold(&mut tree, few, false);
+                }
             }
             self.caches.push(cache);
         }
@@ -113,11 +130,19 @@ fn planted(rows: &[(u32, BlockKey)], planter: Holder, shared: &Shared) -> Vec<Op
         };
         let mut planted = Vec::with_capacity(row.len());
         if let Some(before) = before {
-            let tree = before.map_or_else(|| tree_of(row[0].1), BlockId::tree);
+            let tree = before.map_or_else(|| shared.forest.tree_of(row[0].1), BlockId::tree);
             let keys: Vec<BlockKey> = row.iter().map(|(_, key)| *key).collect();
-            let mut tree = shared.forest.write(tree);
-            tree.grow(before, &keys, now, &mut planted);
-            tree.hold(planter, &planted, &mut Vec::new());
+            let mut before = before;
+            for few in keys.chunks(HELD_AT_ONCE) {
+                let mut tree = shared.forest.write(tree);
+                let from = planted.len();
+                tree.grow(before, few, now, &mut planted);
+                tree.hold(planter, &planted[from..], &mut Vec::new());
+                before = planted.last().copied();
+                if planted.len() < from + few.len() {
+                    break;
+                }
+            }
         }
         let none = std::iter::repeat(None);
         blocks.extend(planted.into_iter().map(Some).chain(none).take(row.len()));

@@ -1,12 +1,15 @@
 //! The index within its memory: past its limit the prompts go first in which nothing was stored for
 //! the longest, from their ends. Whoever held them holds more than we know from then on, and says so.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::blocks::EngineHash;
+use crate::fleet::EndpointId;
 use crate::index::Index;
 use crate::index::book::Book;
 use crate::index::seats::Shared;
@@ -15,8 +18,11 @@ use crate::index::tree::{BlockId, Holder};
 /// Copies that an endpoint stores from one look at the memory to the next: some 50 KB.
 pub(super) const LOOK: u32 = 1024;
 
-/// Blocks given up at a time: nobody waits longer than for some tens of microseconds.
+/// Blocks given up at a time.
 const GIVEN_UP_AT_ONCE: usize = 64;
+
+/// Blocks, or runs, looked at at a time.
+const LOOKED_AT_ONCE: usize = 4096;
 
 /// Parts of a limit that are kept free once it was reached, so that not every store clears up.
 const FREED: usize = 8;
@@ -93,7 +99,7 @@ impl Index {
 
     /// Whether blocks of an endpoint were given up for room: it may hold more than is known.
     #[must_use]
-    pub fn gave_up(&self, endpoint: crate::fleet::EndpointId) -> bool {
+    pub fn gave_up(&self, endpoint: EndpointId) -> bool {
         self.view(endpoint, |view| view.gave_up) == Some(true)
     }
 
@@ -113,6 +119,9 @@ impl Index {
             let mut given_up = 0;
             for (endpoint, book) in self.books_of(&concerned) {
                 let mut book = book.lock();
+                if book.closed {
+                    continue;
+                }
                 given_up += book.give_up(shared);
                 self.show(endpoint, &mut book);
             }
@@ -153,8 +162,11 @@ impl Shared {
     fn condemn(&self, bytes: usize) -> HashSet<Holder> {
         let mut by_age: BTreeMap<u32, usize> = BTreeMap::new();
         for tree in self.forest.trees() {
-            for (touched, bytes) in tree.read().leaves() {
-                *by_age.entry(touched).or_default() += bytes;
+            let runs = tree.read().runs();
+            for few in slices(runs) {
+                for (touched, bytes) in tree.read().leaves(few) {
+                    *by_age.entry(touched).or_default() += bytes;
+                }
             }
         }
         let (mut until, mut left) = (0, bytes);
@@ -167,10 +179,22 @@ impl Shared {
         }
         let mut holders = HashSet::new();
         for tree in self.forest.trees() {
-            tree.write().condemn(until, &mut left, &mut holders);
+            let runs = tree.read().runs();
+            for few in slices(runs) {
+                tree.write().condemn(few, until, &mut left, &mut holders);
+            }
         }
         holders
     }
+}
+
+/// So many at a time.
+fn slices(runs: Range<u32>) -> impl Iterator<Item = Range<u32>> {
+    let step = LOOKED_AT_ONCE as u32;
+    let Range { start, end } = runs;
+    (start..end)
+        .step_by(LOOKED_AT_ONCE)
+        .map(move |from| from..end.min(from.saturating_add(step)))
 }
 
 impl Book {
@@ -189,16 +213,25 @@ impl Book {
             let named = named.filter_map(|(hash, copies)| Some((copies.block?, hash)));
             let mut named: Vec<(BlockId, EngineHash)> = named.collect();
             named.sort_unstable_by_key(|(block, _)| *block);
-            // From a prompt's end, as engines evict.
-            named.reverse();
-            for few in named.chunk_by(|(a, _), (b, _)| a.tree() == b.tree()) {
-                for few in few.chunks(GIVEN_UP_AT_ONCE) {
+            let mut doomed: Vec<_> = Vec::new();
+            for of_tree in named.chunk_by(|(a, _), (b, _)| a.tree() == b.tree()) {
+                for few in of_tree.chunks(LOOKED_AT_ONCE) {
+                    let tree = shared.forest.read(few[0].0.tree());
+                    let place = |block: BlockId| tree.condemned(block);
+                    let few = few.iter().copied();
+                    doomed
+                        .extend(few.filter_map(|(block, hash)| Some((block, place(block)?, hash))));
+                }
+            }
+            // From each run's end, as engines evict.
+            doomed.sort_unstable_by_key(|(block, (run, at), _)| (block.tree(), *run, Reverse(*at)));
+            for of_tree in doomed.chunk_by(|(a, ..), (b, ..)| a.tree() == b.tree()) {
+                for few in of_tree.chunks(GIVEN_UP_AT_ONCE) {
                     let mut tree = shared.forest.write(few[0].0.tree());
-                    for (block, hash) in few {
-                        if !tree.is_condemned(*block) {
-                            continue;
-                        }
-                        let Ok(slot) = cache.copies.find(*hash) else {
+                    for (block, _, hash) in few {
+                        let (Some(_), Ok(slot)) =
+                            (tree.condemned(*block), cache.copies.find(*hash))
+                        else {
                             continue;
                         };
                         let copies = cache.copies.at(slot);

@@ -53,6 +53,11 @@ impl<T: Default> Slab<T> {
         page.get(number as usize % PAGE)
     }
 
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        let page = self.pages.get_mut(number as usize / PAGE)?;
+        page.get_mut(number as usize % PAGE)
+    }
+
     pub fn len(&self) -> usize {
         self.given as usize - self.free.len()
     }

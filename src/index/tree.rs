@@ -221,20 +221,25 @@ impl Tree {
         }
     }
 
+    pub fn number(&self) -> usize {
+        self.number as usize
+    }
+
     /// Blocks that it knows.
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
 
     /// What it takes, near enough: lists are counted as a quarter larger than what they hold, and what
-    /// is free in the slabs, which is given out again, not at all.
+    /// is free, and is given out again, not at all.
     pub fn bytes(&self) -> usize {
         self.runs.len() * size_of::<Run>()
             + self.blocks.len() * size_of::<Block>()
             + self.blocks.len() * size_of::<Link>() * 5 / 4
             + self.entries * size_of::<Entry>()
-            + self.starts.capacity() * 17 * 8 / 7
-            + self.loose.capacity() * 9 * 8 / 7
+            + self.starts.len() * 24
+            + self.loose.len() * 16
+            + self.loose_of.capacity() * 4
     }
 
     pub fn key(&self, block: BlockId) -> BlockKey {
@@ -247,40 +252,52 @@ impl Tree {
         self.runs[self.blocks[block.place()].run].touched
     }
 
-    /// Of every run behind which nothing stands, when it was last touched and about how many bytes
-    /// go with it.
-    pub fn leaves(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
-        let runs = self.runs.numbers().map(|run| &self.runs[run]);
+    /// All numbers of runs, a few at a time: for whoever looks at all of them and lets others in between.
+    pub fn runs(&self) -> Range<u32> {
+        self.runs.numbers()
+    }
+
+    /// Of every run of these behind which nothing stands, when it was last touched and about how many
+    /// bytes go with it.
+    pub fn leaves(&self, runs: Range<u32>) -> impl Iterator<Item = (u32, usize)> + '_ {
+        let runs = runs.filter_map(|run| self.runs.get(run));
         let leaves = runs.filter(|run| run.first_child == NONE && run.len() > 0);
         leaves.map(|run| (run.touched, run.bytes()))
     }
 
-    /// Marks the leaves last touched before `until`, and of those touched then as many as take `left`
-    /// bytes. Tells who holds them.
-    pub fn condemn(&mut self, until: u32, left: &mut usize, holders: &mut HashSet<Holder>) {
-        for run in self.runs.numbers() {
-            let of = &mut self.runs[run];
-            if of.first_child != NONE || of.len() == 0 || of.touched > until {
-                continue;
-            }
-            if of.touched == until {
-                if *left == 0 {
-                    continue;
+    /// Marks the leaves of these runs that were last touched before `until`, and of those touched then
+    /// as many as take `left` bytes; marks of others end. Tells who may hold them.
+    pub fn condemn(
+        &mut self,
+        runs: Range<u32>,
+        until: u32,
+        left: &mut usize,
+        holders: &mut HashSet<Holder>,
+    ) {
+        for run in runs {
+            let Some(of) = self.runs.get_mut(run) else {
+                return;
+            };
+            let is_leaf = of.first_child == NONE && of.len() > 0;
+            of.condemned = is_leaf && of.touched <= until && (of.touched < until || *left > 0);
+            if of.condemned {
+                if of.touched == until {
+                    *left = left.saturating_sub(of.bytes());
                 }
-                *left = left.saturating_sub(of.bytes());
-            }
-            of.condemned = true;
-            holders.extend(of.entries.iter().map(|entry| entry.holder));
-        }
-        for Loose(packed) in &self.loose {
-            if self.runs[self.blocks[*packed as u32].run].condemned {
-                holders.insert(Holder((*packed >> u32::BITS) as u16));
+                holders.extend(of.entries.iter().map(|entry| entry.holder));
             }
         }
+        let loose = (0u16..)
+            .zip(&self.loose_of)
+            .filter(|(_, blocks)| **blocks > 0);
+        holders.extend(loose.map(|(holder, _)| Holder(holder)));
     }
 
-    pub fn is_condemned(&self, block: BlockId) -> bool {
-        self.runs[self.blocks[block.place()].run].condemned
+    /// Of a block that is to go for room: its run, and its place there.
+    pub fn condemned(&self, block: BlockId) -> Option<(u32, u16)> {
+        let Block { run, at, .. } = self.blocks[block.place()];
+        let of = &self.runs[run];
+        (of.condemned && of.first_child == NONE).then_some((run, at))
     }
 
     pub fn parent(&self, block: BlockId) -> Option<BlockId> {
@@ -357,7 +374,8 @@ impl Tree {
             let at = usize::from(at);
             let of = self.runs[run].links[at..].iter().zip(rest);
             let same = of.take_while(|(link, block)| link.block == block.place());
-            let count = same.count();
+            // At least this one, whatever is said of it.
+            let count = same.count().max(1);
             self.hold_in(holder, run, at..at + count, again);
             rest = &rest[count..];
         }
@@ -479,8 +497,10 @@ impl Tree {
                 self.shorten(holder, run, at);
             }
             _ => {
-                let was = self.tighten(holder, place);
-                debug_assert!(was, "it has the block");
+                if !self.tighten(holder, place) {
+                    debug_assert!(false, "it has the block");
+                    return;
+                }
             }
         }
         self.let_go(place);
@@ -555,11 +575,16 @@ impl Tree {
         let Ok(entry) = of.entry(holder) else { return };
         let len = usize::from(of.entries.remove(entry).len);
         self.entries -= 1;
+        let parent = of.parent;
         let Self { runs, blocks, .. } = self;
         for link in &runs[run].links[..len] {
             blocks[link.block].refs -= 1;
         }
         self.trim(run);
+        // They may not have been one because of this holder.
+        if self.runs.get(parent).is_some_and(|parent| parent.len() > 0) {
+            self.join(parent);
+        }
     }
 }
 

@@ -150,7 +150,7 @@ impl Listener {
                     self.look_for_silence(&follower);
                     self.ask_capacity_again(&follower);
                     self.learn_again(&mut follower).await;
-                    if self.tap_picture(&follower).await.is_err() {
+                    if self.tap_picture(&mut follower).await.is_err() {
                         return;
                     }
                     continue;
@@ -189,7 +189,7 @@ impl Listener {
             self.first = None;
             if let Some((seq, payload)) = batch
                 && taken
-                && self.tap_batch(&follower, seq, &payload).await.is_err()
+                && self.tap_batch(&mut follower, seq, &payload).await.is_err()
             {
                 return;
             }
@@ -250,7 +250,7 @@ impl Listener {
     /// Gives the tap a batch that was just taken.
     pub(super) async fn tap_batch(
         &mut self,
-        follower: &Follower,
+        follower: &mut Follower,
         seq: u64,
         payload: &Bytes,
     ) -> Result<(), Untapped> {
@@ -265,21 +265,22 @@ impl Listener {
     }
 
     /// Gives the tap what the endpoint holds, if it is time.
-    async fn tap_picture(&mut self, follower: &Follower) -> Result<(), Untapped> {
+    async fn tap_picture(&mut self, follower: &mut Follower) -> Result<(), Untapped> {
         let (Some(tap), Some((epoch, last))) = (&mut self.tap, follower.position()) else {
             return Ok(());
         };
-        let verdict = follower.verdict();
-        if !tap.is_due() || !matches!(verdict.trust, Trust::Live | Trust::Doubtful) {
+        let trusted =
+            |follower: &Follower| matches!(follower.verdict().trust, Trust::Live | Trust::Doubtful);
+        if !tap.is_due() || !trusted(follower) {
             return Ok(());
         }
-        match self.index.picture(self.endpoint.id) {
-            Some(picture) => {
-                tap.give_picture(epoch, last, verdict.clone(), picture)
-                    .await
-            }
-            None => Ok(()),
-        }
+        let Some(picture) = self.index.picture(self.endpoint.id) else {
+            return Ok(());
+        };
+        // In this order: what was given up for room before that is known by now.
+        follower.on_room(&self.index);
+        let verdict = follower.verdict().clone();
+        tap.give_picture(epoch, last, verdict, picture).await
     }
 
     /// Whether it was a batch that had not been taken before.

@@ -48,6 +48,10 @@ impl Tree {
                     return run;
                 };
                 if at < of.len() {
+                    // A key that stands elsewhere too: nobody's honest prompt.
+                    if self.starts.contains_key(&{ of.links[at].key }) {
+                        return run;
+                    }
                     run = self.part(run, at);
                 } else if of.first_child == NONE && of.len() < RUN_MAX {
                     let room = (RUN_MAX - of.len()).min(BLOCKS_MAX - self.blocks.len());
@@ -139,13 +143,13 @@ impl Tree {
         self.link(run, front);
         self.starts.insert(first, front);
         self.starts.insert(rest, run);
-        self.number(front);
-        self.number(run);
+        self.renumber(front);
+        self.renumber(run);
         front
     }
 
     /// Joins a run with the only one behind it, if they may be one.
-    fn join(&mut self, front: u32) {
+    pub(super) fn join(&mut self, front: u32) {
         let of = &self.runs[front];
         let run = of.first_child;
         if run == NONE || self.runs[run].next != NONE {
@@ -175,6 +179,7 @@ impl Tree {
         }
         rest.entries = entries;
         rest.condemned &= of.condemned;
+        rest.touched = rest.touched.max(of.touched);
         let mut links = of.links;
         make_room(&mut links, rest.len());
         links.append(&mut rest.links);
@@ -182,7 +187,7 @@ impl Tree {
         self.link(run, parent);
         self.starts.remove(&cut);
         self.starts.insert(first, run);
-        self.number(run);
+        self.renumber(run);
     }
 
     /// Takes the blocks at a run's end that nobody holds, and what they leave empty before it.
@@ -204,7 +209,9 @@ impl Tree {
                 return;
             }
             let parent = of.parent;
-            if let Some(first) = first {
+            if let Some(first) = first
+                && self.starts.get(&first) == Some(&run)
+            {
                 self.starts.remove(&first);
             }
             self.unlink(run);
@@ -265,7 +272,7 @@ impl Tree {
     }
 
     /// Tells the blocks of a run where they are.
-    fn number(&mut self, run: u32) {
+    fn renumber(&mut self, run: u32) {
         let Self { runs, blocks, .. } = self;
         for (at, link) in (0u16..).zip(&runs[run].links) {
             let block = &mut blocks[link.block];
