@@ -31,7 +31,9 @@ impl Direct for Ours {
 
     fn begin(&self) -> Vec<Feed> {
         let endpoints = self.endpoints.iter();
-        endpoints.map(|endpoint| self.picture.feed(*endpoint)).collect()
+        endpoints
+            .map(|endpoint| self.picture.feed(*endpoint))
+            .collect()
     }
 
     fn event(&self, event: &Event) -> Self::Event {
