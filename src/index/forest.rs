@@ -55,6 +55,8 @@ impl Forest {
             for few in of_tree.chunks(RETIRED_AT_ONCE) {
                 let mut tree = self.write(few[0].tree());
                 few.iter().for_each(|block| tree.retire(holder, *block));
+                // Or it would be locked again before those who wait for it wake up.
+                RwLockWriteGuard::unlock_fair(tree);
             }
         }
     }

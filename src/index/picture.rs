@@ -1,5 +1,6 @@
 //! One endpoint's picture, to keep elsewhere and to take up again.
 
+use parking_lot::RwLockWriteGuard;
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{BlockKey, EngineHash, Rule};
@@ -104,6 +105,7 @@ impl Book {
                 for few in of_tree.chunks(HELD_AT_ONCE) {
                     let mut tree = shared.forest.write(few[0].tree());
                     cache.hold(&mut tree, few, false);
+                    RwLockWriteGuard::unlock_fair(tree);
                 }
             }
             self.caches.push(cache);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockWriteGuard};
 
 use crate::blocks::EngineHash;
 use crate::fleet::EndpointId;
@@ -240,6 +240,7 @@ impl Book {
                         cache.release(&mut tree, *block, copies.unsure);
                         given_up += 1;
                     }
+                    RwLockWriteGuard::unlock_fair(tree);
                 }
             }
         }
