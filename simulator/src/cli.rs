@@ -68,6 +68,13 @@ pub enum Command {
     ///     --time 100 --model /model/qwen --base-url http://localhost:8081/v1
     #[command(verbatim_doc_comment)]
     MultiRoundQa(Box<qa::command::Args>),
+    /// Run multi-round-qa through Envoy, plain and routed, beside production-stack's figures
+    ///
+    /// Four simulated servers, kvscout and Envoy, on the parameters that production-stack
+    /// published: 8 users, 15 rounds, 0.1 requests/s for 600 s, ten times compressed. Ends by
+    /// itself in two and a half minutes. Exit status 1 if a request failed, or if the routed mean
+    /// TTFT is above the published one.
+    BenchQa(qa::mission::Args),
     /// Show kvscout at work: four servers, Envoy, a chat of two rounds, a load
     ///
     /// Ends by itself in about a minute and a half, and leaves nothing running. Exit status 1 if

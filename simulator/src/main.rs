@@ -28,6 +28,7 @@ async fn main() -> ExitCode {
         Command::Serve(flags) => serve(*flags).await,
         Command::Load(flags) => load::command::run(&flags).await,
         Command::MultiRoundQa(flags) => qa::command::run(&flags).await,
+        Command::BenchQa(flags) => qa::mission::run(&flags).await,
         Command::Demo(flags) => demo::run(&flags).await,
     };
     match done {

@@ -5,6 +5,9 @@
 //! clock → schedule → session's prompt → request → row → summary, CSV
 //!                        ↑────── answer ─────┘
 //! ```
+//!
+//! [`mission`] sends it through both of Envoy's listeners, and holds the means beside those that
+//! production-stack published.
 
 mod clock;
 pub mod schedule;
@@ -16,3 +19,4 @@ pub mod summary;
 mod progress;
 pub mod run;
 pub mod command;
+pub mod mission;

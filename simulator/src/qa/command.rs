@@ -24,42 +24,13 @@ pub struct Args {
     process_summary: Option<PathBuf>,
 }
 
-/// What is run, and where.
+/// Above the help of flags that production-stack's script does not have.
+const OURS: &str = "Not in production-stack's script";
+
+/// What is run, and where. Flat, since clap knows whether an optional group is there only where
+/// no other group is within.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RunArgs {
-    #[command(flatten)]
-    shape: Shape,
-    /// The model to ask for
-    #[arg(long, value_name = "NAME")]
-    model: String,
-    /// Where to send requests, with /v1
-    #[arg(long, value_name = "URL")]
-    base_url: String,
-    /// Bearer token
-    #[arg(long, value_name = "KEY", default_value = "EMPTY")]
-    api_key: String,
-    /// Where to write the table
-    #[arg(long, value_name = "FILE", default_value = "summary.csv")]
-    output: PathBuf,
-    /// The first user is the next one
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    init_user_id: u64,
-    /// Taken for compatibility: the header x-user-id is sent in any case
-    #[arg(long)]
-    request_with_user_id: bool,
-    /// Tell on standard error who comes, asks and ends
-    #[arg(long)]
-    pub verbose: bool,
-    /// Take questions and lengths of answers from ./ShareGPT.json
-    #[arg(long)]
-    sharegpt: bool,
-    #[command(flatten)]
-    ours: Ours,
-}
-
-/// The workload.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Shape {
     /// Sessions at once
     #[arg(long, value_name = "N")]
     num_users: usize,
@@ -78,71 +49,80 @@ pub struct Shape {
     /// Requests per second, over all sessions
     #[arg(long, value_name = "N")]
     qps: f64,
+    /// The model to ask for
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    /// Where to send requests, with /v1
+    #[arg(long, value_name = "URL")]
+    base_url: String,
+    /// Bearer token
+    #[arg(long, value_name = "KEY", default_value = "EMPTY")]
+    api_key: String,
     /// Seconds to run [default: until Ctrl-C]
     #[arg(long, value_name = "SECONDS")]
     time: Option<u64>,
+    /// Where to write the table
+    #[arg(long, value_name = "FILE", default_value = "summary.csv")]
+    output: PathBuf,
+    /// The first user is the next one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    init_user_id: u64,
+    /// Taken for compatibility: the header x-user-id is sent in any case
+    #[arg(long)]
+    request_with_user_id: bool,
     /// Seconds between two summaries
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     log_interval: u64,
-}
-
-/// Flags that production-stack's script does not have.
-#[derive(Debug, Clone, Copy, clap::Args)]
-#[command(next_help_heading = "Not in production-stack's script")]
-struct Ours {
+    /// Tell on standard error who comes, asks and ends
+    #[arg(long)]
+    verbose: bool,
+    /// Take questions and lengths of answers from ./ShareGPT.json
+    #[arg(long)]
+    sharegpt: bool,
     /// Time runs so many times as fast, gaps and clock alike: for simulated servers that do, too.
     /// All times are told in the workload's seconds
-    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    #[arg(long, value_name = "N", default_value_t = 1.0, help_heading = OURS)]
     compress: f64,
     /// Send ten chats first that are not counted; the default
-    #[arg(long, overrides_with = "no_warm_up")]
+    #[arg(long, overrides_with = "no_warm_up", help_heading = OURS)]
     warm_up: bool,
     /// Send none
-    #[arg(long)]
+    #[arg(long, help_heading = OURS)]
     no_warm_up: bool,
 }
 
-impl Shape {
-    fn workload(self) -> anyhow::Result<Workload> {
-        let Self {
-            num_users: users,
-            num_rounds: rounds,
-            qps,
-            answer_len,
-            ..
-        } = self;
+impl RunArgs {
+    fn workload(&self) -> anyhow::Result<Workload> {
+        let (users, rounds, qps) = (self.num_users, self.num_rounds, self.qps);
         ensure!(users > 0, "--num-users 0: nobody would ask");
         ensure!(rounds > 0, "--num-rounds 0: nobody would ask");
         ensure!(
-            answer_len > 0,
+            self.answer_len > 0,
             "--answer-len 0: no answer would have a first token"
         );
         ensure!(qps.is_finite() && qps > 0.0, "--qps {qps}: must be above 0");
         Ok(Workload { users, rounds, qps })
     }
-}
 
-impl RunArgs {
     fn plan(&self) -> anyhow::Result<Plan> {
-        let (shape, compress) = (self.shape, self.ours.compress);
+        let (workload, compress) = (self.workload()?, self.compress);
         ensure!(
             compress.is_finite() && compress > 0.0,
             "--compress {compress}: must be above 0"
         );
-        let workload = shape.workload()?;
         let sharegpt = self
             .sharegpt
             .then(|| ShareGpt::read(Path::new("ShareGPT.json"), workload.rounds));
         Ok(Plan {
             workload,
             texts: Texts {
-                system_words: shape.shared_system_prompt,
-                user_words: shape.user_history_prompt,
-                answer_tokens: shape.answer_len,
+                system_words: self.shared_system_prompt,
+                user_words: self.user_history_prompt,
+                answer_tokens: self.answer_len,
                 sharegpt: sharegpt.transpose()?,
             },
-            seconds: shape.time.map(|seconds| seconds as f64),
-            log_interval: shape.log_interval as f64,
+            seconds: self.time.map(|seconds| seconds as f64),
+            log_interval: self.log_interval as f64,
             init_user_id: self.init_user_id,
             compress,
         })
@@ -172,7 +152,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     // Before the long part: who cannot write there should hear of it now.
     std::fs::write(&args.output, csv::write(&[])).with_context(|| cannot_write(&args.output))?;
     let mut interrupted = signal(SignalKind::interrupt())?;
-    if !args.ours.no_warm_up {
+    if !args.no_warm_up {
         tokio::select! {
             errors = warm_up_engine(&client) => errors.iter().for_each(|error| {
                 tracing::warn!("a warm-up chat failed: {error}");
@@ -279,6 +259,9 @@ mod tests {
             let error = args.run.expect("a run").plan().expect_err("no sense");
             assert!(error.to_string().contains(name), "{error}");
         }
+        let args = parse(&format!("{REQUIRED} --no-warm-up --warm-up"));
+        let run = args.expect("the last one counts").run.expect("a run");
+        assert!(run.warm_up && !run.no_warm_up);
         let args = parse(&format!("{REQUIRED} --compress 0")).expect("well-formed");
         assert!(args.run.expect("a run").plan().is_err());
     }

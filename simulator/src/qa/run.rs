@@ -64,6 +64,8 @@ pub struct Outcome {
     pub rows: Rows,
     /// The final summary.
     pub summary: Summary,
+    /// Somebody interrupted it.
+    pub interrupted: bool,
     /// Why it ended too early, if it did.
     pub cut_short: Option<anyhow::Error>,
 }
@@ -105,22 +107,27 @@ impl<'a> Run<'a> {
     /// ended or somebody interrupts again. `told` hears a summary in every interval.
     pub async fn finish(mut self, interrupted: &mut Signal, told: impl Fn(&Summary)) -> Outcome {
         let begun = self.clock.now();
-        let cut_short = self.ask(interrupted, told).await.err();
+        let (interrupted_once, cut_short) = match self.ask(interrupted, told).await {
+            Ok(interrupted) => (interrupted, None),
+            Err(error) => (false, Some(error)),
+        };
         self.await_the_last(interrupted).await;
         let summary = self.summary([begun, self.clock.now()]);
         self.progress.end();
         Outcome {
             rows: self.rows,
             summary,
+            interrupted: interrupted_once,
             cut_short,
         }
     }
 
+    /// Whether somebody interrupted.
     async fn ask(
         &mut self,
         interrupted: &mut Signal,
         told: impl Fn(&Summary),
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         // A timer's period must not be zero.
         let step = self.clock.real(STEP).max(Duration::from_micros(100));
         let mut steps = interval(step);
@@ -134,14 +141,14 @@ impl<'a> Run<'a> {
                     self.land(landed);
                     continue;
                 }
-                _ = interrupted.recv() => return Ok(()),
+                _ = interrupted.recv() => return Ok(true),
             }
             if self
                 .plan
                 .seconds
                 .is_some_and(|seconds| self.clock.elapsed() > seconds)
             {
-                return Ok(());
+                return Ok(false);
             }
             self.step()?;
             let now = self.clock.now();
