@@ -210,7 +210,7 @@ mod tests {
         let mut flying: Vec<(f64, u64)> = Vec::new();
         let mut seen = Vec::new();
         for eighth in 0..eighths {
-            let now = eighth as f64 / 8.0;
+            let now = 1e9 + eighth as f64 / 8.0;
             flying.retain(|(end, user)| {
                 let lasts = *end > now;
                 if !lasts {
@@ -331,5 +331,39 @@ mod tests {
             [5, 6, 7].map(|user| asks(&seen, user)),
             [[(0, 1)], [(1, 1)], [(2, 1)]]
         );
+    }
+
+    /// Lines of "eighth user question": what the original's UserSessionManager asked when it was
+    /// stepped like this, with the same time for every answer.
+    #[test]
+    fn the_original_asks_the_same_in_the_same_steps() {
+        let workload = |users, rounds, qps| Workload { users, rounds, qps };
+        for (workload, seconds, answer, trace) in [
+            (
+                workload(8, 15, 0.1),
+                600,
+                4.0,
+                include_str!("traces/users-8-rounds-15-qps-0.1.txt"),
+            ),
+            (
+                workload(4, 3, 0.4),
+                60,
+                12.0,
+                include_str!("traces/users-4-rounds-3-qps-0.4-slow.txt"),
+            ),
+            (
+                workload(15, 20, 1.1),
+                60,
+                1.5,
+                include_str!("traces/users-15-rounds-20-qps-1.1.txt"),
+            ),
+        ] {
+            let seen = run(workload, seconds * 8, answer);
+            let asked = seen.iter().filter_map(|(at, event)| match event {
+                Event::Ask { user, question } => Some(format!("{at} {user} {question}\n")),
+                _ => None,
+            });
+            assert_eq!(asked.collect::<String>(), trace, "{workload:?}");
+        }
     }
 }
