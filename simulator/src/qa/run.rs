@@ -1,12 +1,11 @@
 //! A run: the schedule's clock, the requests under way, and what came of them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::signal::unix::Signal;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 use super::clock::Clock;
 use super::progress::Progress;
@@ -128,15 +127,14 @@ impl<'a> Run<'a> {
         interrupted: &mut Signal,
         told: impl Fn(&Summary),
     ) -> anyhow::Result<bool> {
-        // A timer's period must not be zero.
-        let step = self.clock.real(STEP).max(Duration::from_micros(100));
-        let mut steps = interval(step);
-        // As a loop that sleeps between its steps.
-        steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let step = self.clock.real(STEP);
+        // As a loop that sleeps between its steps, each a little later than the last: on a grid,
+        // a gap of so many whole steps would be over or not by the timer's whim.
+        let mut next_step = Instant::now();
         let mut last_summary = self.clock.now();
         loop {
             tokio::select! {
-                _ = steps.tick() => {}
+                () = sleep_until(next_step) => {}
                 Some(landed) = self.flying.join_next() => {
                     self.land(landed);
                     continue;
@@ -151,6 +149,7 @@ impl<'a> Run<'a> {
                 return Ok(false);
             }
             self.step()?;
+            next_step = Instant::now() + step;
             let now = self.clock.now();
             if now - last_summary > self.plan.log_interval {
                 let summary = self.summary([last_summary, now]);
