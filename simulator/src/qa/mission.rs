@@ -39,7 +39,7 @@ pub struct Args {
 
 /// Servers, as in the demo.
 const PODS: usize = 4;
-/// With it the plain run's mean TTFT is about the published 0.3669 s (seen: 0.3672 s). Which
+/// With it the plain run's mean TTFT is about the published 0.3669 s (seen: 0.3672 s, 0.3660 s). Which
 /// servers a run by least request hits with its 63 requests is chance: means of single runs have
 /// a standard deviation of a twentieth, and a slow or busy machine's share comes on top, ten
 /// times as large as it is.
