@@ -18,9 +18,9 @@ impl Progress {
         let (bar, template) = match seconds {
             Some(seconds) => (
                 ProgressBar::new(seconds as u64),
-                "  {prefix:<12} {bar:40} {pos}/{len} s  {msg}",
+                "  {prefix} {bar:20} {pos}/{len} s  {wide_msg}",
             ),
-            None => (ProgressBar::no_length(), "  {prefix:<12} {pos} s  {msg}"),
+            None => (ProgressBar::no_length(), "  {prefix} {pos} s  {wide_msg}"),
         };
         let style = ProgressStyle::with_template(template).expect("the template is well-formed");
         bar.set_style(style.progress_chars("=> "));

@@ -1,6 +1,6 @@
 //! What came of each request, in the order that production-stack's table has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A request that was answered. Times are in seconds; the last two are the workload's clock.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +40,9 @@ pub struct Rows {
     of_users: BTreeMap<u64, Vec<Row>>,
     /// Users whose sessions have ended, in that order; the table begins with them.
     ended: Vec<u64>,
+    answered: usize,
+    /// Seconds, over all rows.
+    ttfts: f64,
     /// Requests that are in no mean.
     pub left_out: Vec<LeftOut>,
 }
@@ -47,6 +50,8 @@ pub struct Rows {
 impl Rows {
     /// Adds a row, and numbers it.
     pub fn add(&mut self, mut row: Row) {
+        self.answered += 1;
+        self.ttfts += row.ttft;
         let rows = self.of_users.entry(row.user_id).or_default();
         row.question_id = rows.len() as u64 + 1;
         rows.push(row);
@@ -60,10 +65,8 @@ impl Rows {
     /// Ended sessions in order of their end, then the others in order of their coming.
     #[must_use]
     pub fn table(&self) -> Vec<Row> {
-        let others = self
-            .of_users
-            .keys()
-            .filter(|user| !self.ended.contains(user));
+        let ended: BTreeSet<u64> = self.ended.iter().copied().collect();
+        let others = self.of_users.keys().filter(|user| !ended.contains(user));
         let users = self.ended.iter().chain(others);
         users
             .filter_map(|user| self.of_users.get(user))
@@ -75,7 +78,15 @@ impl Rows {
     /// Requests that have ended.
     #[must_use]
     pub fn requests(&self) -> usize {
-        self.of_users.values().map(Vec::len).sum::<usize>() + self.left_out.len()
+        self.answered + self.left_out.len()
+    }
+
+    /// How far it is, in a line.
+    #[must_use]
+    pub fn so_far(&self, under_way: usize) -> String {
+        let mean = self.ttfts / self.answered.max(1) as f64;
+        let (answered, left_out) = (self.answered, self.left_out.len());
+        format!("{answered} answered, {under_way} under way, {left_out} left out, TTFT {mean:.3} s")
     }
 
     /// Requests that failed.

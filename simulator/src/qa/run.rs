@@ -178,27 +178,30 @@ impl<'a> Run<'a> {
             match event {
                 Event::Joined { user } => {
                     let active = self.schedule.active();
-                    self.aside(|| tracing::debug!(user, active, "joined"));
+                    self.debug(|| tracing::debug!(user, active, "joined"));
                 }
                 Event::Ask { user, question } => {
-                    self.aside(|| tracing::debug!(user, question, "asks"));
+                    self.debug(|| tracing::debug!(user, question, "asks"));
                     self.launch(user, question)?;
                 }
-                Event::Behind { user } => self.aside(|| {
+                Event::Behind { user } => self.progress.aside(|| {
                     tracing::warn!(user, "its request is unfinished, and the next one is due");
                 }),
                 Event::Ended { user } => {
                     self.sessions.remove(&user);
                     self.rows.ended(user);
-                    self.aside(|| tracing::debug!(user, "ended"));
+                    self.debug(|| tracing::debug!(user, "ended"));
                 }
             }
         }
         Ok(())
     }
 
-    fn aside(&self, write: impl FnOnce()) {
-        self.progress.aside(write);
+    /// For those who asked for much: taking the bar away and back costs a redraw.
+    fn debug(&self, write: impl FnOnce()) {
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            self.progress.aside(write);
+        }
     }
 
     fn launch(&mut self, user: u64, question: u64) -> anyhow::Result<()> {
@@ -234,16 +237,8 @@ impl<'a> Run<'a> {
             Ok(row) => self.rows.add(row),
             Err(left_out) => self.rows.left_out.push(left_out),
         }
-        self.tell();
-    }
-
-    fn tell(&self) {
-        let (table, flying) = (self.rows.table(), self.flying.len());
-        let mean = table.iter().map(|row| row.ttft).sum::<f64>() / table.len().max(1) as f64;
-        let (answered, left_out) = (table.len(), self.rows.left_out.len());
-        self.progress.tell(format!(
-            "{answered} answered, {flying} under way, {left_out} left out, mean TTFT {mean:.3} s"
-        ));
+        let flying = self.flying.len();
+        self.progress.tell(self.rows.so_far(flying));
     }
 
     fn summary(&self, window: [f64; 2]) -> Summary {
