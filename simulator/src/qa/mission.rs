@@ -39,10 +39,10 @@ pub struct Args {
 
 /// Servers, as in the demo.
 const PODS: usize = 4;
-/// With it the plain run's mean TTFT is about the published 0.3669 s (seen: 0.3672 s, 0.3660 s). Which
-/// servers a run by least request hits with its 63 requests is chance: means of single runs have
-/// a standard deviation of a twentieth, and a slow or busy machine's share comes on top, ten
-/// times as large as it is.
+/// With it the plain run's mean TTFT is about the published 0.3669 s (seen: 0.3672 s, 0.3660 s).
+/// Which servers a run by least request hits with its 63 requests is chance: 600 draws of random
+/// placement have means with a standard deviation of a twentieth. What a slow or busy machine
+/// adds to a request comes on top, ten times as large as it is.
 const PREFILL_RATE: f64 = 5_300.0;
 /// With a token's 0.2 ms 37.8 ms for each step, so that an answer of 100 tokens comes with the
 /// published 26.7 tokens/s.
