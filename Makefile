@@ -81,6 +81,11 @@ bench-index: ## Time the index beside kv-index's and Dynamo's, and draw it (abou
 bench-index-scale: ## Fill the index with 512 endpoints of 100,000 blocks (minutes, 12 GB of memory).
 	@$(INDEX_BENCH) scale --json target/bench-index-scale.json $(FLAGS)
 
+.PHONY: bench-qa
+bench-qa: setup ## Run multi-round QA through Envoy, plain and routed, beside published figures (two minutes).
+	@cargo build --release --workspace
+	@target/release/kvscout-sim bench-qa $(FLAGS)
+
 # libFuzzer's flags are unstable ones; the stable compiler takes them when told so. A finding is
 # written to fuzz/artifacts/ and ends the run.
 SECONDS_EACH ?= 60

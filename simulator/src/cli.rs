@@ -10,6 +10,7 @@ use crate::demo;
 use crate::engine::{EngineConfig, FreeOrder};
 use crate::events::{EventConfig, Faults, Layout};
 use crate::load;
+use crate::qa;
 use crate::server::Config;
 use crate::timing::Timing;
 
@@ -53,6 +54,27 @@ pub enum Command {
     /// Users share a system prompt and keep a history into which the answers go. Requests start
     /// at a fixed gap, users taking turns. Exit status 1 if any request failed.
     Load(load::command::Args),
+    /// Run production-stack's multi-round QA benchmark against any OpenAI endpoint
+    ///
+    /// The workload, flags, table and summary lines of its multi-round-qa.py, with percentiles,
+    /// the share of cached prompt tokens and errors below. A request without a first token is in
+    /// no mean, but counted. Ctrl-C waits for what is under way, prints the summary and writes
+    /// the table; a second one does not wait. Exit status 1 if any request failed.
+    ///
+    /// Example: the first of production-stack's published settings
+    ///
+    ///   kvscout-sim multi-round-qa --num-users 320 --num-rounds 10 --qps 0.1
+    ///     --shared-system-prompt 1000 --user-history-prompt 20000 --answer-len 100
+    ///     --time 100 --model /model/qwen --base-url http://localhost:8081/v1
+    #[command(verbatim_doc_comment)]
+    MultiRoundQa(Box<qa::command::Args>),
+    /// Run multi-round-qa through Envoy, plain and routed, beside production-stack's figures
+    ///
+    /// Four simulated servers, kvscout and Envoy, on the parameters that production-stack
+    /// published: 8 users, 15 rounds, 0.1 requests/s for 600 s, ten times compressed. Ends by
+    /// itself in two and a half minutes. Exit status 1 if a request failed, or if the routed mean
+    /// TTFT is above the published one.
+    BenchQa(qa::mission::Args),
     /// Show kvscout at work: four servers, Envoy, a chat of two rounds, a load
     ///
     /// Ends by itself in about a minute and a half, and leaves nothing running. Exit status 1 if

@@ -8,7 +8,6 @@ pub mod report;
 pub mod story;
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -17,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::engine::EngineConfig;
 use crate::load::command::Shape;
 use crate::load::{Load, Progress, Sample, Summary};
-use crate::stack::{Parts, Plan, Ports, Scrape, Stack};
+use crate::stack::{PartsArgs, Plan, Ports, Scrape, Stack};
 use crate::timing::Timing;
 
 /// The flags of `demo`.
@@ -31,15 +30,8 @@ pub struct Args {
     /// The name the model is served by
     #[arg(long, default_value = "/model/qwen")]
     model: String,
-    /// The kvscout program [default: beside this one]
-    #[arg(long, value_name = "FILE")]
-    kvscout: Option<PathBuf>,
-    /// The Envoy program [default: .tools/venv/bin/envoy]
-    #[arg(long, value_name = "FILE")]
-    envoy: Option<PathBuf>,
-    /// A folder with tokenizer.json and the chat template [default: .tools/tokenizer-qwen3]
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    parts: PartsArgs,
     #[command(flatten)]
     ports: Ports,
 }
@@ -89,15 +81,8 @@ impl Args {
     }
 
     fn plan(&self, settings: &Settings) -> anyhow::Result<Plan> {
-        let beside = std::env::current_exe()?.with_file_name("kvscout");
-        let tool = |given: &Option<PathBuf>, path| given.clone().unwrap_or_else(|| tool(path));
-        let parts = Parts {
-            kvscout: self.kvscout.clone().unwrap_or(beside),
-            envoy: tool(&self.envoy, "venv/bin/envoy"),
-            tokenizer: tool(&self.tokenizer, "tokenizer-qwen3"),
-        };
         Ok(Plan {
-            parts,
+            parts: self.parts.parts()?,
             model: self.model.clone(),
             pods: PODS,
             engine: settings.engine.clone(),
@@ -105,15 +90,6 @@ impl Args {
             ports: self.ports,
         })
     }
-}
-
-/// Where `make setup` put something: `.tools/` here or above, or above this program.
-fn tool(path: &str) -> PathBuf {
-    let here = std::env::current_dir().unwrap_or_default();
-    let program = std::env::current_exe().unwrap_or_default();
-    let mut folders = here.ancestors().chain(program.ancestors());
-    let found = folders.find(|folder| folder.join(".tools").is_dir());
-    found.unwrap_or(Path::new("")).join(".tools").join(path)
 }
 
 /// Runs it.

@@ -25,6 +25,7 @@ mod table;
 pub mod outgoing;
 pub mod load;
 pub mod stack;
+pub mod qa;
 pub mod demo;
 pub mod cli;
 

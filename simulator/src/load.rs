@@ -20,7 +20,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, sleep_until};
 
-pub use client::{Answer, Client, Message, Usage};
+pub use client::{Answer, Client, Message, Reply, Usage};
 pub use decision::Decision;
 pub use progress::Progress;
 pub use prose::prose;

@@ -6,20 +6,29 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use kvscout_sim::cli::{Cli, Command, Serve};
-use kvscout_sim::{Addresses, Server, demo, load};
+use kvscout_sim::{Addresses, Server, demo, load, qa};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let verbose = matches!(&command, Command::MultiRoundQa(flags) if flags.verbose());
+    let level = if verbose {
+        "warn,kvscout_sim=debug"
+    } else {
+        "warn"
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| "warn".into()))
+        .with_env_filter(filter.unwrap_or_else(|_| level.into()))
         .with_writer(std::io::stderr)
         .init();
-    let done = match Cli::parse().command {
+    let done = match command {
         Command::Serve(flags) => serve(*flags).await,
         Command::Load(flags) => load::command::run(&flags).await,
+        Command::MultiRoundQa(flags) => qa::command::run(&flags).await,
+        Command::BenchQa(flags) => qa::mission::run(&flags).await,
         Command::Demo(flags) => demo::run(&flags).await,
     };
     match done {

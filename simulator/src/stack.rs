@@ -11,12 +11,13 @@
 
 mod child;
 pub mod envoy;
+mod parts;
 mod ports;
 mod scrape;
 mod start;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -28,6 +29,7 @@ use crate::outgoing;
 use crate::server::Bound;
 use crate::timing::Timing;
 use child::Child;
+pub use parts::{Parts, PartsArgs};
 pub use ports::Ports;
 pub use scrape::Scrape;
 
@@ -46,33 +48,6 @@ pub struct Plan {
     pub timing: Timing,
     /// Where to listen.
     pub ports: Ports,
-}
-
-/// Programs and files that are not our own.
-#[derive(Debug, Clone)]
-pub struct Parts {
-    /// The `kvscout` program.
-    pub kvscout: PathBuf,
-    /// The `envoy` program.
-    pub envoy: PathBuf,
-    /// A folder with tokenizer.json and the chat template.
-    pub tokenizer: PathBuf,
-}
-
-impl Parts {
-    /// # Errors
-    /// Something is not there; says how to get it.
-    pub fn check(&self) -> anyhow::Result<()> {
-        let tokenizer = self.tokenizer.join("tokenizer.json");
-        for (file, remedy) in [
-            (&self.kvscout, "run `cargo build --release --workspace`"),
-            (&self.envoy, "run `make setup`"),
-            (&tokenizer, "run `make setup`"),
-        ] {
-            ensure!(file.is_file(), "{} is missing: {remedy}", file.display());
-        }
-        Ok(())
-    }
 }
 
 /// A simulated server and the name that kvscout knows it by.
