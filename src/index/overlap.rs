@@ -39,23 +39,20 @@ impl Index {
     #[must_use]
     pub fn cached(&self, endpoints: &[EndpointId], prompt: &mut Chains<'_>) -> Vec<Cached> {
         // A long prompt is hashed before anything is locked.
-        let shapes = self.shared.seats.read().shapes.clone();
-        for shape in shapes {
-            prompt.of(shape);
-        }
-        let seats = self.shared.seats.read();
-        for shape in &seats.shapes {
+        let shapes = self.shared.seats.read().shapes_of(endpoints);
+        for shape in &shapes {
             prompt.of(*shape);
         }
+        let seats = self.shared.seats.read();
         let forest = &self.shared.forest;
-        let chains = || seats.shapes.iter().filter_map(|shape| prompt.made(*shape));
+        let chains = || shapes.iter().filter_map(|shape| prompt.made(*shape));
         let first_keys = chains().filter_map(|chain| chain.keys.first());
         let mut trees: Vec<usize> = first_keys.map(|first| forest.tree_of(*first)).collect();
         trees.sort_unstable();
         trees.dedup();
         let locked = |tree: usize| (tree, self.shared.forest.read(tree));
         let trees: Vec<_> = trees.into_iter().map(locked).collect();
-        let mut prefixes = Vec::with_capacity(seats.shapes.len());
+        let mut prefixes = Vec::with_capacity(shapes.len());
         for chain in chains() {
             let of = chain.keys.first().map(|first| forest.tree_of(*first));
             let tree = trees.iter().find(|(number, _)| Some(*number) == of);

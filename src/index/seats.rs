@@ -27,7 +27,7 @@ pub(super) struct Shared {
 pub(super) struct Seats {
     pub by_endpoint: KeyedMap<EndpointId, Seat>,
     /// How their prompts are cut.
-    pub shapes: Vec<Shape>,
+    shapes: Vec<Shape>,
     holders: Holders,
 }
 
@@ -140,6 +140,24 @@ impl Seats {
         let seats = self.by_endpoint.iter();
         let books = seats.map(|(endpoint, seat)| (*endpoint, seat.book.clone()));
         books.collect()
+    }
+
+    /// How these endpoints cut prompts: of a fleet that does so in one way nobody is asked.
+    pub fn shapes_of(&self, endpoints: &[EndpointId]) -> Vec<Shape> {
+        if self.shapes.len() <= 1 {
+            return self.shapes.clone();
+        }
+        let seats = endpoints.iter().filter_map(|id| self.by_endpoint.get(id));
+        let mut shapes = Vec::new();
+        for shape in seats
+            .flat_map(|seat| &seat.view.caches)
+            .filter_map(|cache| cache.shape)
+        {
+            if !shapes.contains(&shape) {
+                shapes.push(shape);
+            }
+        }
+        shapes
     }
 
     pub fn count_shapes(&mut self) {
