@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use kvscout_sim::cli::{Cli, Command, Serve};
-use kvscout_sim::{Addresses, Server, demo, load};
+use kvscout_sim::{Addresses, Server, compare, demo, load};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,6 +21,7 @@ async fn main() -> ExitCode {
         Command::Serve(flags) => serve(*flags).await,
         Command::Load(flags) => load::command::run(&flags).await,
         Command::Demo(flags) => demo::run(&flags).await,
+        Command::Compare(flags) => compare::command::run(&flags),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

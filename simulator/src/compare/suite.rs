@@ -1,0 +1,84 @@
+//! What `make bench-policy` runs: every workload at loads from idle to full.
+
+use std::path::Path;
+
+use super::scenario::Scenario;
+use super::workloads::{Agents, Groups, Mooncake, Rounds};
+use super::world::Setting;
+
+/// Sixteen pods' worth of requests per second and copy; loads are chosen so that least-request goes
+/// from idle to past its limit.
+const ROUNDS: [f64; 4] = [2.0, 4.0, 8.0, 12.0];
+const GROUPS: [f64; 4] = [5.0, 10.0, 20.0, 30.0];
+const AGENTS: [f64; 4] = [5.0, 10.0, 20.0, 30.0];
+const MOONCAKE: [f64; 4] = [4.0, 8.0, 12.0, 16.0];
+/// Router replicas, on groups at the third load.
+const ROUTERS: [usize; 2] = [4, 8];
+
+/// The scenarios; without a trace, Mooncake's are left out.
+///
+/// # Errors
+/// The trace cannot be read.
+pub(super) fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<Scenario>> {
+    let setting = Setting {
+        seed,
+        ..Setting::default()
+    };
+    let mut scenarios = Vec::new();
+    for rate in ROUNDS {
+        let rounds = Rounds {
+            users: 320,
+            rounds: 10,
+            system_tokens: 1000,
+            history_tokens: 20_000,
+            answer_tokens: 100,
+            rate,
+            seconds: 200.0,
+        };
+        scenarios.push(Scenario::new(rounds.plan(), rate, setting.clone()));
+    }
+    let groups = |rate| Groups {
+        groups: 150,
+        users: 5,
+        prefix_tokens: 6000,
+        question_tokens: 1200,
+        answer_tokens: 1000,
+        rate,
+        seconds: 120.0,
+        seed,
+    };
+    for rate in GROUPS {
+        scenarios.push(Scenario::new(groups(rate).plan(), rate, setting.clone()));
+    }
+    for rate in AGENTS {
+        let agents = Agents {
+            system_tokens: 3000,
+            task_tokens: 1000,
+            steps: 5,
+            tool_tokens: 400,
+            branches: 4,
+            levels: 2,
+            answer_tokens: 150,
+            tool_seconds: 1.0,
+            rate,
+            seconds: 120.0,
+            seed,
+        };
+        scenarios.push(Scenario::new(agents.plan(), rate, setting.clone()));
+    }
+    if let Some(trace) = trace {
+        let trace = Mooncake::read(trace)?;
+        for rate in MOONCAKE {
+            let plan = trace.plan(rate, 1, 200.0);
+            scenarios.push(Scenario::new(plan, rate, setting.clone()));
+        }
+    }
+    for routers in ROUTERS {
+        let setting = Setting {
+            routers,
+            ..setting.clone()
+        };
+        scenarios.push(Scenario::new(groups(GROUPS[2]).plan(), GROUPS[2], setting));
+    }
+    Ok(scenarios)
+}
