@@ -1,9 +1,15 @@
-use super::plan::Plan;
+use kvscout::blocks::Identity;
+use kvscout::fleet::EndpointId;
+use kvscout::index::Index;
+
+use super::plan::{Asked, Piece, Plan};
+use super::pods::Pod;
 use super::policies::Policy;
 use super::scenario::{Scenario, run_all};
 use super::workloads::Groups;
 use super::world::{Setting, run};
-use crate::engine::EngineConfig;
+use crate::dice::Dice;
+use crate::engine::{EngineConfig, Request};
 
 /// Pods whose caches cannot hold all groups each.
 fn small() -> Setting {
@@ -92,4 +98,54 @@ fn what_was_not_heard_cannot_be_used() {
         hit_rate(Policy::Kvscout, &deaf),
     );
     assert!(hears > deaf + 0.1, "{hears} against {deaf}");
+}
+
+/// Prompts that share starts of many lengths, through a cache that holds a few of them.
+#[test]
+fn what_the_oracle_predicts_is_what_the_engine_finds() {
+    let setting = small();
+    let (mut pod, index) = (Pod::new(setting.engine, setting.timing), Index::default());
+    let (endpoint, mut dice) = (EndpointId(0), Dice::new(7));
+    let mut prompt = || {
+        let (stem, parts) = (dice.below(4) as u64, dice.below(40));
+        let part = |nth| Piece::of([stem, nth as u64, 0], 50 + 13 * (nth % 3));
+        let mut prompt: Vec<Piece> = (0..parts).map(part).collect();
+        prompt.push(Piece::of([99, dice.roll(), 0], 1 + dice.below(60)));
+        let asked = Asked {
+            prompt,
+            ..Asked::default()
+        };
+        asked.spell_prompt()
+    };
+    let (mut hits, mut evicted) = (0, 0);
+    for round in 0..200 {
+        // Three at once, and then one that finds the engine idle: nothing comes between.
+        for burst in [3, 1] {
+            let mut predicted = 0;
+            for number in 0..burst {
+                let prompt = prompt();
+                predicted = index.cached_at(endpoint, &prompt, &Identity::default()).own;
+                let output = vec![1; 20];
+                let request = Request {
+                    prompt,
+                    output,
+                    ..Request::default()
+                };
+                assert!(pod.submit(number, request));
+            }
+            while pod.begin().is_some() {
+                evicted += index.apply(endpoint, pod.scheduled()).removed;
+                for (_, emission) in pod.end().emissions {
+                    if burst == 1 {
+                        assert_eq!(emission.cached_tokens as u64, predicted, "round {round}");
+                        hits += usize::from(emission.last && predicted > 0);
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        hits > 50 && evicted > 1000,
+        "{hits} hits, {evicted} evictions"
+    );
 }
