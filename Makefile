@@ -81,6 +81,13 @@ bench-index: ## Time the index beside kv-index's and Dynamo's, and draw it (abou
 bench-index-scale: ## Fill the index with 512 endpoints of 100,000 blocks (minutes, 12 GB of memory).
 	@$(INDEX_BENCH) scale --json target/bench-index-scale.json $(FLAGS)
 
+# Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
+# without it, they are left out.
+.PHONY: bench-policy
+bench-policy: ## Compare routing policies in virtual time, all workloads, several loads (three minutes).
+	@cargo run --quiet --release -p kvscout-sim -- compare --suite $(if $(TRACE),--trace $(TRACE)) \
+	  --json target/bench-policy.json --html docs/policies.html --svg docs/img/policies.svg $(FLAGS)
+
 # libFuzzer's flags are unstable ones; the stable compiler takes them when told so. A finding is
 # written to fuzz/artifacts/ and ends the run.
 SECONDS_EACH ?= 60

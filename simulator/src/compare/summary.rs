@@ -6,8 +6,8 @@ use super::clock::{SECOND, Time};
 use super::policies::Policy;
 use super::record::Record;
 
-/// Points of a curve at most: more than a plot has pixels for.
-const POINTS: usize = 80;
+/// Points of a curve at most: a page of twenty scenarios has 1,400 curves' worth of them.
+const POINTS: usize = 48;
 
 /// A policy's run.
 #[derive(Debug, Clone, Serialize)]
