@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::json;
 
-use super::churn::Change;
+use super::churn::{Change, What};
 use super::policies::Policy;
-use super::scenario::{Outcome, Scenario, round, run_all};
+use super::scenario::{Scenario, run_all};
+use super::setting::Setting;
+use super::text::tell;
 use super::workloads::{Agents, Groups, Mooncake, Rounds};
-use super::world::Setting;
 use super::{page, picture, suite};
 use crate::engine::EngineConfig;
 use crate::load::Bar;
-use crate::table::table;
 use crate::timing::Timing;
 
 /// The flags of `compare`.
@@ -174,6 +174,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         true => Policy::ALL.to_vec(),
         false => args.policy.clone(),
     };
+    for (flag, path) in [
+        ("--json", &args.json),
+        ("--html", &args.html),
+        ("--svg", &args.svg),
+    ] {
+        // Before the minutes that it takes, not after them.
+        if let Some(path) = path {
+            let mut open = std::fs::OpenOptions::new();
+            let opened = open.append(true).create(true).open(path);
+            opened.with_context(|| unwritable(flag, path))?;
+        }
+    }
     let requests: usize = scenarios
         .iter()
         .map(|scenario| scenario.plan.requests.len())
@@ -196,9 +208,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn write(flag: &str, path: Option<&Path>, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     let Some(path) = path else { return Ok(()) };
-    let shown = path.display();
-    std::fs::write(path, text())
-        .with_context(|| format!("{flag} {shown}: cannot be written; is its folder there?"))
+    std::fs::write(path, text()).with_context(|| unwritable(flag, path))
+}
+
+fn unwritable(flag: &str, path: &Path) -> String {
+    format!(
+        "{flag} {}: cannot be written; is its folder there?",
+        path.display()
+    )
 }
 
 impl Args {
@@ -335,6 +352,16 @@ impl Args {
         ] {
             ensure!(rate > 0.0, "{flag} {rate}: must be above 0");
         }
+        for change in &churn.change {
+            if let What::Reset(pod) | What::Slow(pod, _) = change.what {
+                ensure!(
+                    pod < fleet.pods,
+                    "--change names pod {pod}; with --pods {} the last one is {}",
+                    fleet.pods,
+                    fleet.pods - 1
+                );
+            }
+        }
         Ok(Setting {
             pods: fleet.pods,
             routers: fleet.routers,
@@ -358,44 +385,4 @@ impl Args {
             seed: self.seed,
         })
     }
-}
-
-/// A scenario's table, with a line above and one below.
-fn tell(title: &str, outcome: &Outcome) -> String {
-    let heading = [
-        "policy",
-        "mean TTFT",
-        "p50",
-        "p90",
-        "p99",
-        "hit rate",
-        "of oracle's",
-        "imbalance",
-    ];
-    let mut rows = vec![heading.map(str::to_owned)];
-    for summary in &outcome.policies {
-        let ttft = summary.ttft_s;
-        let seconds = |time: f64| format!("{} s", round(time));
-        let percent = |share: f64| format!("{:.1} %", share * 100.0);
-        rows.push([
-            summary.policy.to_owned(),
-            seconds(ttft.mean),
-            seconds(ttft.p50),
-            seconds(ttft.p90),
-            seconds(ttft.p99),
-            percent(summary.hit_rate),
-            summary.of_oracle.map_or("-".into(), percent),
-            format!("{:.2}", summary.imbalance),
-        ]);
-    }
-    let (requests, left_out) = (outcome.requests, outcome.left_out);
-    let too_long = match left_out {
-        0 => String::new(),
-        _ => format!(", {left_out} left out since no pod could hold them"),
-    };
-    let ideal = outcome.ideal_hit_rate * 100.0;
-    format!(
-        "\n{title}: {requests} requests{too_long}\n\n{}\n  one cache without limits: {ideal:.1} %\n",
-        table(1, &rows)
-    )
 }

@@ -28,8 +28,13 @@ pub(super) fn page(titles: &[String], outcomes: &[Outcome], seed: u64) -> String
          <p>Virtual time, seed {seed}. Every policy gets the same requests and the same pods: vLLM's \
          block pool and scheduler copy by copy, with chunked prefill, continuous batching, eviction and \
          preemption. kvscout and the oracle run the choice and the index that serve; the oracle sees \
-         every cache at once, so it shows what better events could still bring. Of each column, the \
-         best and what is within 2 % of it is marked, the oracle left out.</p>\n",
+         every cache at once, in one router, so it shows what better events could still bring. It makes \
+         the same choice, so it is no upper bound: near the limit, others may hit more. Of each column, \
+         the best and what is within 2 % of it is marked, the oracle left out.</p>\n\
+         <p>Rivals get the benefit of the doubt: exact tokens instead of estimates, gauges as fresh as \
+         their scrapes, hash weights of pods that are alike. Of Dynamo's active blocks, those that \
+         requests share count each time. Attention's cost grows with length on real hardware; here a \
+         prompt token costs the same wherever it stands.</p>\n",
         style(),
         swatches()
     );

@@ -1,7 +1,5 @@
 //! Who gets a request: the policies side by side.
 
-use std::sync::Arc;
-
 use kvscout::blocks::{BlockKey, Chain, Chains};
 use kvscout::fleet::{EndpointId, Trust};
 use kvscout::index::{Cached, Index};
@@ -191,9 +189,6 @@ fn least(dice: &mut Dice, costs: impl Iterator<Item = f64>) -> usize {
     }
     best
 }
-
-/// An index that a run's routers share.
-pub type Shared = Option<Arc<Index>>;
 
 /// A block's key as a number, for tables of our own.
 fn keys(chain: &Chain) -> &[BlockKey] {

@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::plan::Plan;
 use super::policies::Policy;
+use super::setting::Setting;
 use super::summary::{Summary, relate};
 use super::workloads::ideal_hit_rate;
-use super::world::{Setting, run};
+use super::world::run;
 
 /// What is to be run.
 #[derive(Debug, Clone)]

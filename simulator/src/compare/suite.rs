@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::scenario::Scenario;
+use super::setting::Setting;
 use super::workloads::{Agents, Groups, Mooncake, Rounds};
-use super::world::Setting;
 
 /// From loads that any policy carries to those that only a cache makes bearable.
 const ROUNDS: [f64; 4] = [8.0, 16.0, 24.0, 32.0];

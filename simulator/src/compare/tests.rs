@@ -6,8 +6,9 @@ use super::plan::{Asked, Piece, Plan};
 use super::pods::Pod;
 use super::policies::Policy;
 use super::scenario::{Scenario, run_all};
+use super::setting::Setting;
 use super::workloads::Groups;
-use super::world::{Setting, run};
+use super::world::run;
 use crate::dice::Dice;
 use crate::engine::{EngineConfig, Request};
 
