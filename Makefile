@@ -86,6 +86,13 @@ bench-qa: setup ## Run multi-round QA through Envoy, plain and routed, beside pu
 	@cargo build --release --workspace
 	@target/release/kvscout-sim bench-qa $(FLAGS)
 
+# Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
+# without it, they are left out.
+.PHONY: bench-policy
+bench-policy: ## Compare routing policies in virtual time, all workloads, several loads (three minutes).
+	@cargo run --quiet --release -p kvscout-sim -- compare --suite $(if $(TRACE),--trace $(TRACE)) \
+	  --json target/bench-policy.json --html docs/policies.html --svg docs/img/policies.svg $(FLAGS)
+
 # libFuzzer's flags are unstable ones; the stable compiler takes them when told so. A finding is
 # written to fuzz/artifacts/ and ends the run.
 SECONDS_EACH ?= 60

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::compare;
 use crate::demo;
 use crate::engine::{EngineConfig, FreeOrder};
 use crate::events::{EventConfig, Faults, Layout};
@@ -81,6 +82,22 @@ pub enum Command {
     /// a prediction of the chat is not what its server reports, or if requests that kvscout
     /// routes do not get their first token sooner on average.
     Demo(demo::Args),
+    /// Compare routing policies in virtual time, on simulated pods: no GPU, no sockets, no waiting
+    ///
+    /// Every policy gets the same requests and the same pods. kvscout's index and choice are the
+    /// ones that serve; the oracle is the same choice with instant knowledge of every cache. The
+    /// table says how long first tokens took, what the caches spared, and how evenly load lay.
+    ///
+    /// Example: where do policies part as load grows? (a few seconds)
+    ///
+    ///   kvscout-sim compare --workload groups --rate 10 20 --seconds 60
+    ///
+    /// Example: a published trace, twice as fast, four routers, one pod dying; a report to read
+    ///
+    ///   kvscout-sim compare --workload mooncake --trace conversation.jsonl.zst --rate 6.8
+    ///     --routers 4 --change 60:reset:0 --html report.html
+    #[command(verbatim_doc_comment)]
+    Compare(Box<compare::command::Args>),
 }
 
 /// The flags of `serve`; those that vLLM has too are named as there.

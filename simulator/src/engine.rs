@@ -89,6 +89,17 @@ pub struct Emission {
     pub last: bool,
 }
 
+/// How busy an engine is, in the numbers that cost nothing to read.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Gauges {
+    /// Requests in the running batch.
+    pub running: usize,
+    /// Requests that wait for room.
+    pub waiting: usize,
+    /// The share of blocks in use by requests, 0 to 1.
+    pub usage: f64,
+}
+
 /// How busy an engine is, and what it has done since it started.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stats {

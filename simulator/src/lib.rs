@@ -8,7 +8,7 @@
 //!
 //! Around it, what shows kvscout at work: a [`load`] of conversations for any OpenAI endpoint,
 //! the [`stack`] of servers, kvscout and Envoy, and the [`demo`] that sends the one through the
-//! other.
+//! other. And [`compare`], which needs none of these: policies beside each other in virtual time.
 //!
 //! Modules stand in the order that data flows, and use only what is declared above them.
 
@@ -27,6 +27,7 @@ pub mod load;
 pub mod stack;
 pub mod qa;
 pub mod demo;
+pub mod compare;
 pub mod cli;
 
 pub use server::{Addresses, Bound, Config, Server};

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use client::{Answer, Client, Message, Reply, Usage};
 pub use decision::Decision;
-pub use progress::Progress;
+pub use progress::{Bar, Progress};
 pub use prose::prose;
 pub use schedule::Schedule;
 pub use statistics::{Predictions, Spread, Summary};

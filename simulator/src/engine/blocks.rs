@@ -7,8 +7,10 @@
 //! and removed by itself.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use kvscout::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
+use smallvec::SmallVec;
 
 pub use super::free_list::BlockId;
 use super::free_list::FreeList;
@@ -30,9 +32,28 @@ pub struct Pool {
     blocks: Vec<Block>,
     free: FreeList,
     /// Copies in the order in which they were stored; a hit takes the first.
-    cached: HashMap<EngineHash, Vec<BlockId>>,
+    cached: HashMap<EngineHash, SmallVec<[BlockId; 2]>, BuildHasherDefault<AsIs>>,
     order: FreeOrder,
     events: Vec<BlockEvent>,
+}
+
+/// Engine hashes are numbers as good as random already.
+#[derive(Debug, Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Only numbers are hashed; what else came would do no worse than collide.
+        self.0 ^= bytes.len() as u64;
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -48,7 +69,7 @@ impl Pool {
         Self {
             blocks: vec![Block::default(); num_gpu_blocks.max(1) as usize],
             free: FreeList::new(num_gpu_blocks),
-            cached: HashMap::new(),
+            cached: HashMap::default(),
             order,
             events: Vec::new(),
         }
@@ -105,9 +126,14 @@ impl Pool {
 
     /// Takes up to `count` free blocks, evicting what they held.
     pub fn allocate(&mut self, count: usize) -> Vec<BlockId> {
+        if count == 0 {
+            return Vec::new();
+        }
         let taken: Vec<BlockId> = std::iter::from_fn(|| self.free.pop_front())
             .take(count)
             .collect();
+        // A removal each, once the pool is full.
+        self.events.reserve(taken.len());
         for &id in &taken {
             self.evict(id);
             self.blocks[id.index()].users = 1;
@@ -168,7 +194,7 @@ impl Pool {
             return;
         };
         if let Some(copies) = self.cached.get_mut(&hash) {
-            copies.retain(|&copy| copy != id);
+            copies.retain(|copy| *copy != id);
             if copies.is_empty() {
                 self.cached.remove(&hash);
             }

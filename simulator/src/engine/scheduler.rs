@@ -10,7 +10,7 @@ use kvscout::blocks::BlockEvent;
 
 use super::blocks::{BlockId, Pool};
 use super::sequence::{BlockHasher, Request, RequestId, Sequence};
-use super::{Emission, EngineConfig, Stats, StepOutcome, StepWork};
+use super::{Emission, EngineConfig, Gauges, Stats, StepOutcome, StepWork};
 
 /// A simulated vLLM engine.
 #[derive(Debug)]
@@ -123,6 +123,28 @@ impl Engine {
         self.pool.copies()
     }
 
+    /// The events of the step under way, which then end with it no more: blocks can be found from
+    /// when they are scheduled, and are told of when they are computed.
+    pub fn take_events(&mut self) -> Vec<BlockEvent> {
+        self.pool.take_events()
+    }
+
+    /// What a scrape of the three gauges that schedulers look at would show.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        Gauges {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            usage: self.pool.usage(),
+        }
+    }
+
+    /// Requests pushed back for want of blocks, so far.
+    #[must_use]
+    pub fn preemptions(&self) -> u64 {
+        self.totals.preemptions
+    }
+
     /// How busy the engine is now.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -164,22 +186,24 @@ impl Engine {
         let mut preempted = false;
         let mut next = 0;
         while next < self.running.len() && *budget > 0 {
-            let mut sequence = self.running.remove(next);
+            // Out of its place, not out of the list: hundreds of requests would move up, each step.
+            let mut sequence = std::mem::take(&mut self.running[next]);
             let wanted = (sequence.tokens.len() - sequence.computed).min(*budget);
             let mut fits = self.allocate(&mut sequence, wanted, &[]);
-            while !fits && self.running.len() > next {
+            while !fits && self.running.len() > next + 1 {
                 let newest = self.running.pop().expect("there is one behind `next`");
                 self.preempt(newest);
                 preempted = true;
                 fits = self.allocate(&mut sequence, wanted, &[]);
             }
             if !fits {
+                self.running.truncate(next);
                 self.preempt(sequence);
                 return true;
             }
             sequence.scheduled = wanted;
             *budget -= wanted;
-            self.running.insert(next, sequence);
+            self.running[next] = sequence;
             next += 1;
         }
         preempted

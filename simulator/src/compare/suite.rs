@@ -1,0 +1,91 @@
+//! What `make bench-policy` runs: every workload at loads from idle to full.
+
+use std::path::Path;
+
+use super::scenario::Scenario;
+use super::setting::Setting;
+use super::workloads::{Agents, Groups, Mooncake, Rounds};
+
+/// From loads that any policy carries to those that only a cache makes bearable.
+const ROUNDS: [f64; 4] = [8.0, 16.0, 24.0, 32.0];
+const GROUPS: [f64; 4] = [10.0, 20.0, 25.0, 30.0];
+const AGENTS: [f64; 4] = [10.0, 20.0, 30.0, 40.0];
+/// 3.4 requests/s is as it was recorded.
+const MOONCAKE: [f64; 3] = [3.4, 6.0, 9.0];
+/// 320 users with 23,000 tokens each are 73 % of what 32 pods hold, as 150 groups are of what 8 hold in
+/// llm-d's published set-up.
+const ROUNDS_PODS: usize = 32;
+/// Router replicas, on groups at the second load.
+const ROUTERS: [usize; 2] = [4, 8];
+
+/// The scenarios; without a trace, Mooncake's are left out.
+///
+/// # Errors
+/// The trace cannot be read.
+pub(super) fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<Scenario>> {
+    let setting = Setting {
+        seed,
+        ..Setting::default()
+    };
+    let mut scenarios = Vec::new();
+    for rate in ROUNDS {
+        let rounds = Rounds {
+            users: 320,
+            rounds: 10,
+            system_tokens: 1000,
+            history_tokens: 20_000,
+            answer_tokens: 100,
+            rate,
+            seconds: 90.0,
+        };
+        let setting = Setting {
+            pods: ROUNDS_PODS,
+            ..setting.clone()
+        };
+        scenarios.push(Scenario::new(rounds.plan(), rate, setting));
+    }
+    let groups = |rate| Groups {
+        groups: 150,
+        users: 5,
+        prefix_tokens: 6000,
+        question_tokens: 1200,
+        answer_tokens: 1000,
+        rate,
+        seconds: 90.0,
+        seed,
+    };
+    for rate in GROUPS {
+        scenarios.push(Scenario::new(groups(rate).plan(), rate, setting.clone()));
+    }
+    for rate in AGENTS {
+        let agents = Agents {
+            system_tokens: 3000,
+            task_tokens: 1000,
+            steps: 5,
+            tool_tokens: 400,
+            branches: 4,
+            levels: 2,
+            answer_tokens: 150,
+            tool_seconds: 1.0,
+            rate,
+            seconds: 60.0,
+            seed,
+        };
+        scenarios.push(Scenario::new(agents.plan(), rate, setting.clone()));
+    }
+    if let Some(trace) = trace {
+        let trace = Mooncake::read(trace)?;
+        for rate in MOONCAKE {
+            let plan = trace.plan(rate, 1, 600.0);
+            scenarios.push(Scenario::new(plan, rate, setting.clone()));
+        }
+    }
+    for routers in ROUTERS {
+        let setting = Setting {
+            routers,
+            ..setting.clone()
+        };
+        scenarios.push(Scenario::new(groups(GROUPS[1]).plan(), GROUPS[1], setting));
+    }
+    Ok(scenarios)
+}
