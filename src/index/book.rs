@@ -187,7 +187,7 @@ impl Book {
         self.retired.extend(self.expected.end());
         self.changed = true;
         if self.caches.iter().all(Cache::is_own) {
-            self.changed |= std::mem::take(&mut self.gave_up);
+            self.gave_up = false;
         }
         // What comes after a cleared cache is all known: nothing unsure stays beside it.
         self.drop_unsure();

@@ -22,6 +22,11 @@ impl Place {
         medium: Medium::Gpu,
         group: 0,
     };
+
+    /// Whether it is the engine's own: its groups share one pool, and are cleared together.
+    pub(super) fn is_own(self) -> bool {
+        self.medium == Medium::Gpu
+    }
 }
 
 #[derive(Debug)]
@@ -106,9 +111,8 @@ impl Cache {
         }
     }
 
-    /// Whether it is the engine's own: its groups share one pool, and are cleared together.
     pub(super) fn is_own(&self) -> bool {
-        self.place.medium == Medium::Gpu
+        self.place.is_own()
     }
 
     /// Whether a hash means the same block here and there: engine hashes of one process name

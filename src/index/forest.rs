@@ -1,8 +1,8 @@
 //! All trees, one lock each: by a prompt's first key, so that a prompt is all in one.
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-
 use std::hash::BuildHasher;
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::blocks::BlockKey;
 use crate::index::keyed::Keyed;

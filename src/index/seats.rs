@@ -76,7 +76,7 @@ impl View {
     pub fn shape(&self) -> Option<Shape> {
         match self.main {
             Some(main) => self.caches[main].shape,
-            None => self.caches.iter().find(|cache| cache.is_own())?.shape,
+            None => self.caches.iter().find(|cache| cache.place.is_own())?.shape,
         }
     }
 
@@ -101,14 +101,10 @@ impl CacheView {
         self.sure.filter(|_| sure).or(self.any)
     }
 
-    pub fn is_own(&self) -> bool {
-        self.place.medium == crate::blocks::Medium::Gpu
-    }
-
     /// Whether the engine's hits depend on it in a way that is known. Of a group that is not modelled
     /// nothing is, and the endpoint is not trusted.
     pub fn counts_for_hits(&self) -> bool {
-        self.is_own() && self.rule != Rule::Unknown
+        self.place.is_own() && self.rule != Rule::Unknown
     }
 }
 
@@ -147,28 +143,24 @@ impl Seats {
         if self.shapes.len() <= 1 {
             return self.shapes.clone();
         }
-        let seats = endpoints.iter().filter_map(|id| self.by_endpoint.get(id));
-        let mut shapes = Vec::new();
-        for shape in seats
-            .flat_map(|seat| &seat.view.caches)
-            .filter_map(|cache| cache.shape)
-        {
-            if !shapes.contains(&shape) {
-                shapes.push(shape);
-            }
-        }
-        shapes
+        shapes(endpoints.iter().filter_map(|id| self.by_endpoint.get(id)))
     }
 
     pub fn count_shapes(&mut self) {
-        self.shapes.clear();
-        let caches = self.by_endpoint.values().flat_map(|seat| &seat.view.caches);
-        for shape in caches.filter_map(|cache| cache.shape) {
-            if !self.shapes.contains(&shape) {
-                self.shapes.push(shape);
-            }
+        self.shapes = shapes(self.by_endpoint.values());
+    }
+}
+
+/// Each of their shapes once.
+fn shapes<'a>(seats: impl Iterator<Item = &'a Seat>) -> Vec<Shape> {
+    let caches = seats.flat_map(|seat| &seat.view.caches);
+    let mut shapes = Vec::new();
+    for shape in caches.filter_map(|cache| cache.shape) {
+        if !shapes.contains(&shape) {
+            shapes.push(shape);
         }
     }
+    shapes
 }
 
 /// Numbers of holders: the smallest that is free.

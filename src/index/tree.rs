@@ -382,6 +382,7 @@ impl Tree {
     }
 
     fn hold_in(&mut self, holder: Holder, run: u32, at: Range<usize>, again: &mut Vec<BlockId>) {
+        let has_loose = self.has_loose(holder);
         let Self { runs, blocks, .. } = self;
         let of = &runs[run];
         let entry = of.entry(holder);
@@ -395,10 +396,6 @@ impl Tree {
         let parent = of.parent;
         let is_next = new == held
             && (held > 0 || parent == NONE || runs[parent].held(holder) == runs[parent].len());
-        let has_loose = self
-            .loose_of
-            .get(usize::from(holder.0))
-            .is_some_and(|of| *of > 0);
         if is_next && !has_loose {
             for link in &of.links[new..at.end] {
                 blocks[link.block].refs += 1;
