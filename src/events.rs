@@ -14,7 +14,6 @@ pub mod order;
 pub mod snapshot;
 pub mod follow;
 pub mod backoff;
-mod ask;
 mod capacity;
 mod queue;
 pub mod zmtp;

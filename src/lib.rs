@@ -39,6 +39,7 @@ pub mod proto;
 pub mod prompt;
 pub mod tokens;
 pub mod models;
+pub mod ask;
 pub mod blocks;
 pub mod fleet;
 pub mod index;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::events::ask;
+use crate::ask;
 
 /// From question to the whole answer; an engine's loop is not in its way.
 const ANSWER_MAX: Duration = Duration::from_secs(3);

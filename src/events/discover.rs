@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use crate::events::ask::{self, AskError};
+use crate::ask::{self, AskError};
 use crate::fleet::Endpoint;
 
 /// From question to the whole answer.
@@ -140,6 +140,10 @@ impl Discovery {
             AskError::Client(reason) => DiscoverError::Client { url, reason },
             AskError::Transport(reason) => DiscoverError::Transport { url, reason },
             AskError::Status(status) => DiscoverError::Status { url, status },
+            AskError::Late(_) => DiscoverError::Transport {
+                url,
+                reason: error.to_string(),
+            },
             AskError::Long(_) => self.answer(error.to_string()),
         }
     }

@@ -1,0 +1,97 @@
+//! Questions to a server's HTTP port: an answer that is not too long, in time.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{StatusCode, redirect};
+use tokio::time::timeout;
+
+use crate::models::words;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Before anything was asked.
+    #[error("cannot ask: {0}")]
+    Client(String),
+    /// No answer, or one that broke off.
+    #[error("{0}")]
+    Transport(String),
+    /// Not the whole answer in time.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    /// Another answer than the one wanted.
+    #[error("{0}")]
+    Status(StatusCode),
+    /// Longer than it should be.
+    #[error("more than {0} bytes: is that vLLM?")]
+    Long(usize),
+}
+
+/// Asks pods, and keeps one connection to each for the next time.
+#[derive(Debug, Clone)]
+pub struct Client(reqwest::Client);
+
+impl Client {
+    /// No proxy stands between a pod and us, and nobody sends us elsewhere.
+    ///
+    /// # Errors
+    /// [`AskError::Client`], the library's words.
+    pub fn new() -> Result<Self, AskError> {
+        let build = || -> Result<reqwest::Client, Box<dyn Error>> {
+            let ring = Arc::new(rustls::crypto::ring::default_provider());
+            let tls = rustls::ClientConfig::builder_with_provider(ring)
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            let builder = reqwest::Client::builder()
+                .user_agent(concat!("kvscout/", env!("CARGO_PKG_VERSION")))
+                .no_proxy()
+                .redirect(redirect::Policy::none())
+                .pool_max_idle_per_host(1)
+                .tls_backend_preconfigured(tls);
+            Ok(builder.build()?)
+        };
+        let client = build().map_err(|error| AskError::Client(words(error.as_ref())))?;
+        Ok(Self(client))
+    }
+
+    /// The body of a 200.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn get(
+        &self,
+        url: &str,
+        within: Duration,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, AskError> {
+        let fetched = timeout(within, self.fetch(url, bytes_max)).await;
+        fetched.unwrap_or(Err(AskError::Late(within)))
+    }
+
+    async fn fetch(&self, url: &str, bytes_max: usize) -> Result<Vec<u8>, AskError> {
+        let failed = |error: reqwest::Error| AskError::Transport(words(&error.without_url()));
+        let mut answer = self.0.get(url).send().await.map_err(failed)?;
+        if answer.status() != StatusCode::OK {
+            return Err(AskError::Status(answer.status()));
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(failed)? {
+            if body.len() + piece.len() > bytes_max {
+                return Err(AskError::Long(bytes_max));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+}
+
+/// One question, by a client of its own.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn get(url: &str, within: Duration, bytes_max: usize) -> Result<Vec<u8>, AskError> {
+    Client::new()?.get(url, within, bytes_max).await
+}
