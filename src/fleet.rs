@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+pub mod report;
 pub mod fixed;
 
 /// A dense number for an endpoint, never reused within a process.

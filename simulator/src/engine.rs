@@ -113,8 +113,12 @@ pub struct Stats {
     pub query_tokens: u64,
     /// Prompt tokens found in the cache.
     pub hit_tokens: u64,
-    /// Prompt tokens of requests that were scheduled for the first time.
+    /// Prompt tokens of requests that have a first token of an answer.
     pub prompt_tokens: u64,
+    /// Those of them that were found in the cache.
+    pub cached_prompt_tokens: u64,
+    /// How many such requests there were.
+    pub first_tokens: u64,
     /// Tokens generated.
     pub generation_tokens: u64,
     /// Requests pushed back from the running batch for want of blocks.

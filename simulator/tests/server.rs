@@ -1,5 +1,7 @@
 //! A server as its clients see it: real HTTP, real sockets.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -565,6 +567,52 @@ async fn a_rank_that_is_to_die_takes_the_others_along() {
     let lost = async { while held(&sim).await != ["{}", "{}"] {} };
     let lost = tokio::time::timeout(PATIENCE, lost).await;
     lost.expect("both are gone");
+}
+
+/// Families of a page by type, and the labels that their samples have: those of adapters apart,
+/// which only a server with adapters shows.
+fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut families = BTreeMap::<_, BTreeSet<_>>::new();
+    for line in page.lines().filter(|line| !line.contains(":lora_")) {
+        if line.starts_with("# TYPE vllm:") {
+            families.entry(line.to_owned()).or_default();
+        } else if let Some((name, labels)) = line.split_once('{') {
+            let labels = labels
+                .split("\",")
+                .filter_map(|label| label.split_once("=\""));
+            let labels = labels.map(|(name, _)| name.to_owned());
+            families.entry(name.to_owned()).or_default().extend(labels);
+        }
+    }
+    families
+}
+
+#[tokio::test]
+async fn a_page_of_metrics_is_a_part_of_what_vllm_shows() {
+    let real = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/vllm/v0.32.0-dp2/metrics.txt");
+    let real = families(&std::fs::read_to_string(real).expect("a page of vLLM 0.32.0"));
+    let page = Sim::instant().await.get("/metrics").await;
+    let page = families(&page);
+    assert!(page.len() > 25, "{page:?}");
+    for (family, labels) in page {
+        let theirs = real.get(&family).unwrap_or_else(|| panic!("no {family}"));
+        assert!(labels.is_subset(theirs), "{family}: {labels:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_rank_has_its_lines_on_the_page_and_a_prompt_counts_when_it_is_done() {
+    let sim = publishing(Layout::Map, 2).await;
+    assert_eq!(fill(&sim, "4").await, StatusCode::OK);
+    let page = sim.get("/metrics").await;
+    let page = kvscout::fleet::report::Page::read(&page);
+    let prefilled = |rank| {
+        let report = page.of(Some(rank)).expect("its lines");
+        let prefilled = report.prefilled.expect("its counts");
+        (prefilled.requests, prefilled.tokens > 0.0)
+    };
+    assert_eq!((prefilled(3), prefilled(4)), ((0.0, false), (1.0, true)));
 }
 
 fn ask_from(number: &[u8]) -> ZmqMessage {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::ask;
+use crate::fleet::report;
 
 /// From question to the whole answer; an engine's loop is not in its way.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -23,16 +24,13 @@ pub async fn of(address: SocketAddr) -> Option<u64> {
 }
 
 /// The family of vLLM that says so, as labels.
-const FAMILY: &str = "vllm:cache_config_info{";
+const FAMILY: &str = "vllm:cache_config_info";
 
 /// Copies that an engine's own cache holds at most, of its `/metrics` text; none where it does not
 /// say. Of several ranks behind one port the largest counts: they are configured alike.
 fn read(metrics: &str) -> Option<u64> {
-    let lines = metrics.lines().filter_map(|line| line.strip_prefix(FAMILY));
-    let blocks = lines.filter_map(|labels| {
-        let (_, value) = labels.split_once("num_gpu_blocks=\"")?;
-        value.split_once('"')?.0.parse::<u64>().ok()
-    });
+    let samples = report::samples(metrics, |family| family == FAMILY);
+    let blocks = samples.filter_map(|sample| sample.label("num_gpu_blocks")?.parse::<u64>().ok());
     // One block is vLLM's null block, which holds nothing.
     blocks.max()?.checked_sub(1)
 }

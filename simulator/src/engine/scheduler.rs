@@ -167,6 +167,9 @@ impl Engine {
             return None;
         }
         let position = sequence.generated();
+        if position == 0 {
+            self.count_first_token(sequence);
+        }
         let token = sequence.request.output[position];
         sequence.tokens.push(token);
         self.totals.generation_tokens += 1;
@@ -270,11 +273,17 @@ impl Engine {
             return;
         }
         sequence.hit_tokens = Some(sequence.computed);
-        self.totals.prompt_tokens += sequence.tokens.len() as u64;
         if !sequence.request.skip_cache_read {
             self.totals.query_tokens += sequence.tokens.len() as u64;
             self.totals.hit_tokens += sequence.computed as u64;
         }
+    }
+
+    /// And to the prompts that are done, by what was found of them, when the first token comes.
+    fn count_first_token(&mut self, sequence: &Sequence) {
+        self.totals.first_tokens += 1;
+        self.totals.prompt_tokens += sequence.tokens.len() as u64;
+        self.totals.cached_prompt_tokens += sequence.hit_tokens.unwrap_or(0) as u64;
     }
 
     /// Gives `sequence` the blocks for its next `wanted` tokens, on top of cached ones in
