@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
@@ -15,14 +15,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin, EndpointState};
-use crate::config::{Config, EventSourceKind, Model};
+use crate::config::{Config, EventSourceKind, Model, Saturation};
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
 use crate::fleet::fixed::FleetFile;
+use crate::fleet::scrape::Scraper;
 use crate::fleet::{Endpoint, Fleet};
 use crate::index::Index;
-use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, Sizes};
+use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes, Sizes};
 use crate::models::{Hub, Loader, Models};
 use crate::parity::Parity;
 use crate::readiness::Readiness;
@@ -84,6 +85,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         parity: parity.clone(),
         reader: Reader::new(models.clone(), pool.clone()),
         policy: config.policy.clone(),
+        saturation: config.load.saturation,
         decision_max: Duration::from_millis(config.limits.decision_ms_max),
         metrics: metrics.clone(),
     }));
@@ -117,6 +119,14 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             Ok(())
         });
     }
+    if config.load.scrape_interval_ms > 0 {
+        let scraper = Scraper {
+            fleet: fleet.clone(),
+            settings: config.load.clone(),
+            metrics: metrics.clone(),
+        };
+        app.spawn("load", async { Ok(scraper.run().await?) });
+    }
     app.spawn("upkeep", upkeep(metrics.clone()));
     // Probes are answered until the very end: health and admin are never told to end.
     let (health, never) = (app.health.clone(), std::future::pending());
@@ -124,6 +134,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         Ok(health.serve(health_port, never).await?)
     });
     let (watched, pictures) = (fleet.clone(), index.clone());
+    let saturation = config.load.saturation;
     let admin = Admin {
         endpoints: Arc::new(move || {
             let fleet = watched.borrow().clone();
@@ -133,7 +144,15 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         metrics: metrics.handle(),
         observe: Arc::new(move || {
             let (fleet, models) = (fleet.borrow(), models.borrow());
-            observe(&metrics, &index, &parity, &fleet, &models, &pool);
+            observe(
+                &metrics,
+                &index,
+                &parity,
+                &fleet,
+                &models,
+                &pool,
+                &saturation,
+            );
         }),
         readiness: app.readiness.clone(),
     };
@@ -321,6 +340,22 @@ async fn report_readiness(
     }
 }
 
+/// What an endpoint says of its load, as of now.
+fn said(endpoint: &Endpoint, saturation: &Saturation) -> Option<SaidSizes> {
+    let (now, load) = (Instant::now(), &endpoint.load);
+    let (report, age) = load.report(now)?;
+    let outside = load.outside(now);
+    Some(SaidSizes {
+        age,
+        waiting: report.waiting,
+        running: report.running,
+        kv_usage: report.kv_usage,
+        outside_requests: outside.requests,
+        outside_tokens: outside.prefill_tokens,
+        saturated: load.saturated(now, saturation),
+    })
+}
+
 fn observe(
     metrics: &Metrics,
     index: &Index,
@@ -328,6 +363,7 @@ fn observe(
     fleet: &Fleet,
     models: &Models,
     pool: &TokenPool,
+    saturation: &Saturation,
 ) {
     let (size, records) = (index.size(), parity.records());
     let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
@@ -336,6 +372,7 @@ fn observe(
         requests: endpoint.load.requests(),
         queued_tokens: endpoint.load.prefill_tokens(),
         blocks: index.blocks_of(endpoint.id),
+        said: said(endpoint, saturation),
     });
     let models = models.states().map(|(name, cache)| ModelSizes {
         name,

@@ -7,12 +7,14 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+mod load;
 mod model;
 mod nats;
 mod print;
 mod render;
 pub mod yaml;
 
+pub use load::{Load, Saturation};
 pub use model::{Engine, Model, Repo, Source};
 pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
@@ -33,6 +35,8 @@ pub struct Config {
     pub models_cache: PathBuf,
     /// Where KV events come from.
     pub events: Events,
+    /// What servers say of their own load.
+    pub load: Load,
     /// How to choose.
     pub policy: Policy,
     /// What bounds a request.
@@ -195,6 +199,7 @@ impl Default for Config {
                 topic: String::new(),
                 queue_bytes_max: 64 << 20,
             },
+            load: Load::default(),
             policy: Policy {
                 strategy: Strategy::PrefixCache,
                 matching_ratio_min: 0.5,
@@ -274,6 +279,9 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
         events: root
             .section("events", |events| Some(read_events(events, folder)))
             .unwrap_or(defaults.events),
+        load: root
+            .section("load", |load| Some(load::read(load)))
+            .unwrap_or(defaults.load),
         policy: root
             .section("policy", |policy| Some(read_policy(policy)))
             .unwrap_or(defaults.policy),

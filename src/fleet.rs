@@ -6,13 +6,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 pub mod report;
+pub mod load;
 pub mod fixed;
+pub mod scrape;
+
+pub use load::{Booking, Load, Outside};
 
 /// A dense number for an endpoint, never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +57,7 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Where its events come from; none makes it `Silent`.
     pub events: Option<EventAddress>,
-    /// What we placed there and has not ended.
+    /// What it has to do: ours, and what its server says of the rest.
     pub load: Load,
     trust: Mutex<TrustSince>,
     failures: Mutex<Failures>,
@@ -239,71 +243,6 @@ pub struct TrustSince {
     pub since: Instant,
 }
 
-/// The work that this process placed at an endpoint and that has not ended.
-#[derive(Debug, Default)]
-pub struct Load {
-    requests: AtomicU32,
-    prefill_tokens: AtomicU64,
-}
-
-impl Load {
-    /// Requests between choice and end of response.
-    pub fn requests(&self) -> u32 {
-        self.requests.load(Ordering::Relaxed)
-    }
-
-    /// Uncached prompt tokens of requests whose first output has not come.
-    pub fn prefill_tokens(&self) -> u64 {
-        self.prefill_tokens.load(Ordering::Relaxed)
-    }
-}
-
-/// Books one request's work at an endpoint; dropping it releases whatever is still booked, so
-/// that no path out of an exchange can leak load.
-#[derive(Debug)]
-pub struct Booking {
-    endpoint: Arc<Endpoint>,
-    prefill_tokens: u64,
-}
-
-impl Booking {
-    /// Books `prefill_tokens` of work.
-    #[must_use]
-    pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64) -> Self {
-        endpoint.load.requests.fetch_add(1, Ordering::Relaxed);
-        endpoint
-            .load
-            .prefill_tokens
-            .fetch_add(prefill_tokens, Ordering::Relaxed);
-        Self {
-            endpoint,
-            prefill_tokens,
-        }
-    }
-
-    /// Who does the work.
-    #[must_use]
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// The first output arrived: the prefill is done, decoding goes on.
-    pub fn prefilled(&mut self) {
-        let tokens = std::mem::take(&mut self.prefill_tokens);
-        self.endpoint
-            .load
-            .prefill_tokens
-            .fetch_sub(tokens, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Booking {
-    fn drop(&mut self) {
-        self.prefilled();
-        self.endpoint.load.requests.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Who serves, as of now.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
@@ -326,25 +265,6 @@ mod tests {
         let rank = Endpoint::new(EndpointId(0), "pod-1".into(), address, None).of_rank(3);
         let names = (rank.name.as_str(), rank.pod.as_str(), rank.rank);
         assert_eq!(names, ("pod-1/3", "pod-1", Some(3)));
-    }
-
-    #[test]
-    fn a_dropped_booking_leaves_no_load() {
-        let endpoint = endpoint();
-        let mut first = Booking::new(endpoint.clone(), 100);
-        let second = Booking::new(endpoint.clone(), 50);
-        first.prefilled();
-        first.prefilled();
-        assert_eq!(
-            (endpoint.load.requests(), endpoint.load.prefill_tokens()),
-            (2, 50)
-        );
-        drop(first);
-        drop(second);
-        assert_eq!(
-            (endpoint.load.requests(), endpoint.load.prefill_tokens()),
-            (0, 0)
-        );
     }
 
     #[test]

@@ -80,6 +80,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Times that all of an endpoint's picture became unsure, by endpoint",
     ),
     (
+        "kvscout_scrape_failures_total",
+        Unit::Count,
+        "Times that a server's load could not be read from its metrics, by endpoint and reason",
+    ),
+    (
         "kvscout_model_loads_total",
         Unit::Count,
         "Times that a model's files were loaded, by model; more than one is a reload",
@@ -125,6 +130,36 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "kvscout_endpoint_queued_tokens",
         Unit::Count,
         "Prefill tokens placed and not done, by endpoint",
+    ),
+    (
+        "kvscout_endpoint_report_age_seconds",
+        Unit::Seconds,
+        "Since an endpoint's own metrics were last read",
+    ),
+    (
+        "kvscout_endpoint_reported_requests",
+        Unit::Count,
+        "Requests that an endpoint itself counts, by endpoint and state (waiting, running)",
+    ),
+    (
+        "kvscout_endpoint_reported_kv_usage",
+        Unit::Count,
+        "The share of an endpoint's KV cache that requests use, as it says, 0 to 1",
+    ),
+    (
+        "kvscout_endpoint_outside_requests",
+        Unit::Count,
+        "Of the requests that an endpoint counts, those that were not placed here; older reports count less",
+    ),
+    (
+        "kvscout_endpoint_outside_tokens",
+        Unit::Count,
+        "Prefill tokens that the waiting ones of them stand for",
+    ),
+    (
+        "kvscout_endpoint_saturated",
+        Unit::Count,
+        "1 for an endpoint that says more than load.queue_max or load.kv_usage_max, else 0",
     ),
     (
         "kvscout_endpoint_blocks",
@@ -313,6 +348,13 @@ impl Metrics {
         }
     }
 
+    /// What a server says of its load could not be read.
+    pub fn unscraped(&self, endpoint: &str, reason: &str) {
+        let labels = [("endpoint", endpoint), ("reason", reason)];
+        self.counter("kvscout_scrape_failures_total", &labels)
+            .increment(1);
+    }
+
     /// Counts what publishers say that belong to no endpoint.
     pub fn unclaimed(&self) -> Counter {
         self.counter("kvscout_event_batches_unclaimed_total", &[])
@@ -392,19 +434,41 @@ impl Metrics {
                 .set(doubtful);
         }
         for one in &sizes.endpoints {
-            let by = [("endpoint", one.name)];
-            self.gauge("kvscout_endpoint_requests", &by)
-                .set(f64::from(one.requests));
-            self.gauge("kvscout_endpoint_queued_tokens", &by)
-                .set(one.queued_tokens as f64);
-            self.gauge("kvscout_endpoint_blocks", &by)
-                .set(one.blocks as f64);
-            for trust in ["live", "learning", "doubtful", "silent"] {
-                let held = if trust == one.trust { 1.0 } else { 0.0 };
-                self.gauge("kvscout_endpoint_trust", &[by[0], ("trust", trust)])
-                    .set(held);
-            }
+            self.observe_endpoint(one);
         }
+    }
+
+    fn observe_endpoint(&self, one: &EndpointSizes<'_>) {
+        let by = [("endpoint", one.name)];
+        self.gauge("kvscout_endpoint_requests", &by)
+            .set(f64::from(one.requests));
+        self.gauge("kvscout_endpoint_queued_tokens", &by)
+            .set(one.queued_tokens as f64);
+        self.gauge("kvscout_endpoint_blocks", &by)
+            .set(one.blocks as f64);
+        for trust in ["live", "learning", "doubtful", "silent"] {
+            let held = if trust == one.trust { 1.0 } else { 0.0 };
+            self.gauge("kvscout_endpoint_trust", &[by[0], ("trust", trust)])
+                .set(held);
+        }
+        let Some(said) = &one.said else { return };
+        self.gauge("kvscout_endpoint_report_age_seconds", &by)
+            .set(said.age.as_secs_f64());
+        for (state, requests) in [("waiting", said.waiting), ("running", said.running)] {
+            let by = [by[0], ("state", state)];
+            self.gauge("kvscout_endpoint_reported_requests", &by)
+                .set(f64::from(requests));
+        }
+        if let Some(usage) = said.kv_usage {
+            self.gauge("kvscout_endpoint_reported_kv_usage", &by)
+                .set(usage);
+        }
+        self.gauge("kvscout_endpoint_outside_requests", &by)
+            .set(f64::from(said.outside_requests));
+        self.gauge("kvscout_endpoint_outside_tokens", &by)
+            .set(said.outside_tokens as f64);
+        self.gauge("kvscout_endpoint_saturated", &by)
+            .set(if said.saturated { 1.0 } else { 0.0 });
     }
 
     fn observe_model(&self, one: &ModelSizes<'_>) {
@@ -511,6 +575,27 @@ pub struct EndpointSizes<'a> {
     pub queued_tokens: u64,
     /// Different blocks that its picture holds.
     pub blocks: usize,
+    /// What it said of its load itself, if it did.
+    pub said: Option<SaidSizes>,
+}
+
+/// What an endpoint last said of its load.
+#[derive(Debug, Clone, Copy)]
+pub struct SaidSizes {
+    /// How long ago.
+    pub age: Duration,
+    /// Requests waiting there.
+    pub waiting: u32,
+    /// Requests running there.
+    pub running: u32,
+    /// The share of its KV cache in use, 0 to 1.
+    pub kv_usage: Option<f64>,
+    /// Requests that were not placed here.
+    pub outside_requests: u32,
+    /// What they have to prefill.
+    pub outside_tokens: u64,
+    /// It is past a threshold.
+    pub saturated: bool,
 }
 
 /// What is counted of one model.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::blocks::{Chain, Chains, Identity, TokenId};
 use crate::choice::{Basis, Candidate, Choice, Problem, choose};
-use crate::config::{Policy, Strategy};
+use crate::config::{Policy, Saturation, Strategy};
 use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
 use crate::index::{Cached, Index};
 use crate::metrics::{EndpointMetrics, Metrics};
@@ -94,6 +94,8 @@ pub struct Parts {
     pub reader: Reader,
     /// How to choose.
     pub policy: Policy,
+    /// When a server has too much to do.
+    pub saturation: Saturation,
     /// From whole body to choice; then load decides.
     pub decision_max: Duration,
     /// Where it is counted.
@@ -264,14 +266,7 @@ impl Scheduler {
             .endpoints
             .iter()
             .zip(cached)
-            .map(|(endpoint, cached)| Candidate {
-                endpoint: endpoint.id,
-                cached: *cached,
-                trust: endpoint.trust(),
-                avoided: endpoint.avoided(now),
-                queued_tokens: endpoint.load.prefill_tokens(),
-                requests: endpoint.load.requests(),
-            })
+            .map(|(endpoint, cached)| candidate(endpoint, *cached, now))
             .collect();
         let problem = Problem {
             prompt_tokens: reading.prompt_tokens,
@@ -388,10 +383,25 @@ impl Scheduler {
             placement.choice.trust.as_str(),
         );
         let (basis, reason) = (basis.as_str(), basis.reason());
+        let load = &placement.endpoint().load;
         tracing::debug!(
             %request, endpoint, basis, reason, trust, prompt_tokens, predicted_cached_tokens,
+            saturated = load.saturated(Instant::now(), &self.parts.saturation),
             queued_tokens = placement.choice.cost.prefill_tokens, "placed"
         );
+    }
+}
+
+/// What an endpoint offers, and all that it has to do: ours and others'.
+fn candidate(endpoint: &Endpoint, cached: Cached, now: Instant) -> Candidate {
+    let outside = endpoint.load.outside(now);
+    Candidate {
+        endpoint: endpoint.id,
+        cached,
+        trust: endpoint.trust(),
+        avoided: endpoint.avoided(now),
+        queued_tokens: endpoint.load.prefill_tokens() + outside.prefill_tokens,
+        requests: endpoint.load.requests().saturating_add(outside.requests),
     }
 }
 

@@ -103,6 +103,8 @@ fn imports_point_up_the_page() {
 const CORE: &[&str] = &[
     "prompt/",
     "blocks.rs",
+    "fleet/load",
+    "fleet/report",
     "index",
     "parity",
     "choice.rs",

@@ -87,6 +87,14 @@ impl Config {
             nats = write_nats(&self.events.nats),
             topic = quote(&self.events.topic),
             queue_bytes_max = self.events.queue_bytes_max,
+            scrape_interval_ms = self.load.scrape_interval_ms,
+            scrape_path = quote(&self.load.scrape_path),
+            scrape_port = self
+                .load
+                .scrape_port
+                .map_or_else(|| "null".to_owned(), |port| port.to_string()),
+            queue_max = self.load.saturation.queue_max,
+            kv_usage_max = self.load.saturation.kv_usage_max,
             strategy = word(STRATEGIES, &self.policy.strategy),
             matching_ratio_min = self.policy.matching_ratio_min,
             media_gpu = self.policy.media.gpu,

@@ -76,6 +76,15 @@ fn what_is_printed_reads_back() {
             },
             ..Config::default().events
         },
+        load: Load {
+            scrape_interval_ms: 0,
+            scrape_path: "/vllm/metrics".into(),
+            scrape_port: Some(9_100),
+            saturation: Saturation {
+                queue_max: 0,
+                kv_usage_max: 0.95,
+            },
+        },
         log: LogFormat::Json,
         ..Config::default()
     };
@@ -110,6 +119,7 @@ models:
   - names: [d]
     hub: {repo: a/b}
     folder: here
+load: {scrape_interval_ms: 5, scrape_path: metrics, scrape_port: 0, kv_usage_max: 80}
 limits: 7
 tls:
   mode: files
@@ -127,8 +137,12 @@ tls:
         "line 14: models[2].hub.repo: \"https://hub/a/b\" is not owner/name",
         "line 14: models[2].hub.revision: \"../x\" is not a branch",
         "line 16: models[3].hub: is given beside folder",
-        "line 18: limits: must be a mapping",
-        "line 20: tls.mode: files needs both cert and key",
+        "line 18: load.scrape_interval_ms: 5 is not within 20 and 60000, nor 0 for off",
+        "line 18: load.scrape_path: \"metrics\" is not a path",
+        "line 18: load.scrape_port: 0 is no port",
+        "line 18: load.kv_usage_max: 80 is not within 0 and 1",
+        "line 19: limits: must be a mapping",
+        "line 21: tls.mode: files needs both cert and key",
     ];
     for start in starts {
         assert!(

@@ -51,6 +51,7 @@ async fn world(endpoints: u32) -> World {
         parity: parity.clone(),
         reader,
         policy: config.policy,
+        saturation: config.load.saturation,
         decision_max: Duration::from_secs(60),
         metrics: metrics.clone(),
     });

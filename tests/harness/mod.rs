@@ -152,6 +152,7 @@ pub fn over(
         parity: Arc::default(),
         reader: Reader::new(models, pool),
         policy: Config::default().policy,
+        saturation: Config::default().load.saturation,
         decision_max: PATIENCE,
         metrics,
     })

@@ -1,0 +1,268 @@
+//! The work that an endpoint has: what this process placed, and what its server says of the rest.
+//!
+//! What we place is known at once and to the token. What others send there (another picker, a
+//! client that goes past the gateway) only the server knows: its own counts, read now and then,
+//! less ours. Time is a parameter; `scrape.rs` does the reading.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Endpoint;
+use super::report::{Prefilled, Report};
+use crate::config::Saturation;
+
+/// What this process placed at an endpoint, and what its server said last.
+#[derive(Debug, Default)]
+pub struct Load {
+    placed: AtomicU64,
+    prefilled: AtomicU64,
+    ended: AtomicU64,
+    prefill_tokens: AtomicU64,
+    told: Mutex<Option<Told>>,
+}
+
+/// Requests of ours so far. Three counts that only grow, so that two readings tell what was there
+/// at any moment between them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    placed: u64,
+    /// Those whose first output came, or that ended without one.
+    prefilled: u64,
+    ended: u64,
+}
+
+/// The moment before a server's metrics are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    counts: Counts,
+    at: Instant,
+}
+
+/// A report, and what of it is ours.
+#[derive(Debug, Clone)]
+struct Told {
+    report: Report,
+    at: Instant,
+    interval: Duration,
+    /// At most so many of its requests are ours.
+    ours: u32,
+    /// And at most so many of those that wait.
+    ours_waiting: u32,
+    mean: MeanPrefill,
+}
+
+/// Work that an endpoint has and this process did not place, as far as it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Requests.
+    pub requests: u32,
+    /// Prompt tokens that those of them that wait will have to compute.
+    pub prefill_tokens: u64,
+}
+
+impl Load {
+    /// Requests of ours between choice and end of response.
+    pub fn requests(&self) -> u32 {
+        let Counts { placed, ended, .. } = self.counts();
+        few(placed - ended)
+    }
+
+    /// Uncached prompt tokens of our requests whose first output has not come.
+    pub fn prefill_tokens(&self) -> u64 {
+        self.prefill_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Ends before beginnings: whoever has ended is seen to have begun.
+    fn counts(&self) -> Counts {
+        let ended = self.ended.load(Ordering::Acquire);
+        let prefilled = self.prefilled.load(Ordering::Acquire);
+        let placed = self.placed.load(Ordering::Acquire);
+        Counts {
+            placed,
+            prefilled,
+            ended,
+        }
+    }
+
+    /// The server's metrics are about to be read: what comes of it goes to [`Load::told`].
+    #[must_use]
+    pub fn ask(&self, now: Instant) -> Asked {
+        let (counts, at) = (self.counts(), now);
+        Asked { counts, at }
+    }
+
+    /// The server's metrics have been read; they are every `interval`.
+    ///
+    /// The report is of some moment between question and answer, and nobody knows which. So what
+    /// counts as ours is whoever was there at *any* moment between: all that had been placed by
+    /// the answer, but for those that had ended by the question. A request that we placed and that
+    /// the server had not seen yet, or had seen end, makes ours too many and the outside too few,
+    /// for one report. The other way round would be worse: a picker that takes its own requests
+    /// for strangers counts them twice, and flees from where it has just been.
+    pub fn told(&self, asked: Asked, report: Report, interval: Duration) {
+        let (before, after) = (asked.counts, self.counts());
+        let mut told = self.told.lock();
+        let mut mean = told.as_ref().map(|told| told.mean).unwrap_or_default();
+        if let Some(prefilled) = report.prefilled {
+            mean.update(prefilled);
+        }
+        *told = Some(Told {
+            report,
+            at: asked.at,
+            interval,
+            ours: few(after.placed - before.ended),
+            ours_waiting: few(after.placed - before.prefilled),
+            mean,
+        });
+    }
+
+    /// What the server has to do for others. Nothing is known without a report.
+    #[must_use]
+    pub fn outside(&self, now: Instant) -> Outside {
+        let told = self.told.lock();
+        told.as_ref().map_or(Outside::default(), |told| {
+            told.outside(weight(told.age(now), told.interval))
+        })
+    }
+
+    /// The server says that it has more than enough to do, and said so a moment ago. Without a
+    /// report it is not.
+    #[must_use]
+    pub fn saturated(&self, now: Instant, saturation: &Saturation) -> bool {
+        let told = self.told.lock();
+        told.as_ref().is_some_and(|told| {
+            let report = &told.report;
+            let fresh = weight(told.age(now), told.interval) == 1.0;
+            let usage = report.kv_usage.unwrap_or(0.0);
+            fresh && (report.waiting > saturation.queue_max || usage > saturation.kv_usage_max)
+        })
+    }
+
+    /// What the server said last, and how long ago.
+    #[must_use]
+    pub fn report(&self, now: Instant) -> Option<(Report, Duration)> {
+        let told = self.told.lock();
+        let told = told.as_ref()?;
+        Some((told.report.clone(), told.age(now)))
+    }
+}
+
+impl Told {
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.at)
+    }
+
+    /// Of those that wait, too, ours are taken off first: a request that is being prefilled may
+    /// wait or run. What strangers that already run have left to compute, no server says.
+    fn outside(&self, weight: f64) -> Outside {
+        let Report {
+            waiting, running, ..
+        } = self.report;
+        let requests = waiting.saturating_add(running).saturating_sub(self.ours);
+        let waiting = waiting.saturating_sub(self.ours_waiting).min(requests);
+        let tokens = f64::from(waiting) * self.mean.tokens;
+        Outside {
+            requests: (f64::from(requests) * weight).round() as u32,
+            prefill_tokens: (tokens * weight).round() as u64,
+        }
+    }
+}
+
+/// What a report is worth by its age, 1 to 0: all of it for two intervals, so that one reading may
+/// fail, and then less and less until ten. A decode of some seconds may well still be there then,
+/// a queue will not.
+fn weight(age: Duration, interval: Duration) -> f64 {
+    let intervals = age.as_secs_f64() / interval.as_secs_f64().max(1e-3);
+    ((10.0 - intervals) / 8.0).clamp(0.0, 1.0)
+}
+
+/// Tokens that a prompt at this server costs, by its own counts. Ours would tell of our requests,
+/// which come here because their prefix does; whom it stands for are the others.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct MeanPrefill {
+    /// Computed tokens of a request.
+    tokens: f64,
+    /// What it was last told of.
+    so_far: Prefilled,
+}
+
+/// Prompts after which the mean has forgotten half of what it was.
+const HALF_LIFE_REQUESTS: f64 = 32.0;
+
+impl MeanPrefill {
+    /// Begins with the mean of the server's life, and again where its counts have: a new process.
+    fn update(&mut self, now: Prefilled) {
+        let before = std::mem::replace(&mut self.so_far, now);
+        let goes_on = before.requests > 0.0 && now.requests >= before.requests;
+        let (requests, tokens) = match goes_on {
+            true => (now.requests - before.requests, now.tokens - before.tokens),
+            false => (now.requests, now.tokens),
+        };
+        // Engines before 0.20 count what is found before they count what was asked for.
+        let tokens = tokens.max(0.0);
+        if requests <= 0.0 {
+            return;
+        }
+        let share = match goes_on {
+            true => 1.0 - 0.5_f64.powf(requests / HALF_LIFE_REQUESTS),
+            false => 1.0,
+        };
+        self.tokens += share * (tokens / requests - self.tokens);
+    }
+}
+
+fn few(requests: u64) -> u32 {
+    requests.try_into().unwrap_or(u32::MAX)
+}
+
+/// Books one request's work at an endpoint; dropping it releases whatever is still booked, so
+/// that no path out of an exchange can leak load.
+#[derive(Debug)]
+pub struct Booking {
+    endpoint: Arc<Endpoint>,
+    /// None once they are done.
+    prefill_tokens: Option<u64>,
+}
+
+impl Booking {
+    /// Books `prefill_tokens` of work.
+    #[must_use]
+    pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64) -> Self {
+        let load = &endpoint.load;
+        load.placed.fetch_add(1, Ordering::Release);
+        load.prefill_tokens
+            .fetch_add(prefill_tokens, Ordering::Relaxed);
+        Self {
+            endpoint,
+            prefill_tokens: Some(prefill_tokens),
+        }
+    }
+
+    /// Who does the work.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The first output arrived: the prefill is done, decoding goes on.
+    pub fn prefilled(&mut self) {
+        if let Some(tokens) = self.prefill_tokens.take() {
+            let load = &self.endpoint.load;
+            load.prefill_tokens.fetch_sub(tokens, Ordering::Relaxed);
+            load.prefilled.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        self.prefilled();
+        self.endpoint.load.ended.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests;

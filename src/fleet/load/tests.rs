@@ -1,0 +1,177 @@
+use super::*;
+use crate::fleet::EndpointId;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+const SATURATION: Saturation = Saturation {
+    queue_max: 5,
+    kv_usage_max: 0.8,
+};
+
+fn endpoint() -> Arc<Endpoint> {
+    let address = "127.0.0.1:8000".parse().expect("an address");
+    Arc::new(Endpoint::new(EndpointId(0), "pod-1".into(), address, None))
+}
+
+fn report(waiting: u32, running: u32) -> Report {
+    Report {
+        waiting,
+        running,
+        ..Report::default()
+    }
+}
+
+/// A server that has computed so many tokens of a prompt on average.
+fn of_prompts(tokens: f64, report: Report) -> Report {
+    let prefilled = Some(Prefilled {
+        tokens: tokens * 100.0,
+        requests: 100.0,
+    });
+    Report {
+        prefilled,
+        ..report
+    }
+}
+
+/// Asks and is told at once.
+fn told(endpoint: &Endpoint, now: Instant, report: Report) {
+    let asked = endpoint.load.ask(now);
+    endpoint.load.told(asked, report, INTERVAL);
+}
+
+fn outside(endpoint: &Endpoint, now: Instant) -> (u32, u64) {
+    let outside = endpoint.load.outside(now);
+    (outside.requests, outside.prefill_tokens)
+}
+
+#[test]
+fn a_dropped_booking_leaves_no_load() {
+    let endpoint = endpoint();
+    let mut first = Booking::new(endpoint.clone(), 100);
+    let second = Booking::new(endpoint.clone(), 50);
+    first.prefilled();
+    first.prefilled();
+    let load = || (endpoint.load.requests(), endpoint.load.prefill_tokens());
+    assert_eq!(load(), (2, 50));
+    drop(first);
+    drop(second);
+    assert_eq!(load(), (0, 0));
+}
+
+#[test]
+fn what_a_server_counts_beyond_ours_is_outside_work() {
+    let (endpoint, now) = (endpoint(), Instant::now());
+    assert_eq!(outside(&endpoint, now), (0, 0), "nobody has said anything");
+    let _ours: Vec<_> = (0..3).map(|_| Booking::new(endpoint.clone(), 10)).collect();
+    told(&endpoint, now, of_prompts(500.0, report(5, 4)));
+    // Nine, three of them ours; ours may be among the five that wait.
+    assert_eq!(outside(&endpoint, now), (6, 2 * 500));
+    told(&endpoint, now, of_prompts(500.0, report(0, 3)));
+    assert_eq!(outside(&endpoint, now), (0, 0));
+    told(&endpoint, now, of_prompts(500.0, report(0, 1)));
+    assert_eq!(outside(&endpoint, now), (0, 0), "two are on their way");
+}
+
+#[test]
+fn a_request_of_ours_that_runs_leaves_the_queue_to_others() {
+    let (endpoint, now) = (endpoint(), Instant::now());
+    let mut ours = Booking::new(endpoint.clone(), 10);
+    ours.prefilled();
+    told(&endpoint, now, of_prompts(500.0, report(2, 1)));
+    assert_eq!(outside(&endpoint, now), (2, 2 * 500));
+}
+
+#[test]
+fn a_request_placed_or_ended_while_the_server_is_asked_is_not_taken_for_a_strangers() {
+    let (endpoint, now) = (endpoint(), Instant::now());
+    let ending = Booking::new(endpoint.clone(), 10);
+    let asked = endpoint.load.ask(now);
+    let _beginning = Booking::new(endpoint.clone(), 10);
+    drop(ending);
+    // The server saw both, one after the other or together: nobody knows.
+    endpoint
+        .load
+        .told(asked, of_prompts(500.0, report(1, 1)), INTERVAL);
+    assert_eq!(outside(&endpoint, now), (0, 0));
+    // The next one knows better.
+    told(&endpoint, now, of_prompts(500.0, report(1, 1)));
+    assert_eq!(outside(&endpoint, now), (1, 0));
+}
+
+#[test]
+fn a_report_counts_in_full_for_two_intervals_and_then_less_until_ten() {
+    let at = |seconds: f64| weight(Duration::from_secs_f64(seconds), INTERVAL);
+    assert_eq!([at(0.0), at(1.0), at(2.0)], [1.0; 3]);
+    assert_eq!([at(4.0), at(6.0), at(8.0)], [0.75, 0.5, 0.25]);
+    assert_eq!([at(10.0), at(1e6)], [0.0; 2]);
+    let slow = weight(Duration::from_secs(12), INTERVAL * 2);
+    assert_eq!(slow, 0.5, "six intervals");
+}
+
+#[test]
+fn an_old_report_fades() {
+    let (endpoint, now) = (endpoint(), Instant::now());
+    told(&endpoint, now, of_prompts(500.0, report(8, 0)));
+    let after = |seconds| outside(&endpoint, now + Duration::from_secs(seconds));
+    assert_eq!(after(2), (8, 4_000));
+    assert_eq!(after(6), (4, 2_000));
+    assert_eq!(after(10), (0, 0));
+}
+
+#[test]
+fn a_server_is_saturated_by_a_fresh_report_alone() {
+    let (endpoint, now) = (endpoint(), Instant::now());
+    let saturated = |after| {
+        let now = now + Duration::from_secs(after);
+        endpoint.load.saturated(now, &SATURATION)
+    };
+    assert!(!saturated(0), "nothing is known");
+    told(&endpoint, now, report(5, 100));
+    assert!(!saturated(0), "five may wait");
+    told(&endpoint, now, report(6, 0));
+    assert!(saturated(0) && saturated(2) && !saturated(3));
+    let using = |kv_usage| Report {
+        kv_usage: Some(kv_usage),
+        ..report(0, 1)
+    };
+    told(&endpoint, now, using(0.8));
+    assert!(!saturated(0));
+    told(&endpoint, now, using(0.81));
+    assert!(saturated(0));
+}
+
+#[test]
+fn the_mean_prompt_follows_what_the_server_counts() {
+    let mut mean = MeanPrefill::default();
+    let mut tell = |requests, tokens| {
+        mean.update(Prefilled { tokens, requests });
+        mean.tokens
+    };
+    assert_eq!(tell(0.0, 0.0), 0.0, "nothing yet");
+    assert_eq!(tell(10.0, 1_000.0), 100.0, "the server's life so far");
+    assert_eq!(tell(10.0, 1_000.0), 100.0, "nothing new");
+    // 32 prompts of 500 tokens: half of the way.
+    assert_eq!(tell(42.0, 17_000.0), 300.0);
+    assert_eq!(tell(2.0, 20.0), 10.0, "another process");
+    // One count ahead of the other is no negative prompt.
+    assert!(tell(3.0, 0.0) >= 0.0);
+}
+
+#[test]
+fn counts_that_are_read_while_requests_come_and_go_never_go_below_nothing() {
+    let endpoint = endpoint();
+    std::thread::scope(|scope| {
+        let coming = || {
+            for _ in 0..20_000 {
+                drop(Booking::new(endpoint.clone(), 1));
+            }
+        };
+        let (one, two) = (scope.spawn(coming), scope.spawn(coming));
+        while !(one.is_finished() && two.is_finished()) {
+            assert!(endpoint.load.requests() <= 2 + 40_000, "no wrap around");
+            let asked = endpoint.load.ask(Instant::now());
+            endpoint.load.told(asked, report(0, 2), INTERVAL);
+            assert_eq!(endpoint.load.outside(Instant::now()).prefill_tokens, 0);
+        }
+    });
+    assert_eq!(endpoint.load.requests(), 0);
+}
