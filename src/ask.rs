@@ -9,6 +9,10 @@ use tokio::time::timeout;
 
 use crate::models::words;
 
+/// vLLM's HTTP server closes a connection that was idle for 5 s; a question sent at that moment
+/// fails, so we close first.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -50,6 +54,7 @@ impl Client {
                 .no_proxy()
                 .redirect(redirect::Policy::none())
                 .pool_max_idle_per_host(1)
+                .pool_idle_timeout(IDLE_MAX)
                 .tls_backend_preconfigured(tls);
             Ok(builder.build()?)
         };

@@ -2,7 +2,7 @@
 //!
 //! Discovery is a value: a `watch::Receiver<Arc<Fleet>>` with one writer ([`fixed`] today).
 //! An [`Endpoint`] is shared between snapshots, so that its load and trust outlive a change
-//! elsewhere in the fleet.
+//! elsewhere in the fleet. [`load`] is what it has to do, [`scrape`] asks its server for the rest of it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -27,18 +27,11 @@ pub struct Load {
 /// Requests of ours so far. Three counts that only grow, so that two readings tell what was there
 /// at any moment between them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Counts {
+pub struct Ours {
     placed: u64,
     /// Those whose first output came, or that ended without one.
     prefilled: u64,
     ended: u64,
-}
-
-/// The moment before a server's metrics are read.
-#[derive(Debug, Clone, Copy)]
-pub struct Asked {
-    counts: Counts,
-    at: Instant,
 }
 
 /// A report, and what of it is ours.
@@ -66,7 +59,7 @@ pub struct Outside {
 impl Load {
     /// Requests of ours between choice and end of response.
     pub fn requests(&self) -> u32 {
-        let Counts { placed, ended, .. } = self.counts();
+        let Ours { placed, ended, .. } = self.ours();
         few(placed - ended)
     }
 
@@ -75,26 +68,23 @@ impl Load {
         self.prefill_tokens.load(Ordering::Relaxed)
     }
 
-    /// Ends before beginnings: whoever has ended is seen to have begun.
-    fn counts(&self) -> Counts {
+    /// Requests of ours by now: to be asked for before a server's metrics are read, and given to
+    /// [`Load::told`] after.
+    #[must_use]
+    pub fn ours(&self) -> Ours {
+        // Ends before beginnings: whoever has ended is seen to have begun.
         let ended = self.ended.load(Ordering::Acquire);
         let prefilled = self.prefilled.load(Ordering::Acquire);
         let placed = self.placed.load(Ordering::Acquire);
-        Counts {
+        Ours {
             placed,
             prefilled,
             ended,
         }
     }
 
-    /// The server's metrics are about to be read: what comes of it goes to [`Load::told`].
-    #[must_use]
-    pub fn ask(&self, now: Instant) -> Asked {
-        let (counts, at) = (self.counts(), now);
-        Asked { counts, at }
-    }
-
-    /// The server's metrics have been read; they are every `interval`.
+    /// The server's metrics have just been read, as they are every `interval`; `before` are ours
+    /// as of the question.
     ///
     /// The report is of some moment between question and answer, and nobody knows which. So what
     /// counts as ours is whoever was there at *any* moment between: all that had been placed by
@@ -102,8 +92,8 @@ impl Load {
     /// the server had not seen yet, or had seen end, makes ours too many and the outside too few,
     /// for one report. The other way round would be worse: a picker that takes its own requests
     /// for strangers counts them twice, and flees from where it has just been.
-    pub fn told(&self, asked: Asked, report: Report, interval: Duration) {
-        let (before, after) = (asked.counts, self.counts());
+    pub fn told(&self, report: Report, before: Ours, now: Instant, interval: Duration) {
+        let after = self.ours();
         let mut told = self.told.lock();
         let mut mean = told.as_ref().map(|told| told.mean).unwrap_or_default();
         if let Some(prefilled) = report.prefilled {
@@ -111,7 +101,7 @@ impl Load {
         }
         *told = Some(Told {
             report,
-            at: asked.at,
+            at: now,
             interval,
             ours: few(after.placed - before.ended),
             ours_waiting: few(after.placed - before.prefilled),

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
-use super::load::Asked;
+use super::load::Ours;
 use super::report::{Page, Unread};
 use super::{Endpoint, EndpointId, Fleet};
 use crate::ask::{AskError, Client};
@@ -170,14 +170,14 @@ impl Lanes {
 
 /// Why a reading told nothing of an endpoint.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Ask(#[from] AskError),
-    #[error(transparent)]
-    Unread(#[from] Unread),
+enum Failure<'a> {
+    #[error("{0}")]
+    Ask(&'a AskError),
+    #[error("{0}")]
+    Unread(Unread),
 }
 
-impl Failure {
+impl Failure<'_> {
     /// The word for labels.
     fn as_str(&self) -> &'static str {
         match self {
@@ -217,39 +217,31 @@ impl Reader {
                 passed_over -= 1;
                 continue;
             }
-            let now = Instant::now().into_std();
-            let asked: Vec<Asked> = self.endpoints.iter().map(|e| e.load.ask(now)).collect();
+            let before: Vec<Ours> = self.endpoints.iter().map(|e| e.load.ours()).collect();
             sleep(STEP_MAX.min(self.interval / 2)).await;
             let page = {
                 let _place = self.lanes.enter(self.failures).await;
                 get(self.url.clone()).await
             };
-            self.take(page, &asked);
+            self.take(page, &before);
             passed_over = pause(self.failures, self.interval);
         }
     }
 
-    fn take(&mut self, page: Result<Vec<u8>, AskError>, asked: &[Asked]) {
+    fn take(&mut self, page: Result<Vec<u8>, AskError>, before: &[Ours]) {
+        let now = Instant::now().into_std();
         let page = page.map(|body| Page::read(&String::from_utf8_lossy(&body)));
         let mut failed = None;
-        match page {
-            Err(error) => {
-                let failure = Failure::from(error);
-                for endpoint in &self.endpoints {
+        for (endpoint, before) in self.endpoints.iter().zip(before) {
+            let report = match &page {
+                Ok(page) => page.of(endpoint.rank).map_err(Failure::Unread),
+                Err(error) => Err(Failure::Ask(error)),
+            };
+            match report {
+                Ok(report) => endpoint.load.told(report, *before, now, self.interval),
+                Err(failure) => {
                     self.metrics.unscraped(&endpoint.name, failure.as_str());
-                }
-                failed = Some(failure);
-            }
-            Ok(page) => {
-                for (endpoint, asked) in self.endpoints.iter().zip(asked) {
-                    match page.of(endpoint.rank) {
-                        Ok(report) => endpoint.load.told(*asked, report, self.interval),
-                        Err(unread) => {
-                            let failure = Failure::from(unread);
-                            self.metrics.unscraped(&endpoint.name, failure.as_str());
-                            failed = Some(failure);
-                        }
-                    }
+                    failed = Some(failure.to_string());
                 }
             }
         }
@@ -257,7 +249,7 @@ impl Reader {
     }
 
     /// Once when it has failed for a while, and once when it is well again.
-    fn tell(&mut self, failed: Option<Failure>) {
+    fn tell(&mut self, failed: Option<String>) {
         let (pod, url) = (self.endpoints[0].pod.as_str(), self.url.as_str());
         let Some(failure) = failed else {
             if self.failures >= TOLD_AFTER {
@@ -267,7 +259,6 @@ impl Reader {
             return;
         };
         self.failures = self.failures.saturating_add(1);
-        let failure = failure.to_string();
         if self.failures == TOLD_AFTER {
             tracing::warn!(
                 pod,

@@ -34,8 +34,8 @@ fn of_prompts(tokens: f64, report: Report) -> Report {
 
 /// Asks and is told at once.
 fn told(endpoint: &Endpoint, now: Instant, report: Report) {
-    let asked = endpoint.load.ask(now);
-    endpoint.load.told(asked, report, INTERVAL);
+    let before = endpoint.load.ours();
+    endpoint.load.told(report, before, now, INTERVAL);
 }
 
 fn outside(endpoint: &Endpoint, now: Instant) -> (u32, u64) {
@@ -84,13 +84,12 @@ fn a_request_of_ours_that_runs_leaves_the_queue_to_others() {
 fn a_request_placed_or_ended_while_the_server_is_asked_is_not_taken_for_a_strangers() {
     let (endpoint, now) = (endpoint(), Instant::now());
     let ending = Booking::new(endpoint.clone(), 10);
-    let asked = endpoint.load.ask(now);
+    let before = endpoint.load.ours();
     let _beginning = Booking::new(endpoint.clone(), 10);
     drop(ending);
     // The server saw both, one after the other or together: nobody knows.
-    endpoint
-        .load
-        .told(asked, of_prompts(500.0, report(1, 1)), INTERVAL);
+    let said = of_prompts(500.0, report(1, 1));
+    endpoint.load.told(said, before, now, INTERVAL);
     assert_eq!(outside(&endpoint, now), (0, 0));
     // The next one knows better.
     told(&endpoint, now, of_prompts(500.0, report(1, 1)));
@@ -168,8 +167,8 @@ fn counts_that_are_read_while_requests_come_and_go_never_go_below_nothing() {
         let (one, two) = (scope.spawn(coming), scope.spawn(coming));
         while !(one.is_finished() && two.is_finished()) {
             assert!(endpoint.load.requests() <= 2 + 40_000, "no wrap around");
-            let asked = endpoint.load.ask(Instant::now());
-            endpoint.load.told(asked, report(0, 2), INTERVAL);
+            let (before, now) = (endpoint.load.ours(), Instant::now());
+            endpoint.load.told(report(0, 2), before, now, INTERVAL);
             assert_eq!(endpoint.load.outside(Instant::now()).prefill_tokens, 0);
         }
     });

@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
@@ -15,6 +16,8 @@ vllm:num_requests_running{engine=\"1\"} 5
 vllm:num_requests_waiting{engine=\"0\"} 1
 vllm:num_requests_waiting{engine=\"1\"} 0
 ";
+
+type Answer = BoxFuture<'static, Result<Vec<u8>, AskError>>;
 
 /// Who was read, when, and how many at once: in virtual time, without sockets.
 #[derive(Clone, Default)]
@@ -33,11 +36,7 @@ impl Servers {
     fn get(
         &self,
         of: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
-    ) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<u8>, AskError>> + Send>>
-    + Clone
-    + Send
-    + Sync
-    + 'static {
+    ) -> impl Fn(String) -> Answer + Clone + Send + Sync + 'static {
         let (seen, began) = (self.0.clone(), Instant::now());
         move |url| {
             let (seen, answers) = (seen.clone(), of(&url));
