@@ -124,7 +124,7 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (
         "kvscout_endpoint_requests",
         Unit::Count,
-        "Requests placed and not ended, by endpoint",
+        "Requests placed and not ended, by endpoint; of several prompts or answers each counts",
     ),
     (
         "kvscout_endpoint_queued_tokens",

@@ -102,6 +102,10 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
 }
 
+/// As many as the largest engines run at once. Who asks for more is most likely refused there, and
+/// must not make a server look busy for a thousand.
+const ENGINE_REQUESTS_MAX: u32 = 1_024;
+
 /// A prompt as far as it could be read.
 #[derive(Debug)]
 struct Reading {
@@ -114,6 +118,8 @@ struct Reading {
     identity: Identity,
     /// The engine may serve it from its cache.
     reads_cache: bool,
+    /// Prompts, of which `tokens` are the first one's.
+    prompts: usize,
     /// Answers wanted to each prompt.
     answers: u32,
     /// The engine will report its cached blocks again (`kv_cache_report_mode=full`).
@@ -130,9 +136,17 @@ impl Reading {
             prompt_tokens: body_bytes as u64 / 4,
             identity: Identity::default(),
             reads_cache: false,
+            prompts: 1,
             answers: 1,
             wants_report: false,
         }
+    }
+
+    /// What the engine makes of the request: a request for each answer to each prompt.
+    fn engine_requests(&self) -> u32 {
+        let prompts = u32::try_from(self.prompts).unwrap_or(u32::MAX);
+        let all = prompts.saturating_mul(self.answers.max(1));
+        all.min(ENGINE_REQUESTS_MAX)
     }
 
     /// Every token of the first prompt is known.
@@ -295,7 +309,7 @@ impl Scheduler {
             .saturating_sub(choice.predicted_cached_tokens);
         Ok(Placement {
             request_id: request_id.to_owned(),
-            booking: Booking::new(endpoint, work),
+            booking: Booking::new(endpoint, work, reading.engine_requests()),
             metrics: self.parts.metrics.clone(),
             counted,
             watch,

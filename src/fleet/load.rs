@@ -24,7 +24,7 @@ pub struct Load {
     told: Mutex<Option<Told>>,
 }
 
-/// Requests of ours so far. Three counts that only grow, so that two readings tell what was there
+/// Requests of ours so far, as engines count them. Three counts that only grow, so that two readings tell what was there
 /// at any moment between them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ours {
@@ -57,7 +57,7 @@ pub struct Outside {
 }
 
 impl Load {
-    /// Requests of ours between choice and end of response.
+    /// Requests of ours between choice and end of response, as the engine counts them.
     pub fn requests(&self) -> u32 {
         let Ours { placed, ended, .. } = self.ours();
         few(placed - ended)
@@ -213,20 +213,24 @@ fn few(requests: u64) -> u32 {
 #[derive(Debug)]
 pub struct Booking {
     endpoint: Arc<Endpoint>,
+    /// What the engine makes of it.
+    requests: u64,
     /// None once they are done.
     prefill_tokens: Option<u64>,
 }
 
 impl Booking {
-    /// Books `prefill_tokens` of work.
+    /// Books `prefill_tokens` of work, of which the engine makes so many requests: `n` answers to
+    /// each of several prompts are as many as both together.
     #[must_use]
-    pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64) -> Self {
-        let load = &endpoint.load;
-        load.placed.fetch_add(1, Ordering::Release);
+    pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64, requests: u32) -> Self {
+        let (load, requests) = (&endpoint.load, u64::from(requests));
+        load.placed.fetch_add(requests, Ordering::Release);
         load.prefill_tokens
             .fetch_add(prefill_tokens, Ordering::Relaxed);
         Self {
             endpoint,
+            requests,
             prefill_tokens: Some(prefill_tokens),
         }
     }
@@ -242,7 +246,7 @@ impl Booking {
         if let Some(tokens) = self.prefill_tokens.take() {
             let load = &self.endpoint.load;
             load.prefill_tokens.fetch_sub(tokens, Ordering::Relaxed);
-            load.prefilled.fetch_add(1, Ordering::Release);
+            load.prefilled.fetch_add(self.requests, Ordering::Release);
         }
     }
 }
@@ -250,7 +254,8 @@ impl Booking {
 impl Drop for Booking {
     fn drop(&mut self) {
         self.prefilled();
-        self.endpoint.load.ended.fetch_add(1, Ordering::Release);
+        let ended = &self.endpoint.load.ended;
+        ended.fetch_add(self.requests, Ordering::Release);
     }
 }
 

@@ -71,6 +71,7 @@ fn read(models: &Models, path: &str, body: &[u8]) -> Result<Reading, &'static st
         Some(reason) => Basis::Partial(reason),
     };
     Ok(Reading {
+        prompts: texts.len(),
         model: Some(named.counted_as.clone()),
         basis,
         // A batch goes to one endpoint as a whole; its first prompt stands for it.

@@ -4,6 +4,7 @@ use super::*;
 use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
 use crate::config::{Config, Model, RenderSettings, Source};
+use crate::fleet::report::{Prefilled, Report};
 use crate::fleet::{EventAddress, Publisher, Trust};
 use crate::models::{Hub, Loader};
 use crate::readiness::Readiness;
@@ -239,6 +240,47 @@ async fn load_spreads_what_no_cache_attracts_and_is_given_back() {
             (0, 0)
         );
     }
+}
+
+#[tokio::test]
+async fn prompts_and_answers_are_booked_as_the_engine_counts_them() {
+    let world = world(1).await;
+    for (prompt, more, requests) in [
+        ("[1, 2, 3]", "", 1),
+        ("[[1, 2, 3], [4, 5, 6]]", ", \"n\": 3", 6),
+        ("[1, 2, 3]", ", \"n\": 5000", 1_024),
+    ] {
+        let body = format!("{{\"model\": \"{MODEL}\", \"prompt\": {prompt}{more}}}");
+        let placed = world.scheduler.place(ask("r", "/v1/completions", body));
+        let _placed = placed.await.expect("placed");
+        let booked = world.fleet.borrow().endpoints[0].load.requests();
+        assert_eq!(booked, requests, "{prompt}{more}");
+    }
+}
+
+#[tokio::test]
+async fn a_warm_cache_is_left_where_others_wait_for_the_server() {
+    let world = world(2).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    let chosen = async || {
+        let placed = world.scheduler.place(ids("r", &PROMPT, "")).await;
+        placed.expect("placed").endpoint().id.0
+    };
+    assert_eq!(chosen().await, 0);
+    let busy = world.fleet.borrow().endpoints[0].clone();
+    let prefilled = Prefilled {
+        tokens: 9_000.0,
+        requests: 9.0,
+    };
+    let report = Report {
+        waiting: 1,
+        prefilled: Some(prefilled),
+        ..Report::default()
+    };
+    let interval = Duration::from_secs(60);
+    let (load, now) = (&busy.load, Instant::now());
+    load.told(report, load.ours(), now, interval);
+    assert_eq!(chosen().await, 1, "a thousand tokens stand before it");
 }
 
 #[tokio::test]
