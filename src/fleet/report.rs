@@ -1,16 +1,16 @@
 //! A vLLM server's own metrics, read: a page of Prometheus' text → a [`Report`] for each engine.
 //!
-//! Names are those of vLLM 0.9 to 0.33; a family that went by others before has them all.
+//! Names are those of vLLM 0.9 to 0.33; a family that has been renamed is found by all of them.
 
 use std::collections::BTreeMap;
 
 const WAITING: &str = "vllm:num_requests_waiting";
 const RUNNING: &str = "vllm:num_requests_running";
-/// The second one until 0.11.
+/// Both from 0.9 to 0.11, the second one alone before.
 const KV_USAGE: [&str; 2] = ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"];
 /// Counted, cached ones included, when a request's first output comes.
 const PROMPT_TOKENS: &str = "vllm:prompt_tokens_total";
-/// The first one counts when `PROMPT_TOKENS` does, the others when a request is scheduled.
+/// The first one, by 0.20, counts when `PROMPT_TOKENS` does; the others when a request is scheduled.
 const CACHED_TOKENS: [&str; 3] = [
     "vllm:prompt_tokens_cached_total",
     "vllm:prefix_cache_hits_total",
