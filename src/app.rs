@@ -27,6 +27,7 @@ use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes,
 use crate::models::{Hub, Loader, Models};
 use crate::parity::Parity;
 use crate::readiness::Readiness;
+use crate::routes::Routes;
 use crate::scheduler::{Parts, Reader, Scheduler};
 use crate::tokens::TokenPool;
 
@@ -79,10 +80,15 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         Duration::from_millis(config.limits.tokenizer_wait_ms_max),
         metrics.tokenizer(),
     ));
+    let (_, routes) = watch::channel(Arc::new(Routes::of(
+        &config.inference_models,
+        &config.inference_objectives,
+    )));
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
         index: index.clone(),
         parity: parity.clone(),
+        routes,
         reader: Reader::new(models.clone(), pool.clone()),
         policy: config.policy.clone(),
         saturation: config.load.saturation,
@@ -305,6 +311,7 @@ fn settings(config: &Config) -> ExtProcSettings {
         rules: Rules {
             body_bytes_max: config.limits.body_bytes_max,
             decision_header: config.replies.decision_header,
+            session_headers: config.policy.session_headers.clone().into(),
             ..Rules::default()
         },
         held_bytes_max: config.limits.held_bytes_max,

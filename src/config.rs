@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 mod load;
+mod inference;
 mod model;
 mod nats;
 mod print;
@@ -15,6 +16,7 @@ mod render;
 pub mod yaml;
 
 pub use load::{Load, Saturation};
+pub use inference::{Criticality, InferenceModel, InferenceObjective, Target};
 pub use model::{Engine, Model, Repo, Source};
 pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
@@ -33,6 +35,10 @@ pub struct Config {
     pub models: Vec<Model>,
     /// Where the files of the hub's models are kept.
     pub models_cache: PathBuf,
+    /// How important models are, and which others serve them.
+    pub inference_models: Vec<InferenceModel>,
+    /// Priorities that requests name.
+    pub inference_objectives: Vec<InferenceObjective>,
     /// Where KV events come from.
     pub events: Events,
     /// What servers say of their own load.
@@ -111,6 +117,8 @@ pub struct Policy {
     pub matching_ratio_min: f64,
     /// What a cached token is worth, by where it is.
     pub media: Media,
+    /// Request headers that name a conversation, in lower case; the first that is there counts.
+    pub session_headers: Vec<String>,
 }
 
 /// Shares of a computed token's cost that a cached one spares, 0 to 1.
@@ -192,6 +200,8 @@ impl Default for Config {
             fleet_file: "fleet.yaml".into(),
             models: Vec::new(),
             models_cache: "/var/cache/kvscout/models".into(),
+            inference_models: Vec::new(),
+            inference_objectives: Vec::new(),
             events: Events {
                 source: EventSourceKind::Zmq,
                 bind: None,
@@ -208,6 +218,8 @@ impl Default for Config {
                     cpu: 0.9,
                     storage: 0.6,
                 },
+                // llm-d's name. None of a user: behind one account may be everybody.
+                session_headers: vec!["x-session-id".to_owned()],
             },
             limits: Limits {
                 body_bytes_max: 64 << 20,
@@ -276,6 +288,8 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
             root.optional::<PathBuf>("models_cache")
                 .unwrap_or(defaults.models_cache),
         ),
+        inference_models: inference::read_models(root),
+        inference_objectives: inference::read_objectives(root),
         events: root
             .section("events", |events| Some(read_events(events, folder)))
             .unwrap_or(defaults.events),
@@ -381,7 +395,27 @@ fn read_policy(policy: &mut Section<'_>) -> Policy {
         media: policy
             .section("media", |media| Some(read_media(media)))
             .unwrap_or(defaults.media),
+        session_headers: read_headers(policy).unwrap_or(defaults.session_headers),
     }
+}
+
+/// Names of headers, as HTTP spells them: HTTP/2 has them in lower case, and so has Envoy.
+fn read_headers(policy: &mut Section<'_>) -> Option<Vec<String>> {
+    if !policy.has("session_headers") {
+        return None;
+    }
+    let names = policy.texts("session_headers");
+    let is_name = |name: &String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !name.is_empty() && name.chars().all(plain)
+    };
+    if let Some(wrong) = names.iter().find(|name| !is_name(name)) {
+        policy.complain(
+            "session_headers",
+            format!("{wrong:?} is not a header's name"),
+        );
+    }
+    Some(names.iter().map(|name| name.to_ascii_lowercase()).collect())
 }
 
 fn read_media(media: &mut Section<'_>) -> Media {

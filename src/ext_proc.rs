@@ -178,7 +178,7 @@ impl ExternalProcessor for Service {
         let number = self.exchanges.fetch_add(1, Ordering::Relaxed);
         let reading = self.reading.clone().try_acquire_owned().ok();
         let drive = drive::Drive::new(
-            self.settings.rules,
+            self.settings.rules.clone(),
             format!("kvscout-{number}"),
             self.scheduler.clone(),
             self.memory.clone(),

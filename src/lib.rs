@@ -13,6 +13,8 @@
 //!
 //! | word | meaning |
 //! |---|---|
+//! | target | a model that serves another one's requests, or a share of them |
+//! | class | how important a request is: its criticality and priority |
 //! | endpoint | an ip:port that serves the model; a data-parallel rank is one |
 //! | fleet | the endpoints as of now, an immutable snapshot |
 //! | prompt | what a request asks the model to read, before tokenization |
@@ -42,6 +44,7 @@ pub mod models;
 pub mod ask;
 pub mod blocks;
 pub mod fleet;
+pub mod routes;
 pub mod index;
 pub mod parity;
 pub mod choice;

@@ -20,6 +20,16 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Requests by basis, reason and outcome",
     ),
     (
+        "kvscout_model_targets_total",
+        Unit::Count,
+        "Requests for a model with targets, by that model and the target that served it",
+    ),
+    (
+        "kvscout_objectives_unknown_total",
+        Unit::Count,
+        "Requests that named an objective which nobody declared",
+    ),
+    (
         "kvscout_index_given_up_total",
         Unit::Count,
         "(endpoint, engine hash) pairs dropped to stay within limits.index_bytes_max",
@@ -318,6 +328,19 @@ impl Metrics {
     pub fn answered(&self, basis: &str, reason: &str, outcome: &str) {
         let labels = [("basis", basis), ("reason", reason), ("outcome", outcome)];
         self.counter("kvscout_requests_total", &labels).increment(1);
+    }
+
+    /// A request for a model was given to one of its targets.
+    pub fn served_by(&self, model: &str, target: &str) {
+        let labels = [("model", model), ("target", target)];
+        self.counter("kvscout_model_targets_total", &labels)
+            .increment(1);
+    }
+
+    /// A request named an objective that is not declared.
+    pub fn objective_unknown(&self) {
+        self.counter("kvscout_objectives_unknown_total", &[])
+            .increment(1);
     }
 
     /// A choice took this long, from whole body on.

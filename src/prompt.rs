@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+pub mod conversation;
 pub mod json;
 pub mod template;
 mod api;

@@ -18,10 +18,13 @@ use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
 use crate::index::{Cached, Index};
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{self, Parity, Placed, Watch};
+use crate::routes::Routes;
 
+mod intent;
 mod placement;
 mod reader;
 
+use intent::Intent;
 pub use placement::{Outcome, Placement};
 pub use reader::Reader;
 
@@ -45,6 +48,10 @@ pub struct Ask {
     /// The only endpoints allowed, as `ip:port` or `ip`, every rank behind it; none where the
     /// gateway gave no hint.
     pub subset: Option<Vec<String>>,
+    /// The objective that its header names.
+    pub objective: Option<String>,
+    /// The session that a header of `policy.session_headers` names.
+    pub session: Option<String>,
 }
 
 /// A request whose body is not read, and why.
@@ -90,6 +97,8 @@ pub struct Parts {
     pub index: Arc<Index>,
     /// Who watches that prompts are read as servers do.
     pub parity: Arc<Parity>,
+    /// Which models serve requests, and how important these are.
+    pub routes: watch::Receiver<Arc<Routes>>,
     /// Who reads prompts.
     pub reader: Reader,
     /// How to choose.
@@ -172,14 +181,16 @@ impl Scheduler {
     pub async fn place(&self, ask: Ask) -> Result<Placement, Refusal> {
         let began = Instant::now();
         let allowed = self.allowed(ask.subset.as_deref())?;
+        let intent = self.intent(&ask);
         let reading = match self.parts.policy.strategy {
             Strategy::Default => Reading::load_only("strategy", ask.body.len()),
-            Strategy::PrefixCache => self.read(&ask).await,
+            Strategy::PrefixCache => self.read(&ask, &intent).await,
         };
         let reading = self.doubted(reading, &allowed);
         let mut prompt = Chains::new(&reading.tokens, &reading.identity);
         let cached = self.overlaps(&reading, &mut prompt, &allowed);
         let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
+        let placement = placement.served_by_target(intent);
         self.parts.metrics.decided(began.elapsed());
         self.tell(&ask.request_id, &placement);
         Ok(placement)
@@ -223,9 +234,9 @@ impl Scheduler {
         Ok(Arc::new(Fleet { endpoints }))
     }
 
-    async fn read(&self, ask: &Ask) -> Reading {
+    async fn read(&self, ask: &Ask, intent: &Intent) -> Reading {
         let deadline = Instant::now() + self.parts.decision_max;
-        let read = self.parts.reader.read(ask, deadline);
+        let read = self.parts.reader.read(ask, intent.target.clone(), deadline);
         let reading = tokio::time::timeout_at(deadline.into(), read).await;
         reading.unwrap_or_else(|_| Reading::load_only("deadline", ask.body.len()))
     }
@@ -317,6 +328,8 @@ impl Scheduler {
             choice,
             allowed,
             candidates,
+            target: None,
+            rewrite: None,
         })
     }
 

@@ -436,6 +436,8 @@ fn chat(blank: usize) -> Ask {
         content_type: None,
         body: body.to_string().into(),
         subset: None,
+        objective: None,
+        session: None,
     }
 }
 

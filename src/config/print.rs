@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::inference;
 use super::nats::STORAGES;
 use super::{
     Config, Dialect, Engine, EventSourceKind, LogFormat, Model, Nats, Source, Strategy, Tls,
@@ -44,7 +45,7 @@ fn word<T: PartialEq>(words: &[(&'static str, T)], value: &T) -> &'static str {
 }
 
 /// JSON texts are YAML texts.
-fn quote(text: impl ToString) -> String {
+pub(super) fn quote(text: impl ToString) -> String {
     serde_json::Value::String(text.to_string()).to_string()
 }
 
@@ -79,6 +80,8 @@ impl Config {
             fleet_file = quote(self.fleet_file.display()),
             models = models,
             models_cache = quote(self.models_cache.display()),
+            inference_models = inference::write_models(&self.inference_models),
+            inference_objectives = inference::write_objectives(&self.inference_objectives),
             source = word(EVENT_SOURCES, &self.events.source),
             bind = self
                 .events
@@ -100,6 +103,7 @@ impl Config {
             media_gpu = self.policy.media.gpu,
             media_cpu = self.policy.media.cpu,
             media_storage = self.policy.media.storage,
+            session_headers = serde_json::json!(self.policy.session_headers),
             body_bytes_max = self.limits.body_bytes_max,
             held_bytes_max = self.limits.held_bytes_max,
             decision_ms_max = self.limits.decision_ms_max,

@@ -46,6 +46,33 @@ fn what_is_printed_reads_back() {
             },
         ],
         models_cache: "/cache".into(),
+        inference_models: vec![
+            InferenceModel {
+                name: "chat: best".into(),
+                criticality: Criticality::Sheddable,
+                priority: -7,
+                targets: vec![
+                    Target {
+                        model: "/model/qwen".into(),
+                        weight: 75,
+                    },
+                    Target {
+                        model: "sql: lora".into(),
+                        weight: 0,
+                    },
+                ],
+            },
+            InferenceModel {
+                name: "no".into(),
+                criticality: Criticality::Standard,
+                priority: 0,
+                targets: Vec::new(),
+            },
+        ],
+        inference_objectives: vec![InferenceObjective {
+            name: "batch".into(),
+            priority: -1,
+        }],
         policy: Policy {
             strategy: Strategy::Default,
             matching_ratio_min: 0.25,
@@ -54,6 +81,7 @@ fn what_is_printed_reads_back() {
                 cpu: 0.5,
                 storage: 0.0,
             },
+            session_headers: vec!["x-chat".into(), "x-user".into()],
         },
         events: Events {
             source: EventSourceKind::Nats,
@@ -151,6 +179,53 @@ tls:
         );
     }
     assert_eq!(complaints.len(), starts.len(), "{complaints:#?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_models_rule_is_named_with_its_fix() {
+    let text = "
+inference_models:
+  - name: a
+    criticality: High
+    targets: [{model: x, weight: 1}, {model: y}]
+  - name: a
+    targets: [{model: x, weight: 0}]
+  - targets: [{weight: 2000000}]
+    priority: high
+  - {name: LONG, targets: [{model: x}, {model: x}, {model: x}, {model: x}, {model: x}, {model: x}, {model: x}, {model: x}, {model: x}, {model: x}, {model: x}]}
+inference_objectives:
+  - {name: b, priority: 1.5}
+  - {name: b}
+policy:
+  session_headers: ['x chat']
+";
+    let text = text.replace("LONG", &"x".repeat(257));
+    let complaints = parse(&text).expect_err("nothing is right").join("\n");
+    for part in [
+        "line 4: inference_models[0].criticality: \"High\" is not one of Critical, Standard, Sheddable",
+        "inference_models[0].targets: need a weight each, or none of them",
+        "inference_models[1].name: \"a\" is given twice",
+        "inference_models[1].targets: have no weight above 0",
+        "inference_models[2].name: is missing: the model that requests ask for",
+        "inference_models[2].targets[0].weight: 2000000 is not within 0 and 1000000",
+        "inference_models[2].targets[0].model: is missing",
+        "inference_models[2].priority: \"high\"",
+        "inference_models[3].name: has more than 256 bytes",
+        "inference_models[3].targets: are more than 10",
+        "inference_objectives[0].priority: \"1.5\"",
+        "inference_objectives[1].name: \"b\" is given twice",
+        "policy.session_headers: \"x chat\" is not a header's name",
+    ] {
+        assert!(complaints.contains(part), "{part}\n{complaints}");
+    }
+}
+
+#[test]
+fn headers_are_named_in_any_case_and_may_be_none() {
+    let headers = |text: &str| parse(text).expect("right").policy.session_headers;
+    assert_eq!(headers("policy: {session_headers: [X-Chat]}"), ["x-chat"]);
+    assert_eq!(headers("policy: {session_headers: []}"), [""; 0]);
+    assert_eq!(headers("policy: {}"), ["x-session-id"]);
 }
 
 #[test]

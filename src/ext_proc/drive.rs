@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
-use super::exchange::{Exchange, OutOfOrder, Rules, Step};
+use super::exchange::{Exchange, OutOfOrder, Placed, Rules, Step};
 use super::reply::{CHUNK_BYTES_MAX, Pick};
 use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
 use crate::scheduler::{Placement, Refusal, Scheduler};
@@ -90,11 +90,12 @@ impl Drive {
         memory: Arc<Memory>,
         reading: Option<OwnedSemaphorePermit>,
     ) -> Self {
+        let queue_max = rules.body_bytes_max / CHUNK_BYTES_MAX + QUEUE_SLACK;
         Self {
             exchange: Exchange::new(rules, id),
             scheduler,
             queue: VecDeque::new(),
-            queue_max: rules.body_bytes_max / CHUNK_BYTES_MAX + QUEUE_SLACK,
+            queue_max,
             placing: None,
             placement: None,
             held: Held { memory, bytes: 0 },
@@ -195,14 +196,18 @@ impl Drive {
     fn settle(&mut self, place: Place) -> Vec<Step> {
         self.reading = None;
         let answer = match place {
-            Ok(placement) => {
+            Ok(mut placement) => {
                 let pick = Pick {
                     address: placement.address(),
                     rank: placement.endpoint().rank,
                 };
-                let answer = (pick, placement.summary());
+                let placed = Placed {
+                    pick,
+                    summary: placement.summary(),
+                    rewrite: placement.take_rewrite(),
+                };
                 self.placement = Some(placement);
-                Ok(answer)
+                Ok(placed)
             }
             Err(refusal) => Err(refusal),
         };

@@ -16,12 +16,15 @@
 //!
 //! On the way back nothing is ever held: headers pass, and every chunk is echoed as it comes.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use self::response::Response;
 use super::read::{self, Mode};
 use super::reply::{self, Pick, Side};
+use crate::prompt::json::outline::Replacement;
 use crate::proto::core::Metadata;
 use crate::proto::ext_proc::processing_request::Request as Message;
 use crate::proto::ext_proc::{
@@ -32,7 +35,7 @@ use crate::scheduler::{Ask, ByLoad, Outcome, Refusal};
 mod response;
 
 /// What the operator decides about exchanges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// The longest body, in bytes, that is held and read. A longer one is passed on, placed by
     /// load.
@@ -43,6 +46,8 @@ pub struct Rules {
     /// `x-conformance-test-served-endpoint`, as upstream's conformance suite asks. Lets any
     /// client choose its endpoint: for tests alone.
     pub conformance: bool,
+    /// Request headers that name a conversation, in lower case; the first that is there counts.
+    pub session_headers: Arc<[String]>,
 }
 
 impl Default for Rules {
@@ -51,6 +56,7 @@ impl Default for Rules {
             body_bytes_max: 64 * 1024 * 1024,
             decision_header: false,
             conformance: false,
+            session_headers: Arc::default(),
         }
     }
 }
@@ -70,6 +76,17 @@ pub enum Step {
     Finish(Outcome),
 }
 
+/// Where a request goes.
+#[derive(Debug)]
+pub struct Placed {
+    /// To whom.
+    pub pick: Pick,
+    /// Why, for the decision header.
+    pub summary: String,
+    /// The change of the body that it needs.
+    pub rewrite: Option<Replacement>,
+}
+
 /// A message that cannot come where it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("Envoy sent {0} where the protocol has no place for it")]
@@ -85,6 +102,8 @@ pub struct Exchange {
     /// The request's body has ended. Envoy 1.35 and later may say the last chunk of a long body
     /// again (envoyproxy/envoy#46237); whatever follows the end is not heard.
     request_ended: bool,
+    /// The client said how long the body is.
+    sized: bool,
     response: Response,
     summary: Option<String>,
 }
@@ -113,6 +132,8 @@ struct Head {
     path: String,
     content_type: Option<String>,
     subset: Option<Vec<String>>,
+    objective: Option<String>,
+    session: Option<String>,
 }
 
 /// The replies that wait for a pick.
@@ -120,7 +141,8 @@ struct Head {
 enum Owed {
     Headers,
     HeadersAndBody(Bytes, End),
-    Body,
+    /// Envoy keeps it, too; it is kept here for a rewrite.
+    Body(Bytes),
 }
 
 /// What ended a request's body.
@@ -142,6 +164,7 @@ impl Exchange {
             request: Request::Fresh,
             request_mode: Mode::default(),
             request_ended: false,
+            sized: false,
             response: Response::default(),
             summary: None,
         }
@@ -174,9 +197,8 @@ impl Exchange {
         }
     }
 
-    /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceByLoad`] asked;
-    /// `summary` is for the decision header.
-    pub fn placed(&mut self, place: Result<(Pick, String), Refusal>) -> Vec<Step> {
+    /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceByLoad`] asked.
+    pub fn placed(&mut self, place: Result<Placed, Refusal>) -> Vec<Step> {
         let owed = match std::mem::replace(&mut self.request, Request::Placed) {
             Request::Placing(owed) => owed,
             other => {
@@ -184,8 +206,12 @@ impl Exchange {
                 return Vec::new();
             }
         };
-        let (pick, summary) = match place {
-            Ok(place) => place,
+        let Placed {
+            pick,
+            summary,
+            rewrite,
+        } = match place {
+            Ok(placed) => placed,
             Err(refusal) => {
                 self.request = Request::Over;
                 return vec![send(reply::refused(refusal))];
@@ -193,10 +219,17 @@ impl Exchange {
         };
         self.summary = self.rules.decision_header.then_some(summary);
         match owed {
-            Owed::Headers => vec![send(reply::headers_with_pick(pick))],
-            Owed::Body => vec![send(reply::body_with_pick(pick))],
+            Owed::Headers => vec![send(reply::headers_with_pick(pick, None))],
+            Owed::Body(body) => {
+                let new = rewrite.map(|rewrite| rewrite.apply(&body));
+                let length = self.length(new.as_ref());
+                vec![send(reply::body_with_pick(pick, new, length))]
+            }
             Owed::HeadersAndBody(body, end) => {
-                let mut steps = vec![send(reply::headers_with_pick(pick))];
+                let new = rewrite.map(|rewrite| rewrite.apply(&body));
+                let length = self.length(new.as_ref());
+                let body = new.unwrap_or(body);
+                let mut steps = vec![send(reply::headers_with_pick(pick, length))];
                 let ended = end == End::LastChunk;
                 steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
                 if end == End::Trailers {
@@ -205,6 +238,11 @@ impl Exchange {
                 steps
             }
         }
+    }
+
+    /// The length that headers must say of another body, where they say one.
+    fn length(&self, new: Option<&Bytes>) -> Option<usize> {
+        new.filter(|_| self.sized).map(Bytes::len)
     }
 
     /// What is known where Envoy ends the conversation before the response ended for us, as it
@@ -220,7 +258,7 @@ impl Exchange {
     pub fn held_bytes(&self) -> usize {
         match &self.request {
             Request::Holding(_, held) => held.len(),
-            Request::Placing(Owed::HeadersAndBody(body, _)) => body.len(),
+            Request::Placing(Owed::HeadersAndBody(body, _) | Owed::Body(body)) => body.len(),
             _ => 0,
         }
     }
@@ -253,6 +291,7 @@ impl Exchange {
         self.request_mode = request_mode;
         self.response = Response::new(response_mode);
         let head = self.head(headers, metadata);
+        self.sized = read::header(headers, "content-length").is_some();
         if headers.end_of_stream {
             return Ok(self.place_by_load(head, "no_body", Owed::Headers));
         }
@@ -278,9 +317,10 @@ impl Exchange {
             Request::Holding(head, held) => Ok(self.hold(head, held, body)),
             Request::Awaiting(head) => {
                 if body.body.len() > self.rules.body_bytes_max {
-                    return Ok(self.place_by_load(head, "body_too_long", Owed::Body));
+                    let owed = Owed::Body(Bytes::new());
+                    return Ok(self.place_by_load(head, "body_too_long", owed));
                 }
-                Ok(self.place(head, body.body, Owed::Body))
+                Ok(self.place(head, body.body.clone(), Owed::Body(body.body)))
             }
             Request::Placed => {
                 self.request = Request::Placed;
@@ -338,13 +378,15 @@ impl Exchange {
             content_type: head.content_type,
             body,
             subset: head.subset,
+            objective: head.objective,
+            session: head.session,
         }))]
     }
 
     fn place_by_load(&mut self, head: Head, reason: &'static str, owed: Owed) -> Vec<Step> {
         let body_bytes = match &owed {
             Owed::HeadersAndBody(body, _) => body.len(),
-            Owed::Headers | Owed::Body => 0,
+            Owed::Headers | Owed::Body(_) => 0,
         };
         self.request = Request::Placing(owed);
         let Head {
@@ -368,6 +410,8 @@ impl Exchange {
             path: read::header(headers, ":path").unwrap_or_default(),
             content_type: read::header(headers, "content-type"),
             subset: chosen.or_else(|| read::subset(metadata)),
+            objective: read::first(headers, &read::OBJECTIVE),
+            session: read::first(headers, &self.rules.session_headers),
         }
     }
 }

@@ -16,6 +16,12 @@ const SERVED: &str = "x-gateway-destination-endpoint-served";
 /// The request header by which upstream's conformance suite names endpoints.
 pub const CONFORMANCE_SELECTION: &str = "test-epp-endpoint-selection";
 
+/// The request headers that name an InferenceObjective: llm-d's comes first, as there.
+pub const OBJECTIVE: [&str; 2] = [
+    "x-llm-d-inference-objective",
+    "x-gateway-inference-objective",
+];
+
 /// How Envoy shows us a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -61,6 +67,17 @@ pub fn header(headers: &HttpHeaders, name: &str) -> Option<String> {
     std::str::from_utf8(&found.raw_value)
         .ok()
         .map(str::to_owned)
+}
+
+/// The first of these headers that says something.
+#[must_use]
+pub fn first(headers: &HttpHeaders, names: &[impl AsRef<str>]) -> Option<String> {
+    let values = names
+        .iter()
+        .filter_map(|name| header(headers, name.as_ref()));
+    values
+        .map(|value| value.trim().to_owned())
+        .find(|value| !value.is_empty())
 }
 
 /// The endpoints that the gateway allows; `None` where it allows all.

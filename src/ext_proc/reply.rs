@@ -51,20 +51,27 @@ pub enum Side {
     Response,
 }
 
-/// The answer to request headers: go there.
+/// The answer to request headers: go there, with a body of so many bytes where it changed.
 #[must_use]
-pub fn headers_with_pick(pick: Pick) -> ProcessingResponse {
+pub fn headers_with_pick(pick: Pick, length: Option<usize>) -> ProcessingResponse {
     let headers = HeadersResponse {
-        response: Some(to_pick(pick)),
+        response: Some(to_pick(pick, length)),
     };
     with_metadata(Response::RequestHeaders(headers), pick.address)
 }
 
-/// The answer to a buffered request body: go there, the body as it is.
+/// The answer to a buffered request body: go there, with this body in its place, or as it is. Envoy
+/// answers 500 where the length that a header says is not the new body's.
 #[must_use]
-pub fn body_with_pick(pick: Pick) -> ProcessingResponse {
+pub fn body_with_pick(pick: Pick, new: Option<Bytes>, length: Option<usize>) -> ProcessingResponse {
+    let body_mutation = new.map(|new| BodyMutation {
+        mutation: Some(Mutation::Body(new)),
+    });
     let body = BodyResponse {
-        response: Some(to_pick(pick)),
+        response: Some(CommonResponse {
+            body_mutation,
+            ..to_pick(pick, length)
+        }),
     };
     with_metadata(Response::RequestBody(body), pick.address)
 }
@@ -185,11 +192,12 @@ fn immediate(status: StatusCode, reason: &str, code: &str, text: &str) -> Proces
     }))
 }
 
-fn to_pick(pick: Pick) -> CommonResponse {
+fn to_pick(pick: Pick, length: Option<usize>) -> CommonResponse {
     let rank = pick.rank.map(|rank| header(RANK, &rank.to_string()));
     let address = header(DESTINATION, &pick.address.to_string());
+    let length = length.map(|length| header("content-length", &length.to_string()));
     let mutation = HeaderMutation {
-        set_headers: [address].into_iter().chain(rank).collect(),
+        set_headers: [address].into_iter().chain(rank).chain(length).collect(),
         remove_headers: Vec::new(),
     };
     CommonResponse {
@@ -283,10 +291,11 @@ mod tests {
 
     #[test]
     fn the_pick_stands_in_header_and_metadata_as_the_same_string() {
-        let message = headers_with_pick(Pick {
+        let pick = Pick {
             address: "[fd00::7]:8000".parse().expect("an address"),
             rank: None,
-        });
+        };
+        let message = headers_with_pick(pick, None);
         let Some(Response::RequestHeaders(headers)) = &message.response else {
             panic!("not headers: {message:?}");
         };
@@ -313,7 +322,7 @@ mod tests {
     fn a_rank_is_named_in_a_header_of_its_own() {
         let set = |rank| {
             let address = "10.0.0.7:8000".parse().expect("an address");
-            let message = headers_with_pick(Pick { address, rank });
+            let message = headers_with_pick(Pick { address, rank }, None);
             let Some(Response::RequestHeaders(headers)) = message.response else {
                 panic!("not headers");
             };

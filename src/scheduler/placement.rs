@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::intent::Intent;
 use crate::audit::{self, Prediction, Usage, Verdict};
 use crate::choice::{Basis, Candidate, Choice};
 use crate::fleet::{Booking, Endpoint, Fleet};
 use crate::index::Expectation;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{Watch, epoch_s};
+use crate::prompt::json::outline::Replacement;
 
 /// One placed request, from choice to the end of its response. Dropping it releases its load.
 pub struct Placement {
@@ -25,6 +27,9 @@ pub struct Placement {
     /// Who could have got it, and the same as candidates, in the same order.
     pub(super) allowed: Arc<Fleet>,
     pub(super) candidates: Vec<Candidate>,
+    /// Which model serves it in place of the one that it names, and the change of its body.
+    pub(super) target: Option<Arc<str>>,
+    pub(super) rewrite: Option<Replacement>,
 }
 
 /// How a request ended.
@@ -59,6 +64,20 @@ impl Placement {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.endpoint().address
+    }
+
+    /// With what the rules say of its model.
+    pub(super) fn served_by_target(self, intent: Intent) -> Self {
+        Self {
+            target: intent.target,
+            rewrite: intent.rewrite,
+            ..self
+        }
+    }
+
+    /// The change that its body needs on the way to the server; asked for once.
+    pub fn take_rewrite(&mut self) -> Option<Replacement> {
+        self.rewrite.take()
     }
 
     /// Which of those that could have got it served it. Ranks share an address: the picked
@@ -97,12 +116,7 @@ impl Placement {
             prefix_aware,
             ..
         } = self.choice;
-        let name: String = self
-            .endpoint()
-            .name
-            .chars()
-            .filter(|c| c.is_ascii_graphic())
-            .collect();
+        let name = plain(&self.endpoint().name);
         let decided = if prefix_aware { "prefix" } else { "load" };
         let mut line = format!("endpoint={name}; by={decided}; basis={}", basis.as_str());
         if !basis.reason().is_empty() {
@@ -112,6 +126,9 @@ impl Placement {
             "; trust={}; predicted_cached_tokens={predicted_cached_tokens}; prompt_tokens={prompt_tokens}",
             self.choice.trust.as_str()
         ));
+        if let Some(target) = &self.target {
+            line.push_str(&format!("; model={}", plain(target)));
+        }
         line
     }
 
@@ -206,4 +223,9 @@ impl Placement {
             );
         }
     }
+}
+
+/// A name as a header may say it.
+fn plain(name: &str) -> String {
+    name.chars().filter(char::is_ascii_graphic).collect()
 }

@@ -25,8 +25,14 @@ impl Reader {
         Self { models, pool }
     }
 
-    /// Reads one request's prompt, as far as that is possible.
-    pub(super) async fn read(&self, ask: &Ask, deadline: Instant) -> Reading {
+    /// Reads one request's prompt, as far as that is possible: as the target does, where one serves it
+    /// in place of the model that it names.
+    pub(super) async fn read(
+        &self,
+        ask: &Ask,
+        target: Option<Arc<str>>,
+        deadline: Instant,
+    ) -> Reading {
         let models = self.models.borrow().clone();
         let (path, body, bytes) = (ask.path.clone(), ask.body.clone(), ask.body.len());
         // A template that a request brings may run two seconds on few bytes.
@@ -36,7 +42,7 @@ impl Reader {
         };
         // What would come too late is not begun.
         let work = move || match Instant::now() < deadline {
-            true => read(&models, &path, &body),
+            true => read(&models, &path, &body, target.as_deref()),
             false => Err("deadline"),
         };
         match self.pool.run(work_bytes, work).await {
@@ -48,13 +54,21 @@ impl Reader {
 }
 
 /// The label of what stands in the way, otherwise.
-fn read(models: &Models, path: &str, body: &[u8]) -> Result<Reading, &'static str> {
+fn read(
+    models: &Models,
+    path: &str,
+    body: &[u8],
+    target: Option<&str>,
+) -> Result<Reading, &'static str> {
     let request = match Request::parse(path, body) {
         // The engine will have nothing to do, however long the body is.
         Err(PromptError::NoPrefill) => return Ok(Reading::load_only("no_prefill", 0)),
         parsed => parsed.map_err(|error| explain(&error))?,
     };
-    let name = request.model().map_err(|error| explain(&error))?;
+    let name = match target {
+        Some(target) => target,
+        None => request.model().map_err(|error| explain(&error))?,
+    };
     let named = models.get(name).map_err(Missing::label)?;
     let renderer = &named.model.renderer;
     let request = request.reread(renderer, body);

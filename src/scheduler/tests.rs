@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
-use crate::config::{Config, Model, RenderSettings, Source};
+use crate::config::{Config, Criticality, InferenceModel, Model, RenderSettings, Source, Target};
 use crate::fleet::report::{Prefilled, Report};
 use crate::fleet::{EventAddress, Publisher, Trust};
 use crate::models::{Hub, Loader};
@@ -19,6 +19,7 @@ struct World {
     parity: Arc<Parity>,
     metrics: Arc<Metrics>,
     fleet: watch::Sender<Arc<Fleet>>,
+    routes: watch::Sender<Arc<Routes>>,
 }
 
 fn endpoint(id: u32) -> Arc<Endpoint> {
@@ -46,10 +47,12 @@ async fn world(endpoints: u32) -> World {
     let reader = reader(&config, &metrics).await;
     let endpoints = (0..endpoints).map(endpoint).collect();
     let (fleet, receiver) = watch::channel(Arc::new(Fleet { endpoints }));
+    let (routes, rules) = watch::channel(Arc::default());
     let scheduler = Scheduler::new(Parts {
         fleet: receiver,
         index: index.clone(),
         parity: parity.clone(),
+        routes: rules,
         reader,
         policy: config.policy,
         saturation: config.load.saturation,
@@ -62,6 +65,7 @@ async fn world(endpoints: u32) -> World {
         parity,
         metrics,
         fleet,
+        routes,
     }
 }
 
@@ -97,7 +101,26 @@ fn ask(request_id: &str, path: &str, body: impl Into<Bytes>) -> Ask {
         content_type: Some("application/json".into()),
         body: body.into(),
         subset: None,
+        objective: None,
+        session: None,
     }
+}
+
+/// Rules for one model, "chat", that these serve.
+fn chat_served_by(world: &World, targets: &[(&str, u32)]) {
+    let targets = targets.iter().map(|(model, weight)| Target {
+        model: (*model).into(),
+        weight: *weight,
+    });
+    let chat = InferenceModel {
+        name: "chat".into(),
+        criticality: Criticality::Standard,
+        priority: 0,
+        targets: targets.collect(),
+    };
+    world
+        .routes
+        .send_replace(Arc::new(Routes::of(&[chat], &[])));
 }
 
 /// Stores the blocks of `tokens` at an endpoint, four to a block.
@@ -143,6 +166,90 @@ async fn the_endpoint_that_holds_the_prefix_gets_the_request() {
             placed.summary()
         );
     }
+}
+
+#[tokio::test]
+async fn a_prompt_is_read_as_its_target_reads_it_and_the_body_names_that() {
+    let world = world(2).await;
+    hold(&world, 1, &PROMPT[..8], Some("sql"));
+    chat_served_by(&world, &[("sql", 1)]);
+    let body = format!("{{\"prompt\": {PROMPT:?}, \"model\":\"chat\" }}");
+    let request = ask("a", "/v1/completions", body.clone());
+    let mut placed = world.scheduler.place(request).await.expect("placed");
+    assert_eq!(
+        placed.address().port(),
+        8001,
+        "the adapter's cache is there"
+    );
+    assert_eq!(placed.choice().predicted_cached_tokens, 8);
+    assert!(
+        placed.summary().ends_with("; model=sql"),
+        "{}",
+        placed.summary()
+    );
+    let rewrite = placed.take_rewrite().expect("another model");
+    assert_eq!(
+        rewrite.apply(body.as_bytes()),
+        body.replace("\"chat\"", "\"sql\"")
+    );
+    let metrics = world.metrics.handle().render();
+    let counted = "kvscout_model_targets_total{model=\"chat\",target=\"sql\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_split_holds_for_each_conversation_whatever_becomes_of_its_reading() {
+    let world = world(2).await;
+    chat_served_by(&world, &[("sql", 1), ("nobody", 1)]);
+    let target = async |request: &str, session: Option<String>, body: &str| {
+        let request = Ask {
+            session,
+            ..ask(request, "/v1/completions", body.to_owned())
+        };
+        let placed = world.scheduler.place(request).await.expect("placed");
+        placed.target.expect("one of the two").to_string()
+    };
+    let mut counts = [0, 0];
+    for session in 0..40 {
+        let session = Some(format!("session-{session}"));
+        // Neither the prompt nor its being readable matters.
+        let one = target(
+            "a",
+            session.clone(),
+            "{\"model\": \"chat\", \"prompt\": [1]}",
+        )
+        .await;
+        let two = target("b", session, "{\"prompt\": 7, \"model\": \"chat\"}").await;
+        assert_eq!(one, two);
+        counts[usize::from(one == "nobody")] += 1;
+    }
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_model_that_is_its_own_target_stays_as_it_is() {
+    let world = world(1).await;
+    let chat = InferenceModel {
+        name: MODEL.into(),
+        criticality: Criticality::Standard,
+        priority: 0,
+        targets: vec![Target {
+            model: MODEL.into(),
+            weight: 1,
+        }],
+    };
+    world
+        .routes
+        .send_replace(Arc::new(Routes::of(&[chat], &[])));
+    let mut placed = world
+        .scheduler
+        .place(ids("a", &PROMPT, ""))
+        .await
+        .expect("placed");
+    assert_eq!(
+        (placed.take_rewrite(), placed.choice().basis),
+        (None, Basis::Overlap)
+    );
 }
 
 #[tokio::test]

@@ -150,6 +150,7 @@ pub fn over(
         fleet,
         index: Arc::default(),
         parity: Arc::default(),
+        routes: watch::channel(Arc::default()).1,
         reader: Reader::new(models, pool),
         policy: Config::default().policy,
         saturation: Config::default().load.saturation,

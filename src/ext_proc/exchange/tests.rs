@@ -6,6 +6,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 
 use super::*;
+use crate::prompt::json::outline::Outline;
 use crate::proto::core::{HeaderMap, HeaderValue};
 use crate::proto::ext_proc::body_mutation::Mutation;
 use crate::proto::ext_proc::processing_response::Response as Reply;
@@ -91,11 +92,19 @@ fn on(exchange: &mut Exchange, message: ProcessingRequest) -> Vec<Step> {
 }
 
 fn placed(exchange: &mut Exchange) -> Vec<Step> {
+    placed_with(exchange, None)
+}
+
+fn placed_with(exchange: &mut Exchange, rewrite: Option<Replacement>) -> Vec<Step> {
     let pick = Pick {
         address: POD.parse().expect("an address"),
         rank: None,
     };
-    exchange.placed(Ok((pick, "pod-7 overlap 64/70".into())))
+    exchange.placed(Ok(Placed {
+        pick,
+        summary: "pod-7 overlap 64/70".into(),
+        rewrite,
+    }))
 }
 
 fn common(common: &Option<CommonResponse>) -> &CommonResponse {
@@ -181,12 +190,107 @@ fn full_duplex_holds_the_header_reply_until_the_body_has_ended() {
         content_type: Some("application/json".into()),
         body: Bytes::from_static(b"{\"prompt\":\"hi\"}"),
         subset: None,
+        objective: None,
+        session: None,
     };
     assert_eq!(**ask, expected);
     assert_eq!(
         all_told(&placed(&mut exchange)),
         [pick("request headers"), "request body 15 bytes, end".into()]
     );
+}
+
+#[test]
+fn headers_name_the_objective_and_the_session() {
+    let rules = Rules {
+        session_headers: ["x-session-id".to_owned(), "x-chat".to_owned()].into(),
+        ..Rules::default()
+    };
+    let said = |pairs: &[(&str, &str)]| {
+        let mut exchange = Exchange::new(rules.clone(), "kvscout-1".into());
+        on(
+            &mut exchange,
+            message(Message::RequestHeaders(headers(pairs, false))),
+        );
+        match on(&mut exchange, request_body(b"{}", true)).as_slice() {
+            [Step::Place(ask)] => (ask.objective.clone(), ask.session.clone()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let both = [
+        ("x-gateway-inference-objective", "theirs"),
+        ("x-llm-d-inference-objective", " ours "),
+        ("x-chat", "7"),
+        ("x-session-id", " "),
+    ];
+    assert_eq!(said(&both), (Some("ours".into()), Some("7".into())));
+    assert_eq!(said(&both[..1]), (Some("theirs".into()), None));
+    assert_eq!(said(&[]), (None, None));
+}
+
+/// What a step sets of a header, and the body that it sends in place of the client's.
+fn sent(step: &Step, name: &str) -> (Option<String>, Option<Bytes>) {
+    let Step::Send(reply) = step else {
+        panic!("{step:?}");
+    };
+    let common = match reply.response.as_ref().expect("a response") {
+        Reply::RequestHeaders(headers) => common(&headers.response),
+        Reply::RequestBody(body) => common(&body.response),
+        other => panic!("{other:?}"),
+    };
+    let set = common.header_mutation.iter().flat_map(|m| &m.set_headers);
+    let mut set = set.filter_map(|option| option.header.as_ref());
+    let value = set.find(|header| header.key == name);
+    let body = common
+        .body_mutation
+        .as_ref()
+        .and_then(|m| m.mutation.clone());
+    let body = body.map(|mutation| match mutation {
+        Mutation::Body(bytes) => bytes,
+        Mutation::StreamedResponse(chunk) => chunk.body,
+        other => panic!("{other:?}"),
+    });
+    (
+        value.map(|value| String::from_utf8_lossy(&value.raw_value).into()),
+        body,
+    )
+}
+
+#[test]
+fn another_model_goes_into_the_body_and_its_length_into_the_headers() {
+    let body = br#"{"model":"chat","x":1}"#;
+    let rewrite = || {
+        let outline = Outline::of(body).expect("an object");
+        Some(outline.replaced("model", "chat-v2"))
+    };
+    let expected = Some(Bytes::from_static(br#"{"model":"chat-v2","x":1}"#));
+    for sized in [true, false] {
+        let mut exchange = exchange();
+        let length: &[_] = &[("content-length", "22")];
+        let pairs = if sized { length } else { &[] };
+        on(
+            &mut exchange,
+            message(Message::RequestHeaders(headers(pairs, false))),
+        );
+        on(&mut exchange, request_body(body, true));
+        let steps = placed_with(&mut exchange, rewrite());
+        let (length, _) = sent(&steps[0], "content-length");
+        assert_eq!(length, sized.then(|| "25".into()));
+        assert_eq!(sent(&steps[1], "content-length"), (None, expected.clone()));
+    }
+    let mut exchange = exchange();
+    let mut buffered = post(BodySendMode::Buffered, false);
+    buffered.request = Some(Message::RequestHeaders(headers(
+        &[("content-length", "22")],
+        false,
+    )));
+    on(&mut exchange, buffered);
+    on(&mut exchange, request_body(body, true));
+    assert_eq!(exchange.held_bytes(), body.len());
+    let steps = placed_with(&mut exchange, rewrite());
+    let length = Some("25".into());
+    assert_eq!(sent(&steps[0], "content-length"), (length, expected));
+    assert_eq!(exchange.held_bytes(), 0);
 }
 
 #[test]
@@ -286,7 +390,7 @@ fn a_body_beyond_the_limit_is_placed_by_load_and_streams_through() {
         body_bytes_max: 4,
         ..Rules::default()
     };
-    let mut exchange = Exchange::new(rules, String::new());
+    let mut exchange = Exchange::new(rules.clone(), String::new());
     on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
     assert_eq!(on(&mut exchange, request_body(b"abc", false)), []);
     let steps = on(&mut exchange, request_body(b"def", false));

@@ -1,0 +1,222 @@
+//! Models with rules, through a real Envoy: which model serves a conversation.
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use harness::envoy::{Bodies, Envoy, Follow};
+use harness::http::{self, Answer, full, post};
+use harness::{PATIENCE, soon, tokenizer};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use kvscout::app::{self, Bound};
+use kvscout::config::{
+    Config, Criticality, Engine, InferenceModel, Model, RenderSettings, Source, Target,
+};
+use kvscout_sim::events::{EventConfig, Layout};
+use kvscout_sim::server::{self, Server};
+use kvscout_sim::timing::Timing;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const MODEL: &str = "/model/qwen";
+const BOTH: [Bodies; 2] = [Bodies::FullDuplex, Bodies::Buffered];
+
+/// kvscout as the process runs it, and Envoy before it and servers.
+struct World {
+    bound: Bound,
+    envoy: Envoy,
+    end: Option<oneshot::Sender<()>>,
+    running: JoinHandle<anyhow::Result<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// Over servers at these addresses, of which the fleet file says this.
+    async fn over(addresses: &[SocketAddr], fleet: &str, bodies: Bodies, config: Config) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fleet_file = folder.path().join("fleet.yaml");
+        std::fs::write(&fleet_file, fleet).expect("written");
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let mut config = Config {
+            fleet_file,
+            ..config
+        };
+        (
+            config.listen.ext_proc,
+            config.listen.health,
+            config.listen.admin,
+        ) = (any, any, any);
+        config.limits.drain_notice_ms = 0;
+        config.replies.decision_header = true;
+        let app = app::build(config).await.expect("run make setup");
+        let bound = app.bound();
+        let (end, ended) = oneshot::channel::<()>();
+        let running = tokio::spawn(app.run(async {
+            // A dropped sender is an end as well.
+            let _ = ended.await;
+        }));
+        let envoy = Envoy::start(addresses, bound.ext_proc, bodies, Follow::Metadata).await;
+        soon("kvscout is ready", async {
+            while http::get(bound.admin, "/readyz").await.status != 200 {
+                tokio::time::sleep(PATIENCE / 1000).await;
+            }
+        })
+        .await;
+        Self {
+            bound,
+            envoy,
+            end: Some(end),
+            running,
+            _folder: folder,
+        }
+    }
+
+    /// Waits for something that only the metrics tell.
+    async fn until(&self, line: &str) {
+        soon(line, async {
+            loop {
+                let answer = http::get(self.bound.admin, "/metrics").await;
+                let text = String::from_utf8(answer.body.to_vec()).expect("text");
+                if text.lines().any(|found| found == line) {
+                    return;
+                }
+                tokio::time::sleep(PATIENCE / 1000).await;
+            }
+        })
+        .await;
+    }
+
+    async fn shut_down(mut self) {
+        self.end.take();
+        let ended = soon("kvscout ends", &mut self.running).await;
+        ended.expect("no panic").expect("a clean end");
+    }
+}
+
+/// A server with two adapters, which refuses every other model.
+async fn server_of_two() -> server::Bound {
+    let config = server::Config {
+        model: MODEL.into(),
+        adapters: vec!["chat-v1".into(), "chat-v2".into()],
+        tokenizer: Some(tokenizer()),
+        timing: Timing::INSTANT,
+        events: Some(EventConfig {
+            endpoint: "tcp://127.0.0.1:0".into(),
+            replay_endpoint: Some("tcp://127.0.0.1:0".into()),
+            topic: None,
+            layout: Layout::Map,
+            rank: 0,
+        }),
+        ..server::Config::default()
+    };
+    Server::start(config).await.expect("run make setup")
+}
+
+/// Requests for "chat" go to the adapters, three in four to the first.
+fn split() -> Config {
+    let target = |model: &str, weight| Target {
+        model: model.into(),
+        weight,
+    };
+    let mut config = Config::default();
+    config.models.push(Model {
+        names: vec![MODEL.into()],
+        adapters: vec!["chat-v1".into(), "chat-v2".into()],
+        source: Source::Folder(tokenizer()),
+        engine: Engine::Fast,
+        render: RenderSettings::default(),
+    });
+    config.inference_models.push(InferenceModel {
+        name: "chat".into(),
+        criticality: Criticality::Standard,
+        priority: 0,
+        targets: vec![target("chat-v1", 75), target("chat-v2", 25)],
+    });
+    config
+}
+
+fn number(decision: &str, name: &str) -> Option<u64> {
+    let found = decision
+        .split("; ")
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+    found?.parse().ok()
+}
+
+/// A turn of a conversation, sent with its length or in chunks.
+async fn say(to: SocketAddr, messages: &[Value], in_chunks: bool) -> Answer {
+    let body = json!({"messages": messages, "max_tokens": 20, "model": "chat", "temperature": 0});
+    let bytes = Bytes::from(body.to_string());
+    let body = match in_chunks {
+        false => full(bytes),
+        true => {
+            let halves = [bytes.slice(..99), bytes.slice(99..)].map(|half| Ok(Frame::data(half)));
+            BodyExt::boxed(StreamBody::new(futures::stream::iter(halves)))
+        }
+    };
+    let request = post("/v1/chat/completions").body(body);
+    http::send(to, request.expect("a request")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_split_keeps_each_conversation_on_its_target_and_its_cache() {
+    for bodies in BOTH {
+        let pods = futures::future::join_all((0..2).map(|_| server_of_two())).await;
+        let addresses: Vec<SocketAddr> = pods.iter().map(|pod| pod.addresses.http).collect();
+        let fleet = harness::sim::fleet_yaml(&pods, "");
+        let world = World::over(&addresses, &fleet, bodies, split()).await;
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        let mut cached = 0;
+        for conversation in 0..24 {
+            let system = json!({"role": "system", "content": "One rule for all. ".repeat(40)});
+            let first = format!("Conversation {conversation}: {}", "what then? ".repeat(30));
+            let mut messages = vec![system, json!({"role": "user", "content": first})];
+            let mut targets = Vec::new();
+            for round in 0..3 {
+                let answer = say(world.envoy.routed, &messages, round == 2).await;
+                assert_eq!(answer.status, 200, "{bodies:?} {answer:?}");
+                let said = answer.json();
+                let decision = answer.header("x-kvscout-decision");
+                let target = said["model"].as_str().expect("a model").to_owned();
+                assert!(
+                    decision.ends_with(&format!("; model={target}")),
+                    "{decision}"
+                );
+                let usage = &said["usage"];
+                assert_eq!(
+                    number(decision, "prompt_tokens"),
+                    usage["prompt_tokens"].as_u64()
+                );
+                cached += usage["prompt_tokens_details"]["cached_tokens"]
+                    .as_u64()
+                    .unwrap_or(0);
+                targets.push(target);
+                messages.push(said["choices"][0]["message"].clone());
+                messages.push(json!({"role": "user", "content": "And then?"}));
+            }
+            assert!(
+                targets.iter().all(|target| *target == targets[0]),
+                "{targets:?}"
+            );
+            *counts.entry(targets.remove(0)).or_default() += 1;
+        }
+        let first = counts["chat-v1"];
+        assert!(
+            (14..=22).contains(&first) && first + counts["chat-v2"] == 24,
+            "{counts:?}"
+        );
+        assert!(
+            cached > 24 * 2 * 300,
+            "rounds two and three find round one: {cached}"
+        );
+        let targets = format!(
+            "kvscout_model_targets_total{{model=\"chat\",target=\"chat-v1\"}} {}",
+            3 * first
+        );
+        world.until(&targets).await;
+        world.shut_down().await;
+    }
+}
