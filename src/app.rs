@@ -92,6 +92,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         reader: Reader::new(models.clone(), pool.clone()),
         policy: config.policy.clone(),
         saturation: config.load.saturation,
+        admission: config.admission,
         decision_max: Duration::from_millis(config.limits.decision_ms_max),
         metrics: metrics.clone(),
     }));
@@ -139,7 +140,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     app.spawn("health", async move {
         Ok(health.serve(health_port, never).await?)
     });
-    let (watched, pictures) = (fleet.clone(), index.clone());
+    let (watched, pictures, waits) = (fleet.clone(), index.clone(), scheduler.clone());
     let saturation = config.load.saturation;
     let admin = Admin {
         endpoints: Arc::new(move || {
@@ -150,6 +151,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         metrics: metrics.handle(),
         observe: Arc::new(move || {
             let (fleet, models) = (fleet.borrow(), models.borrow());
+            metrics.waiting(waits.waiting());
             observe(
                 &metrics,
                 &index,

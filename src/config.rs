@@ -45,6 +45,8 @@ pub struct Config {
     pub load: Load,
     /// How to choose.
     pub policy: Policy,
+    /// Who waits and who is refused where all endpoints are saturated.
+    pub admission: Admission,
     /// What bounds a request.
     pub limits: Limits,
     /// How Envoy is answered.
@@ -142,6 +144,18 @@ pub enum Strategy {
     Default,
 }
 
+/// Who waits and who is refused where all endpoints are saturated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// Prefill tokens that this process placed at an endpoint and that are not done; with more it is
+    /// saturated. 0: never by this.
+    pub queued_tokens_max: u64,
+    /// Requests that wait at once; 0: none, they go on instead.
+    pub queue_max: usize,
+    /// Milliseconds that one waits; then it goes on.
+    pub wait_ms_max: u64,
+}
+
 /// What bounds a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -221,6 +235,14 @@ impl Default for Config {
                 // llm-d's name. None of a user: behind one account may be everybody.
                 session_headers: vec!["x-session-id".to_owned()],
             },
+            admission: Admission {
+                // llm-d's concurrency detector has the same; a minute or more of any server's work. Less
+                // would be wrong of answers that do not stream: their prompts count to the end.
+                queued_tokens_max: 1_000_000,
+                queue_max: 1_000,
+                // With the decision, half of the time that the example gives Envoy.
+                wait_ms_max: 10_000,
+            },
             limits: Limits {
                 body_bytes_max: 64 << 20,
                 held_bytes_max: 1 << 30,
@@ -299,6 +321,9 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
         policy: root
             .section("policy", |policy| Some(read_policy(policy)))
             .unwrap_or(defaults.policy),
+        admission: root
+            .section("admission", |admission| Some(read_admission(admission)))
+            .unwrap_or(defaults.admission),
         limits: root
             .section("limits", |limits| Some(read_limits(limits)))
             .unwrap_or(defaults.limits),
@@ -425,6 +450,19 @@ fn read_media(media: &mut Section<'_>) -> Media {
         gpu: share("gpu", defaults.gpu),
         cpu: share("cpu", defaults.cpu),
         storage: share("storage", defaults.storage),
+    }
+}
+
+fn read_admission(admission: &mut Section<'_>) -> Admission {
+    let defaults = Config::default().admission;
+    Admission {
+        queued_tokens_max: admission.within(
+            "queued_tokens_max",
+            (0, 1 << 40),
+            defaults.queued_tokens_max,
+        ),
+        queue_max: admission.within("queue_max", (0, 1_000_000), defaults.queue_max),
+        wait_ms_max: admission.within("wait_ms_max", (0, 600_000), defaults.wait_ms_max),
     }
 }
 

@@ -114,6 +114,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether a subset hint means it: by `ip:port` or `ip`, every rank behind it.
+    fn is_named(&self, name: &str) -> bool {
+        name == self.address.to_string() || name == self.address.ip().to_string()
+    }
+
     /// How complete our picture of its cache is.
     #[must_use]
     pub fn trust(&self) -> Trust {
@@ -248,6 +253,17 @@ pub struct TrustSince {
 pub struct Fleet {
     /// In the order of their numbers.
     pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+impl Fleet {
+    /// The endpoints in a subset; all of them without one.
+    pub fn allowed(&self, subset: Option<&[String]>) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let is_allowed = move |endpoint: &&Arc<Endpoint>| {
+            let any = |names: &[String]| names.iter().any(|name| endpoint.is_named(name));
+            subset.is_none_or(any)
+        };
+        self.endpoints.iter().filter(is_allowed)
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@
 //!
 //! * Predicted cached tokens equal the `cached_tokens` that vLLM reports, to the token, for
 //!   every endpoint that claims `Live`.
-//! * No request is refused that some endpoint could serve.
+//! * No request is refused that some endpoint could serve, but what rules let be shed.
 //! * Everything has a limit; every limit is in [`config`].
 
 pub mod config;
@@ -51,6 +51,7 @@ pub mod choice;
 pub mod events;
 pub mod bridge;
 pub mod audit;
+pub mod admission;
 pub mod scheduler;
 pub mod ext_proc;
 pub mod admin;

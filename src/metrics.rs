@@ -25,6 +25,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Requests for a model with targets, by that model and the target that served it",
     ),
     (
+        "kvscout_requests_shed_total",
+        Unit::Count,
+        "Requests refused since every endpoint was saturated, by reason and criticality",
+    ),
+    (
         "kvscout_objectives_unknown_total",
         Unit::Count,
         "Requests that named an objective which nobody declared",
@@ -126,6 +131,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     ),
 ];
 const GAUGES: &[(&str, Unit, &str)] = &[
+    (
+        "kvscout_admission_waiting",
+        Unit::Count,
+        "Requests that wait for an endpoint with room",
+    ),
     (
         "kvscout_endpoint_trust",
         Unit::Count,
@@ -235,6 +245,11 @@ const HISTOGRAMS: &[(&str, Unit, &str)] = &[
         "From whole body to choice",
     ),
     (
+        "kvscout_admission_wait_seconds",
+        Unit::Seconds,
+        "That requests waited for an endpoint with room, by what ended it",
+    ),
+    (
         "kvscout_event_lag_seconds",
         Unit::Seconds,
         "From the engine's clock to our index, by endpoint",
@@ -251,10 +266,10 @@ const HISTOGRAMS: &[(&str, Unit, &str)] = &[
     ),
 ];
 
-/// 10 µs to 5 s, in steps of about 2.
+/// 10 µs to 50 s, in steps of about 2.
 const SECONDS: &[f64] = &[
     1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
-    2.0, 5.0,
+    2.0, 5.0, 10.0, 20.0, 50.0,
 ];
 
 /// Gauges are set at every scrape; one that was not for this long is of an endpoint that left.
@@ -343,7 +358,27 @@ impl Metrics {
             .increment(1);
     }
 
-    /// A choice took this long, from whole body on.
+    /// A request was refused since every endpoint was saturated.
+    pub fn shed(&self, reason: &str, criticality: &str) {
+        let labels = [("reason", reason), ("criticality", criticality)];
+        self.counter("kvscout_requests_shed_total", &labels)
+            .increment(1);
+    }
+
+    /// So many requests wait for an endpoint with room, as of a scrape.
+    pub fn waiting(&self, requests: usize) {
+        let gauge = self.gauge("kvscout_admission_waiting", &[]);
+        gauge.set(requests as f64);
+    }
+
+    /// A request waited this long for an endpoint with room.
+    pub fn waited(&self, outcome: &str, took: Duration) {
+        let key = key("kvscout_admission_wait_seconds", &[("outcome", outcome)]);
+        let histogram = self.recorder.register_histogram(&key, &METADATA);
+        histogram.record(took);
+    }
+
+    /// A choice took this long, from whole body on, without a wait for room.
     pub fn decided(&self, took: Duration) {
         self.decision.record(took);
     }

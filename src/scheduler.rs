@@ -11,9 +11,10 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
+use crate::admission::{Admission, Frees, Shed};
 use crate::blocks::{Chain, Chains, Identity, TokenId};
 use crate::choice::{Basis, Candidate, Choice, Problem, choose};
-use crate::config::{Policy, Saturation, Strategy};
+use crate::config::{self, Policy, Saturation, Strategy};
 use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
 use crate::index::{Cached, Index};
 use crate::metrics::{EndpointMetrics, Metrics};
@@ -31,6 +32,7 @@ pub use reader::Reader;
 /// Chooses endpoints.
 pub struct Scheduler {
     parts: Parts,
+    admission: Arc<Admission>,
     counted: RwLock<HashMap<EndpointId, Arc<EndpointMetrics>>>,
 }
 
@@ -61,13 +63,17 @@ pub struct ByLoad {
     pub request_id: String,
     /// As in [`Ask`].
     pub subset: Option<Vec<String>>,
+    /// As in [`Ask`].
+    pub objective: Option<String>,
+    /// As in [`Ask`].
+    pub session: Option<String>,
     /// What is known of the body's size.
     pub body_bytes: usize,
     /// A short word for labels.
     pub reason: &'static str,
 }
 
-/// Why a request gets no endpoint. Both are a 503.
+/// Why a request gets no endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The fleet is empty.
@@ -76,6 +82,14 @@ pub enum Refusal {
     /// No endpoint is in the subset that the gateway allows.
     #[error("none of the endpoints that the gateway allows is in the fleet")]
     NoneInSubset,
+    /// All are saturated, and it may be shed.
+    #[error("every endpoint is saturated: try again in {retry_after_s} s")]
+    Shed {
+        /// What it ran into.
+        why: Shed,
+        /// When it is worth another try.
+        retry_after_s: u64,
+    },
 }
 
 impl Refusal {
@@ -85,6 +99,7 @@ impl Refusal {
         match self {
             Self::NoEndpoint => "no_endpoint",
             Self::NoneInSubset => "none_in_subset",
+            Self::Shed { why, .. } => why.as_str(),
         }
     }
 }
@@ -105,6 +120,8 @@ pub struct Parts {
     pub policy: Policy,
     /// When a server has too much to do.
     pub saturation: Saturation,
+    /// Who waits and who is refused.
+    pub admission: config::Admission,
     /// From whole body to choice; then load decides.
     pub decision_max: Duration,
     /// Where it is counted.
@@ -171,7 +188,9 @@ impl Scheduler {
     /// Puts one together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let (fleet, metrics) = (parts.fleet.clone(), parts.metrics.clone());
         Self {
+            admission: Arc::new(Admission::new(parts.admission, fleet, metrics)),
             parts,
             counted: RwLock::default(),
         }
@@ -179,32 +198,68 @@ impl Scheduler {
 
     /// Places a request, by overlap if its prompt can be read in time.
     pub async fn place(&self, ask: Ask) -> Result<Placement, Refusal> {
-        let began = Instant::now();
-        let allowed = self.allowed(ask.subset.as_deref())?;
+        let (subset, began) = (ask.subset.as_deref(), Instant::now());
+        self.allowed(subset)?;
         let intent = self.intent(&ask);
+        // Who is refused is not read before.
+        self.admitted(self.admission.at_once(intent.class, subset))?;
         let reading = match self.parts.policy.strategy {
             Strategy::Default => Reading::load_only("strategy", ask.body.len()),
             Strategy::PrefixCache => self.read(&ask, &intent).await,
         };
+        let waits = Instant::now();
+        let turn = self.admitted(self.admission.admit(intent.class, subset).await)?;
+        let waited = waits.elapsed();
+        // As of now, and until the turn ends without another wait: the load is booked in it.
+        let allowed = self.allowed(subset)?;
         let reading = self.doubted(reading, &allowed);
         let mut prompt = Chains::new(&reading.tokens, &reading.identity);
         let cached = self.overlaps(&reading, &mut prompt, &allowed);
         let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
         let placement = placement.served_by_target(intent);
-        self.parts.metrics.decided(began.elapsed());
+        drop(turn);
+        self.parts.metrics.decided(began.elapsed() - waited);
         self.tell(&ask.request_id, &placement);
         Ok(placement)
     }
 
     /// Places a request whose body is not read.
     pub fn place_by_load(&self, ask: &ByLoad) -> Result<Placement, Refusal> {
-        let allowed = self.allowed(ask.subset.as_deref())?;
+        let subset = ask.subset.as_deref();
+        let allowed = self.allowed(subset)?;
+        // Without a body there is nothing to compute, and nothing to spare by a refusal.
+        if ask.reason != "no_body" {
+            let class = self.class(None, ask.objective.as_deref());
+            self.admitted(self.admission.at_once(class, subset))?;
+        }
         let reading = Reading::load_only(ask.reason, ask.body_bytes);
         let cached = vec![Cached::default(); allowed.endpoints.len()];
         let prompt = Chains::new(&reading.tokens, &reading.identity);
         let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
         self.tell(&ask.request_id, &placement);
         Ok(placement)
+    }
+
+    /// Whether an endpoint has so much to do that nothing should be added.
+    #[must_use]
+    pub fn saturated(&self, endpoint: &Endpoint) -> bool {
+        self.admission.is_saturated(endpoint)
+    }
+
+    /// Requests that wait for an endpoint with room.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.admission.waiting()
+    }
+
+    fn admitted<T>(&self, admitted: Result<T, Shed>) -> Result<T, Refusal> {
+        admitted.map_err(|why| {
+            self.parts.metrics.answered("", "", why.as_str());
+            Refusal::Shed {
+                why,
+                retry_after_s: self.admission.retry_after_s(),
+            }
+        })
     }
 
     /// Endpoints that may be chosen.
@@ -217,17 +272,10 @@ impl Scheduler {
         if fleet.endpoints.is_empty() {
             return Err(refuse(Refusal::NoEndpoint));
         }
-        let Some(subset) = subset else {
+        if subset.is_none() {
             return Ok(fleet);
-        };
-        let named = |endpoint: &&Arc<Endpoint>| {
-            let (whole, ip) = (
-                endpoint.address.to_string(),
-                endpoint.address.ip().to_string(),
-            );
-            subset.iter().any(|name| *name == whole || *name == ip)
-        };
-        let endpoints: Vec<_> = fleet.endpoints.iter().filter(named).cloned().collect();
+        }
+        let endpoints: Vec<_> = fleet.allowed(subset).cloned().collect();
         if endpoints.is_empty() {
             return Err(refuse(Refusal::NoneInSubset));
         }
@@ -321,6 +369,7 @@ impl Scheduler {
         Ok(Placement {
             request_id: request_id.to_owned(),
             booking: Booking::new(endpoint, work, reading.engine_requests()),
+            frees: Frees(self.admission.clone()),
             metrics: self.parts.metrics.clone(),
             counted,
             watch,

@@ -1,4 +1,5 @@
-//! Models with rules, through a real Envoy: which model serves a conversation.
+//! Models with rules, through a real Envoy: which model serves a conversation, and who waits or is
+//! refused where all servers are busy.
 
 mod harness;
 
@@ -8,12 +9,14 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use harness::envoy::{Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
+use harness::pod::Pod;
 use harness::{PATIENCE, soon, tokenizer};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use kvscout::app::{self, Bound};
 use kvscout::config::{
-    Config, Criticality, Engine, InferenceModel, Model, RenderSettings, Source, Target,
+    Config, Criticality, Engine, InferenceModel, InferenceObjective, Model, RenderSettings, Source,
+    Target,
 };
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::server::{self, Server};
@@ -217,6 +220,137 @@ async fn a_split_keeps_each_conversation_on_its_target_and_its_cache() {
             3 * first
         );
         world.until(&targets).await;
+        world.shut_down().await;
+    }
+}
+
+/// Two servers that 100 tokens saturate, and objectives for who is shed and who is not.
+async fn busy(bodies: Bodies) -> (World, Vec<Pod>, Vec<Client>) {
+    let (pods, addresses) = Pod::several(2).await;
+    let lines = addresses.iter().enumerate();
+    let lines = lines.map(|(n, at)| format!("  - {{name: pod-{n}, address: \"{at}\"}}\n"));
+    let fleet = format!("endpoints:\n{}", lines.collect::<String>());
+    let mut config = Config::default();
+    config.admission.queued_tokens_max = 100;
+    config.admission.wait_ms_max = 60_000;
+    config.inference_objectives = [("batch", -1), ("paid", 1)]
+        .map(|(name, priority)| InferenceObjective {
+            name: name.into(),
+            priority,
+        })
+        .into();
+    let world = World::over(&addresses, &fleet, bodies, config).await;
+    // A thousand tokens each, as far as is known, and no answer.
+    let mut clients = Vec::new();
+    for _ in &pods {
+        clients.push(Client::send(world.envoy.routed, "/hold", "x".repeat(4_000)));
+        let arrived = pods.iter().map(|pod| Box::pin(pod.arrived.notified()));
+        soon("a pod has it", futures::future::select_all(arrived)).await;
+    }
+    (world, pods, clients)
+}
+
+/// A client on its own; dropped, it hangs up.
+struct Client(JoinHandle<Answer>);
+
+impl Client {
+    fn send(to: SocketAddr, path: &'static str, body: impl Into<Bytes>) -> Self {
+        let request = post(path).body(full(body)).expect("a request");
+        Self(tokio::spawn(async move {
+            let (response, _connection) = http::open(to, request).await.expect("a response");
+            let (parts, body) = response.into_parts();
+            Answer {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: body.collect().await.expect("a whole body").to_bytes(),
+            }
+        }))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_all_are_busy_the_sheddable_is_refused_and_the_critical_served() {
+    for bodies in BOTH {
+        let (world, _pods, clients) = busy(bodies).await;
+        let ask = async |header: &str, objective: &str| {
+            let request = post("/v1/completions").header(header, objective);
+            let request = request.body(full("{\"prompt\": \"hi\"}"));
+            http::send(world.envoy.routed, request.expect("a request")).await
+        };
+        for header in [
+            "x-gateway-inference-objective",
+            "x-llm-d-inference-objective",
+        ] {
+            let shed = ask(header, "batch").await;
+            assert_eq!(shed.status, 429, "{bodies:?} {shed:?}");
+            let reason = shed.header("x-llm-d-request-dropped-reason");
+            assert_eq!(
+                (reason, shed.header("retry-after")),
+                ("rejected-saturated", "60")
+            );
+            assert_eq!(shed.json()["error"]["code"], "saturated");
+            let served = ask(header, "paid").await;
+            assert_eq!(
+                (served.status, &served.body[..]),
+                (200, &b"{\"prompt\": \"hi\"}"[..])
+            );
+        }
+        // Nothing to compute is nothing to wait for.
+        let post = post("/tokenize").header("x-llm-d-inference-objective", "batch");
+        let post = post.body(full("{}")).expect("a request");
+        assert_eq!(
+            http::send(world.envoy.routed, post).await.status,
+            200,
+            "{bodies:?}"
+        );
+        let get = hyper::Request::get("/v1/models").header("host", "model");
+        let get = get
+            .header("x-llm-d-inference-objective", "batch")
+            .body(full(""));
+        let get = http::send(world.envoy.routed, get.expect("a request")).await;
+        assert_eq!(get.status, 200, "{bodies:?}");
+        let counted =
+            "kvscout_requests_shed_total{reason=\"saturated\",criticality=\"Sheddable\"} 2";
+        world.until(counted).await;
+        drop(clients);
+        world.shut_down().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_standard_waits_and_is_served_when_load_goes() {
+    for bodies in BOTH {
+        let (world, _pods, mut clients) = busy(bodies).await;
+        let waiting = |count: usize| format!("kvscout_admission_waiting {count}");
+        let gone = Client::send(world.envoy.routed, "/v1/completions", "{}");
+        world.until(&waiting(1)).await;
+        drop(gone);
+        world.until(&waiting(0)).await;
+        world
+            .until("kvscout_admission_wait_seconds_count{outcome=\"hung_up\"} 1")
+            .await;
+
+        let body = format!("{{\"prompt\": \"{}\"}}", "word ".repeat(100_000));
+        let mut served = Client::send(world.envoy.routed, "/v1/completions", body.clone());
+        world.until(&waiting(1)).await;
+        assert!(!served.0.is_finished());
+        clients.pop();
+        let answer = soon("an answer", &mut served.0).await.expect("no panic");
+        assert!(
+            answer.status == 200 && answer.body == body,
+            "{bodies:?} {}",
+            answer.status
+        );
+        world
+            .until("kvscout_admission_wait_seconds_count{outcome=\"called\"} 1")
+            .await;
+        drop(clients);
         world.shut_down().await;
     }
 }

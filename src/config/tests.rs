@@ -113,6 +113,11 @@ fn what_is_printed_reads_back() {
                 kv_usage_max: 0.95,
             },
         },
+        admission: Admission {
+            queued_tokens_max: 0,
+            queue_max: 7,
+            wait_ms_max: 0,
+        },
         log: LogFormat::Json,
         ..Config::default()
     };

@@ -389,12 +389,11 @@ impl Exchange {
             Owed::Headers | Owed::Body(_) => 0,
         };
         self.request = Request::Placing(owed);
-        let Head {
-            request_id, subset, ..
-        } = head;
         vec![Step::PlaceByLoad(ByLoad {
-            request_id,
-            subset,
+            request_id: head.request_id,
+            subset: head.subset,
+            objective: head.objective,
+            session: head.session,
             body_bytes,
             reason,
         })]

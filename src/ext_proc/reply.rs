@@ -140,16 +140,17 @@ pub fn trailers(side: Side) -> ProcessingResponse {
     })
 }
 
-/// No endpoint can take the request: 503.
+/// No endpoint can take the request: 503; or it is shed: 429, with a time for the next try.
 #[must_use]
 pub fn refused(refusal: Refusal) -> ProcessingResponse {
-    let (reason, message) = ("rejected-no-endpoints", refusal.to_string());
-    immediate(
-        StatusCode::ServiceUnavailable,
-        reason,
-        refusal.as_str(),
-        &message,
-    )
+    let (code, message) = (refusal.as_str(), refusal.to_string());
+    let Refusal::Shed { retry_after_s, .. } = refusal else {
+        let status = StatusCode::ServiceUnavailable;
+        return immediate(status, "rejected-no-endpoints", code, &message, None);
+    };
+    let status = StatusCode::TooManyRequests;
+    let after = Some(retry_after_s);
+    immediate(status, "rejected-saturated", code, &message, after)
 }
 
 /// The request cannot be placed since it has no body where one must be: 400.
@@ -161,24 +162,34 @@ pub fn body_missing() -> ProcessingResponse {
         "rejected-bad-request",
         "body_missing",
         message,
+        None,
     )
 }
 
 /// An error in the shape that clients of the OpenAI API expect. `code` also becomes Envoy's
 /// response code details, so it holds no blanks.
-fn immediate(status: StatusCode, reason: &str, code: &str, text: &str) -> ProcessingResponse {
+fn immediate(
+    status: StatusCode,
+    reason: &str,
+    code: &str,
+    text: &str,
+    retry_after_s: Option<u64>,
+) -> ProcessingResponse {
     let kind = match status {
         StatusCode::BadRequest => "invalid_request_error",
+        StatusCode::TooManyRequests => "rate_limit_error",
         _ => "server_error",
     };
     let error = serde_json::json!({
         "error": {"message": text, "type": kind, "param": null, "code": code}
     });
+    let mut set_headers = vec![
+        header("content-type", "application/json"),
+        header(DROPPED_REASON, reason),
+    ];
+    set_headers.extend(retry_after_s.map(|seconds| header("retry-after", &seconds.to_string())));
     let headers = HeaderMutation {
-        set_headers: vec![
-            header("content-type", "application/json"),
-            header(DROPPED_REASON, reason),
-        ],
+        set_headers,
         remove_headers: Vec::new(),
     };
     message(Response::ImmediateResponse(ImmediateResponse {
@@ -256,6 +267,7 @@ fn message(response: Response) -> ProcessingResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Shed;
 
     fn streamed(message: &ProcessingResponse) -> &StreamedBodyResponse {
         let Some(Response::RequestBody(body)) = &message.response else {
@@ -348,5 +360,27 @@ mod tests {
         let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
         assert_eq!(body["error"]["code"], "no_endpoint");
         assert!(!answer.details.contains(' '));
+    }
+
+    #[test]
+    fn who_is_shed_is_told_when_to_come_back() {
+        let shed = Refusal::Shed {
+            why: Shed::Saturated,
+            retry_after_s: 10,
+        };
+        let Some(Response::ImmediateResponse(answer)) = refused(shed).response else {
+            panic!("not immediate");
+        };
+        assert_eq!(answer.status.map(|s| s.code), Some(429));
+        let set = answer.headers.expect("headers").set_headers.into_iter();
+        let set: Vec<_> = set.filter_map(|one| one.header).collect();
+        let value = |name: &str| {
+            let found = set.iter().find(|header| header.key == name);
+            found.map(|header| header.raw_value.clone())
+        };
+        assert_eq!(value("retry-after"), Some("10".into()));
+        assert_eq!(value(DROPPED_REASON), Some("rejected-saturated".into()));
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert_eq!(body["error"]["type"], "rate_limit_error");
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Ask, Scheduler};
-use crate::prompt::conversation;
+use crate::config::Criticality;
 use crate::prompt::json::Json;
 use crate::prompt::json::outline::{Outline, Replacement};
+use crate::prompt::{Api, PromptError, conversation};
 use crate::routes::Class;
 
 /// What the rules say of a request.
@@ -30,7 +31,14 @@ impl Scheduler {
         let outline = outline.flatten();
         let named = outline.as_ref().and_then(|outline| outline.json("model"));
         let name = named.as_ref().and_then(Json::as_str);
-        let class = self.class(name, ask.objective.as_deref());
+        let class = match Api::of_path(&ask.path) {
+            // What the engine has no work with needs no room.
+            Err(PromptError::NoPrefill) => Class {
+                criticality: Criticality::Critical,
+                ..Class::default()
+            },
+            _ => self.class(name, ask.objective.as_deref()),
+        };
         let (Some(name), Some(outline)) = (name, &outline) else {
             return Intent {
                 class,

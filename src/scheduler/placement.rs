@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::intent::Intent;
+use crate::admission::Frees;
 use crate::audit::{self, Prediction, Usage, Verdict};
 use crate::choice::{Basis, Candidate, Choice};
 use crate::fleet::{Booking, Endpoint, Fleet};
@@ -17,6 +18,8 @@ use crate::prompt::json::outline::Replacement;
 pub struct Placement {
     pub(super) request_id: String,
     pub(super) booking: Booking,
+    /// Dropped after the booking: what that held is free.
+    pub(super) frees: Frees,
     pub(super) choice: Choice,
     pub(super) metrics: Arc<Metrics>,
     pub(super) counted: Arc<EndpointMetrics>,
@@ -135,6 +138,7 @@ impl Placement {
     /// The first output came: the prefill is done.
     pub fn first_output(&mut self) {
         self.booking.prefilled();
+        self.frees.0.freed();
     }
 
     /// The response ended: its load is released, and the prediction is held against it.

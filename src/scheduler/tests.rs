@@ -56,6 +56,7 @@ async fn world(endpoints: u32) -> World {
         reader,
         policy: config.policy,
         saturation: config.load.saturation,
+        admission: config.admission,
         decision_max: Duration::from_secs(60),
         metrics: metrics.clone(),
     });

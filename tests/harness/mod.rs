@@ -154,6 +154,7 @@ pub fn over(
         reader: Reader::new(models, pool),
         policy: Config::default().policy,
         saturation: Config::default().load.saturation,
+        admission: Config::default().admission,
         decision_max: PATIENCE,
         metrics,
     })

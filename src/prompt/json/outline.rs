@@ -320,23 +320,33 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever serde_json writes, renaming is what renaming its value and writing that is; and
-        /// no bytes at all make it fail.
+        /// Whatever serde_json writes, renaming is what renaming its value and writing that is.
         #[test]
         fn renaming_bytes_is_renaming_the_value(
-            before in "[ -~\n\u{e9}]{0,20}", model in "[ -~\u{4e2d}]{0,8}", bytes: Vec<u8>,
+            before in "[ -~\n\u{e9}]{0,20}", model in "[ -~\u{4e2d}]{0,8}",
         ) {
             let of = |model: &str| serde_json::json!({
                 "messages": [{"content": before, "model": model}], "model": model, "x": {"model": null},
             });
-            let body = of(&model).to_string();
             let mut expected = of(&model);
             expected["model"] = "b\"2".into();
-            proptest::prop_assert_eq!(renamed(&body), Some(expected.to_string()));
-            if let Some(outline) = Outline::of(&bytes) {
-                outline.replaced("model", "a").apply(&bytes);
+            proptest::prop_assert_eq!(renamed(&of(&model).to_string()), Some(expected.to_string()));
+        }
+
+        /// Of anything that looks like JSON, what has an outline has it after a change, with the new
+        /// value where there was one, and a second change is none.
+        #[test]
+        fn what_is_renamed_is_renamed(
+            body in r#"\{("model"|"mod\\u0065l"|"a"|:|,|\{|\}|\[|\]|1|\\| ){0,16}\}?"#,
+        ) {
+            if let Some(outline) = Outline::of(body.as_bytes()) {
+                let new = outline.replaced("model", "n").apply(body.as_bytes());
+                let after = Outline::of(&new).expect("it still is one");
+                let expected = outline.get("model").map(|_| &b"\"n\""[..]);
+                proptest::prop_assert_eq!(after.get("model"), expected);
+                proptest::prop_assert_eq!(after.replaced("model", "n").apply(&new), new.clone());
             }
-            items(&bytes).count();
+            items(body.as_bytes()).count();
         }
     }
 }
