@@ -6,6 +6,8 @@ use crate::config::Media;
 use crate::fleet::{EndpointId, Trust};
 use crate::index::Cached;
 
+pub mod affinity;
+
 /// How much of a choice rests on knowledge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Basis {

@@ -121,6 +121,8 @@ pub struct Policy {
     pub media: Media,
     /// Request headers that name a conversation, in lower case; the first that is there counts.
     pub session_headers: Vec<String>,
+    /// Whether a conversation whose prompt cannot be read stays on its endpoint.
+    pub session_affinity: bool,
 }
 
 /// Shares of a computed token's cost that a cached one spares, 0 to 1.
@@ -234,6 +236,7 @@ impl Default for Config {
                 },
                 // llm-d's name. None of a user: behind one account may be everybody.
                 session_headers: vec!["x-session-id".to_owned()],
+                session_affinity: true,
             },
             admission: Admission {
                 // llm-d's concurrency detector has the same; a minute or more of any server's work. Less
@@ -421,6 +424,7 @@ fn read_policy(policy: &mut Section<'_>) -> Policy {
             .section("media", |media| Some(read_media(media)))
             .unwrap_or(defaults.media),
         session_headers: read_headers(policy).unwrap_or(defaults.session_headers),
+        session_affinity: policy.get("session_affinity", defaults.session_affinity),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{self, Parity, Placed, Watch};
 use crate::routes::Routes;
 
+mod home;
 mod intent;
 mod placement;
 mod reader;
@@ -150,6 +151,8 @@ struct Reading {
     answers: u32,
     /// The engine will report its cached blocks again (`kv_cache_report_mode=full`).
     wants_report: bool,
+    /// The conversation that it belongs to, where nothing else tells where its cache is.
+    conversation: Option<u64>,
 }
 
 impl Reading {
@@ -165,6 +168,7 @@ impl Reading {
             prompts: 1,
             answers: 1,
             wants_report: false,
+            conversation: None,
         }
     }
 
@@ -213,6 +217,7 @@ impl Scheduler {
         // As of now, and until the turn ends without another wait: the load is booked in it.
         let allowed = self.allowed(subset)?;
         let reading = self.doubted(reading, &allowed);
+        let reading = self.in_conversation(reading, ask.session.as_deref(), &ask.body);
         let mut prompt = Chains::new(&reading.tokens, &reading.identity);
         let cached = self.overlaps(&reading, &mut prompt, &allowed);
         let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
@@ -233,6 +238,7 @@ impl Scheduler {
             self.admitted(self.admission.at_once(class, subset))?;
         }
         let reading = Reading::load_only(ask.reason, ask.body_bytes);
+        let reading = self.in_conversation(reading, ask.session.as_deref(), b"");
         let cached = vec![Cached::default(); allowed.endpoints.len()];
         let prompt = Chains::new(&reading.tokens, &reading.identity);
         let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
@@ -349,7 +355,9 @@ impl Scheduler {
             media: self.parts.policy.media,
             request: request_id,
         };
-        let choice = choose(&problem, &candidates).ok_or(Refusal::NoEndpoint)?;
+        let home = self.home(reading, &allowed, &candidates);
+        let among = home.map_or(&candidates[..], std::slice::from_ref);
+        let choice = choose(&problem, among).ok_or(Refusal::NoEndpoint)?;
         let chosen = allowed
             .endpoints
             .iter()

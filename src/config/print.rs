@@ -104,6 +104,7 @@ impl Config {
             media_cpu = self.policy.media.cpu,
             media_storage = self.policy.media.storage,
             session_headers = serde_json::json!(self.policy.session_headers),
+            session_affinity = self.policy.session_affinity,
             queued_tokens_max = self.admission.queued_tokens_max,
             queue_max = self.admission.queue_max,
             wait_ms_max = self.admission.wait_ms_max,

@@ -82,6 +82,7 @@ fn what_is_printed_reads_back() {
                 storage: 0.0,
             },
             session_headers: vec!["x-chat".into(), "x-user".into()],
+            session_affinity: false,
         },
         events: Events {
             source: EventSourceKind::Nats,

@@ -98,6 +98,7 @@ fn read(
         reads_cache: prompt.reads_cache,
         answers: request.answers(),
         wants_report: request.wants_cache_report(),
+        conversation: None,
     })
 }
 

@@ -227,6 +227,74 @@ async fn a_split_holds_for_each_conversation_whatever_becomes_of_its_reading() {
     assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
 }
 
+/// Where the rounds of conversations go that cannot be read, and nothing else is asked meanwhile.
+async fn rounds_of_strangers(world: &World) -> Vec<Vec<u16>> {
+    let mut all = Vec::new();
+    for conversation in 0..12 {
+        let mut ports = Vec::new();
+        let first = format!("{{\"role\":\"user\",\"content\":\"{conversation}\"}}");
+        let mut turns = vec![first];
+        for round in 0..4 {
+            let body = format!("{{\"model\":\"other\",\"messages\":[{}]}}", turns.join(","));
+            let request = ask(
+                &format!("r{conversation}-{round}"),
+                "/v1/chat/completions",
+                body,
+            );
+            let placed = world.scheduler.place(request).await.expect("placed");
+            assert_eq!(placed.choice().basis, Basis::LoadOnly("unknown_model"));
+            ports.push(placed.address().port());
+            turns.push("{\"role\":\"assistant\",\"content\":\"Yes.\"}".into());
+        }
+        all.push(ports);
+    }
+    all
+}
+
+fn stay(rounds: &[Vec<u16>]) -> bool {
+    rounds
+        .iter()
+        .all(|ports| ports.iter().all(|port| *port == ports[0]))
+}
+
+#[tokio::test]
+async fn a_conversation_that_cannot_be_read_stays_unless_told_otherwise() {
+    let mut world = world(4).await;
+    let rounds = rounds_of_strangers(&world).await;
+    assert!(stay(&rounds), "{rounds:?}");
+    let homes: std::collections::BTreeSet<u16> = rounds.iter().map(|ports| ports[0]).collect();
+    assert!(homes.len() > 2, "and not all in one place: {rounds:?}");
+    world.scheduler.parts.policy.session_affinity = false;
+    assert!(!stay(&rounds_of_strangers(&world).await));
+}
+
+#[tokio::test]
+async fn a_session_stays_even_without_a_body_but_not_at_an_endpoint_that_fails() {
+    let world = world(4).await;
+    let place = |request: usize| {
+        let placed = world.scheduler.place_by_load(&ByLoad {
+            request_id: format!("r{request}"),
+            subset: None,
+            objective: None,
+            session: Some("s".into()),
+            body_bytes: 4_000,
+            reason: "body_too_long",
+        });
+        placed.expect("placed").endpoint().id
+    };
+    let home = place(0);
+    assert!((1..20).all(|request| place(request) == home));
+    let endpoints = world.fleet.borrow().endpoints.clone();
+    let endpoint = endpoints.iter().find(|endpoint| endpoint.id == home);
+    endpoint.expect("one of them").failed(Instant::now());
+    let next = place(20);
+    assert_ne!(next, home);
+    assert!(
+        (21..40).all(|request| place(request) == next),
+        "the second in weight"
+    );
+}
+
 #[tokio::test]
 async fn a_model_that_is_its_own_target_stays_as_it_is() {
     let world = world(1).await;

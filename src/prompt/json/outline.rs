@@ -1,7 +1,7 @@
 //! Where a body's top-level members stand, without reading what is in them.
 //!
-//! One pass that looks for quotes, backslashes and brackets alone: 2 GB of body a second, so that it
-//! may run where requests are taken, whatever becomes of the reading. It checks nothing: a body that
+//! One pass that looks for quotes, backslashes and brackets alone: 400 kB of a chat take 0.15 ms, token
+//! ids three times as long. So it may run where requests are taken, whatever becomes of the reading. It checks nothing: a body that
 //! is not JSON stays as wrong as it was, for the engine to refuse.
 
 use std::ops::Range;

@@ -1,0 +1,58 @@
+//! Where a conversation stays whose prompt cannot be read.
+
+use std::sync::Arc;
+
+use super::{Reading, Scheduler};
+use crate::choice::affinity::{self, Seat};
+use crate::choice::{Basis, Candidate};
+use crate::config::Strategy;
+use crate::fleet::{Endpoint, Fleet};
+use crate::prompt::conversation;
+use crate::prompt::json::outline::Outline;
+
+impl Scheduler {
+    /// With its conversation, where load alone would decide and may decide otherwise.
+    pub(super) fn in_conversation(
+        &self,
+        reading: Reading,
+        session: Option<&str>,
+        body: &[u8],
+    ) -> Reading {
+        let policy = &self.parts.policy;
+        let by_load = matches!(reading.basis, Basis::LoadOnly(_));
+        if !by_load || !policy.session_affinity || policy.strategy == Strategy::Default {
+            return reading;
+        }
+        let conversation = conversation::key(session, Outline::of(body).as_ref());
+        Reading {
+            conversation,
+            ..reading
+        }
+    }
+
+    /// The candidate that a conversation stays at, if it is known and one is fit for it.
+    pub(super) fn home<'a>(
+        &self,
+        reading: &Reading,
+        allowed: &Fleet,
+        candidates: &'a [Candidate],
+    ) -> Option<&'a Candidate> {
+        let conversation = reading.conversation?;
+        let fit = |(endpoint, candidate): &(&Arc<Endpoint>, &Candidate)| {
+            !candidate.avoided && !self.saturated(endpoint)
+        };
+        let fit = allowed.endpoints.iter().zip(candidates).filter(fit);
+        let (seats, fit): (Vec<Seat<'_>>, Vec<&Candidate>) = fit
+            .map(|(endpoint, candidate)| {
+                let seat = Seat {
+                    name: &endpoint.name,
+                    queued_tokens: candidate.queued_tokens,
+                    requests: candidate.requests,
+                };
+                (seat, candidate)
+            })
+            .unzip();
+        let home = affinity::home(conversation, reading.prompt_tokens, &seats)?;
+        fit.get(home).copied()
+    }
+}
