@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{self, Criticality};
@@ -149,7 +150,7 @@ impl Admission {
         // Room may have come meanwhile, or be there for this one and for none before it.
         self.freed();
         let wait = Duration::from_millis(self.settings.wait_ms_max);
-        place.outcome = match tokio::time::timeout(wait, called).await {
+        place.outcome = match tokio::time::timeout(wait, self.heard(called)).await {
             Ok(Ok(Called::Go)) => "called",
             Err(_) => "deadline",
             Ok(Ok(Called::PutOut) | Err(_)) => "put_out",
@@ -160,6 +161,17 @@ impl Admission {
         Ok(Turn {
             _place: Some(place),
         })
+    }
+
+    /// What it was called for. Endpoints may join meanwhile, and have room.
+    async fn heard(&self, mut called: oneshot::Receiver<Called>) -> Result<Called, RecvError> {
+        let mut fleet = self.fleet.clone();
+        loop {
+            tokio::select! {
+                heard = &mut called => return heard,
+                Ok(()) = fleet.changed() => self.freed(),
+            }
+        }
     }
 
     /// An endpoint may have room again: something ended there, or it said so. Calls the first in

@@ -7,16 +7,18 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-mod load;
+mod admission;
 mod inference;
+mod load;
 mod model;
 mod nats;
 mod print;
 mod render;
 pub mod yaml;
 
-pub use load::{Load, Saturation};
+pub use admission::Admission;
 pub use inference::{Criticality, InferenceModel, InferenceObjective, Target};
+pub use load::{Load, Saturation};
 pub use model::{Engine, Model, Repo, Source};
 pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
@@ -146,18 +148,6 @@ pub enum Strategy {
     Default,
 }
 
-/// Who waits and who is refused where all endpoints are saturated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Admission {
-    /// Prefill tokens that this process placed at an endpoint and that are not done; with more it is
-    /// saturated. 0: never by this.
-    pub queued_tokens_max: u64,
-    /// Requests that wait at once; 0: none, they go on instead.
-    pub queue_max: usize,
-    /// Milliseconds that one waits; then it goes on.
-    pub wait_ms_max: u64,
-}
-
 /// What bounds a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -238,14 +228,7 @@ impl Default for Config {
                 session_headers: vec!["x-session-id".to_owned()],
                 session_affinity: true,
             },
-            admission: Admission {
-                // llm-d's concurrency detector has the same; a minute or more of any server's work. Less
-                // would be wrong of answers that do not stream: their prompts count to the end.
-                queued_tokens_max: 1_000_000,
-                queue_max: 1_000,
-                // With the decision, half of the time that the example gives Envoy.
-                wait_ms_max: 10_000,
-            },
+            admission: Admission::default(),
             limits: Limits {
                 body_bytes_max: 64 << 20,
                 held_bytes_max: 1 << 30,
@@ -325,7 +308,7 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
             .section("policy", |policy| Some(read_policy(policy)))
             .unwrap_or(defaults.policy),
         admission: root
-            .section("admission", |admission| Some(read_admission(admission)))
+            .section("admission", |admission| Some(admission::read(admission)))
             .unwrap_or(defaults.admission),
         limits: root
             .section("limits", |limits| Some(read_limits(limits)))
@@ -454,19 +437,6 @@ fn read_media(media: &mut Section<'_>) -> Media {
         gpu: share("gpu", defaults.gpu),
         cpu: share("cpu", defaults.cpu),
         storage: share("storage", defaults.storage),
-    }
-}
-
-fn read_admission(admission: &mut Section<'_>) -> Admission {
-    let defaults = Config::default().admission;
-    Admission {
-        queued_tokens_max: admission.within(
-            "queued_tokens_max",
-            (0, 1 << 40),
-            defaults.queued_tokens_max,
-        ),
-        queue_max: admission.within("queue_max", (0, 1_000_000), defaults.queue_max),
-        wait_ms_max: admission.within("wait_ms_max", (0, 600_000), defaults.wait_ms_max),
     }
 }
 

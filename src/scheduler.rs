@@ -1,7 +1,8 @@
 //! The request sentence: prompt → tokens → blocks → overlap → choice.
 //!
 //! Read [`Scheduler::place`] aloud. Whatever fails on the way lowers the basis of the choice and
-//! never the request: only an empty fleet, or a subset hint that names none of it, is refused.
+//! never the request: only an empty fleet, or a subset hint that names none of it, is refused, and
+//! what the rules let be shed where every endpoint is saturated.
 
 use std::collections::HashMap;
 use std::sync::Arc;

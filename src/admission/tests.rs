@@ -13,7 +13,7 @@ struct World {
     admission: Arc<Admission>,
     endpoints: Vec<Arc<Endpoint>>,
     metrics: Arc<Metrics>,
-    _fleet: watch::Sender<Arc<Fleet>>,
+    fleet: watch::Sender<Arc<Fleet>>,
 }
 
 /// Endpoints at 127.0.0.1:8000 and up that are saturated by more than 100 tokens.
@@ -37,7 +37,7 @@ fn world(endpoints: u16, queue_max: usize, wait: Duration) -> World {
         admission: Arc::new(Admission::new(settings, fleet, metrics.clone())),
         endpoints,
         metrics,
-        _fleet: sender,
+        fleet: sender,
     }
 }
 
@@ -168,6 +168,21 @@ async fn room_for_many_is_passed_on_by_each() {
     for one in waiting {
         assert!(soon(one).await.expect("no panic").is_some());
     }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_joins_takes_those_who_wait() {
+    let world = world(1, 10, PATIENCE);
+    let _full = world.book(0, 101);
+    let waits = world.waits(STANDARD, 1).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], 9000));
+    let joins = Endpoint::new(EndpointId(9), "pod-9".into(), address, None);
+    world.fleet.send_modify(|fleet| {
+        let mut endpoints = fleet.endpoints.clone();
+        endpoints.push(Arc::new(joins));
+        *fleet = Arc::new(Fleet { endpoints });
+    });
+    assert!(soon(waits).await.expect("no panic").is_some());
 }
 
 #[tokio::test]
