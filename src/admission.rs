@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{self, Criticality};
+use crate::config::{self, Criticality, Saturation};
 use crate::fleet::{Endpoint, Fleet};
 use crate::metrics::Metrics;
 use crate::routes::Class;
@@ -29,6 +29,7 @@ use line::{Line, Rank};
 /// Admits requests to a fleet.
 pub struct Admission {
     settings: config::Admission,
+    saturation: Saturation,
     fleet: watch::Receiver<Arc<Fleet>>,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
@@ -93,23 +94,26 @@ impl Admission {
     #[must_use]
     pub fn new(
         settings: config::Admission,
+        saturation: Saturation,
         fleet: watch::Receiver<Arc<Fleet>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             settings,
+            saturation,
             fleet,
             state: Mutex::default(),
             metrics,
         }
     }
 
-    /// Whether an endpoint has so much to do that nothing should be added. Only what this process
-    /// placed there is known.
+    /// Whether an endpoint has so much to do that nothing should be added: by what was placed there,
+    /// or by what it said of itself a moment ago.
     #[must_use]
     pub fn is_saturated(&self, endpoint: &Endpoint) -> bool {
-        let max = self.settings.queued_tokens_max;
-        max > 0 && endpoint.load.prefill_tokens() > max
+        let (load, max) = (&endpoint.load, self.settings.queued_tokens_max);
+        let placed = max > 0 && load.prefill_tokens() > max;
+        placed || load.saturated(Instant::now(), &self.saturation)
     }
 
     /// Seconds after which those who wait now will have gone: when to come back after a refusal.

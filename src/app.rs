@@ -131,6 +131,10 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             fleet: fleet.clone(),
             settings: config.load.clone(),
             metrics: metrics.clone(),
+            told: Arc::new({
+                let scheduler = scheduler.clone();
+                move || scheduler.told()
+            }),
         };
         app.spawn("load", async { Ok(scraper.run().await?) });
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::admission::{Admission, Frees, Shed};
@@ -36,7 +36,12 @@ pub struct Scheduler {
     parts: Parts,
     admission: Arc<Admission>,
     counted: RwLock<HashMap<EndpointId, Arc<EndpointMetrics>>>,
+    /// When endpoints last forgot half of what they were given.
+    faded: Mutex<Instant>,
 }
+
+/// About as long as a conversation pauses and is still worth its place in a cache.
+const FADES_EVERY: Duration = Duration::from_secs(600);
 
 /// A request that wants an endpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -195,9 +200,15 @@ impl Scheduler {
     pub fn new(parts: Parts) -> Self {
         let (fleet, metrics) = (parts.fleet.clone(), parts.metrics.clone());
         Self {
-            admission: Arc::new(Admission::new(parts.admission, fleet, metrics)),
+            admission: Arc::new(Admission::new(
+                parts.admission,
+                parts.saturation,
+                fleet,
+                metrics,
+            )),
             parts,
             counted: RwLock::default(),
+            faded: Mutex::new(Instant::now()),
         }
     }
 
@@ -342,11 +353,12 @@ impl Scheduler {
         cached: &[Cached],
     ) -> Result<Placement, Refusal> {
         let now = Instant::now();
+        self.fade(now);
         let candidates: Vec<Candidate> = allowed
             .endpoints
             .iter()
             .zip(cached)
-            .map(|(endpoint, cached)| candidate(endpoint, *cached, now))
+            .map(|(endpoint, cached)| candidate(endpoint, *cached, &self.parts.saturation, now))
             .collect();
         let problem = Problem {
             prompt_tokens: reading.prompt_tokens,
@@ -377,7 +389,7 @@ impl Scheduler {
             .saturating_sub(choice.predicted_cached_tokens);
         Ok(Placement {
             request_id: request_id.to_owned(),
-            booking: Booking::new(endpoint, work, reading.engine_requests()),
+            booking: Booking::new(endpoint, work, reading.engine_requests(), now),
             frees: Frees(self.admission.clone()),
             metrics: self.parts.metrics.clone(),
             counted,
@@ -389,6 +401,23 @@ impl Scheduler {
             target: None,
             rewrite: None,
         })
+    }
+
+    fn fade(&self, now: Instant) {
+        // Whoever finds it locked leaves it to the other.
+        let Some(mut faded) = self.faded.try_lock() else {
+            return;
+        };
+        if now.saturating_duration_since(*faded) >= FADES_EVERY {
+            *faded = now;
+            let fleet = self.parts.fleet.borrow();
+            fleet.endpoints.iter().for_each(|e| e.load.fade());
+        }
+    }
+
+    /// An endpoint said of itself how much it has to do: those who wait may find room.
+    pub fn told(&self) {
+        self.admission.freed();
     }
 
     fn announce_report(&self, reading: &Reading, choice: &Choice) {
@@ -478,15 +507,23 @@ impl Scheduler {
 }
 
 /// What an endpoint offers, and all that it has to do: ours and others'.
-fn candidate(endpoint: &Endpoint, cached: Cached, now: Instant) -> Candidate {
+fn candidate(
+    endpoint: &Endpoint,
+    cached: Cached,
+    saturation: &Saturation,
+    now: Instant,
+) -> Candidate {
     let outside = endpoint.load.outside(now);
     Candidate {
         endpoint: endpoint.id,
         cached,
         trust: endpoint.trust(),
         avoided: endpoint.avoided(now),
+        full: endpoint.load.full(now, saturation),
         queued_tokens: endpoint.load.prefill_tokens() + outside.prefill_tokens,
         requests: endpoint.load.requests().saturating_add(outside.requests),
+        recent_tokens: endpoint.load.recent_tokens(),
+        pace: endpoint.load.pace(),
     }
 }
 

@@ -362,6 +362,7 @@ async fn of_three_hundred_servers_few_are_read_at_once_each_by_a_connection_that
         fleet: receiver,
         settings: config::Load::default(),
         metrics: Arc::default(),
+        told: Arc::new(|| ()),
     };
     let scraping = tokio::spawn(scraper.run());
     let at_once_max = || seen.at_once_max.load(Ordering::SeqCst);

@@ -34,7 +34,12 @@ fn world(endpoints: u16, queue_max: usize, wait: Duration) -> World {
     }));
     let metrics = Arc::<Metrics>::default();
     World {
-        admission: Arc::new(Admission::new(settings, fleet, metrics.clone())),
+        admission: Arc::new(Admission::new(
+            settings,
+            config::Config::default().load.saturation,
+            fleet,
+            metrics.clone(),
+        )),
         endpoints,
         metrics,
         fleet: sender,
@@ -43,7 +48,7 @@ fn world(endpoints: u16, queue_max: usize, wait: Duration) -> World {
 
 impl World {
     fn book(&self, endpoint: usize, tokens: u64) -> Booking {
-        Booking::new(self.endpoints[endpoint].clone(), tokens)
+        Booking::new(self.endpoints[endpoint].clone(), tokens, 1, Instant::now())
     }
 
     /// Lets somebody wait, who books `tokens` at the first endpoint when it is let through.
@@ -52,7 +57,7 @@ impl World {
         let before = self.admission.waiting();
         let waits = tokio::spawn(async move {
             let turn = admission.admit(class, None).await.ok()?;
-            let booking = Booking::new(endpoint, tokens);
+            let booking = Booking::new(endpoint, tokens, 1, Instant::now());
             drop(turn);
             Some(booking)
         });

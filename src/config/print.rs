@@ -96,7 +96,7 @@ impl Config {
                 .load
                 .scrape_port
                 .map_or_else(|| "null".to_owned(), |port| port.to_string()),
-            queue_max = self.load.saturation.queue_max,
+            load_queue_max = self.load.saturation.queue_max,
             kv_usage_max = self.load.saturation.kv_usage_max,
             strategy = word(STRATEGIES, &self.policy.strategy),
             matching_ratio_min = self.policy.matching_ratio_min,

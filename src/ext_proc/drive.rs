@@ -178,9 +178,9 @@ impl Drive {
                     let steps = self.settle(place);
                     self.take(steps);
                 }
-                Step::FirstOutput => {
+                Step::FirstOutput { streams } => {
                     if let Some(placement) = &mut self.placement {
-                        placement.first_output();
+                        placement.first_output(streams);
                     }
                 }
                 Step::Finish(outcome) => {

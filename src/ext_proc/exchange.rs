@@ -71,7 +71,10 @@ pub enum Step {
     /// The same where the body is not to be read.
     PlaceByLoad(ByLoad),
     /// The endpoint began to answer.
-    FirstOutput,
+    FirstOutput {
+        /// Token by token: the rest follows as it is made.
+        streams: bool,
+    },
     /// The response ended.
     Finish(Outcome),
 }

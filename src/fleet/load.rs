@@ -21,6 +21,8 @@ pub struct Load {
     prefilled: AtomicU64,
     ended: AtomicU64,
     prefill_tokens: AtomicU64,
+    recent_tokens: AtomicU64,
+    pace: Pace,
     told: Mutex<Option<Told>>,
 }
 
@@ -66,6 +68,26 @@ impl Load {
     /// Uncached prompt tokens of our requests whose first output has not come.
     pub fn prefill_tokens(&self) -> u64 {
         self.prefill_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Uncached prompt tokens that we placed there, each [`Load::fade`] halving them: what its cache
+    /// was made to take in lately.
+    pub fn recent_tokens(&self) -> u64 {
+        self.recent_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Half of what was placed so far is forgotten.
+    pub fn fade(&self) {
+        let halve = |tokens| Some(tokens / 2);
+        // It never refuses.
+        let _ = self
+            .recent_tokens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, halve);
+    }
+
+    /// Prompt tokens that it computes in a second, as measured from choice to first token.
+    pub fn pace(&self) -> Option<f64> {
+        self.pace.get()
     }
 
     /// Requests of ours by now: to be asked for before a server's metrics are read, and given to
@@ -122,12 +144,25 @@ impl Load {
     /// report it is not.
     #[must_use]
     pub fn saturated(&self, now: Instant, saturation: &Saturation) -> bool {
+        self.says(now, |report| {
+            waits(report, saturation) || cache_is_used(report, saturation)
+        })
+    }
+
+    fn says(&self, now: Instant, is: impl Fn(&Report) -> bool) -> bool {
         let told = self.told.lock();
         told.as_ref().is_some_and(|told| {
-            let report = &told.report;
             let fresh = weight(told.age(now), told.interval) == 1.0;
-            let usage = report.kv_usage.unwrap_or(0.0);
-            fresh && (report.waiting > saturation.queue_max || usage > saturation.kv_usage_max)
+            fresh && is(&told.report)
+        })
+    }
+
+    /// The server says that requests wait, and that it is its cache that they wait for: not for
+    /// tokens to be computed, which is a wait that we can count, but for somebody to end.
+    #[must_use]
+    pub fn full(&self, now: Instant, saturation: &Saturation) -> bool {
+        self.says(now, |report| {
+            waits(report, saturation) && cache_is_used(report, saturation)
         })
     }
 
@@ -137,6 +172,46 @@ impl Load {
         let told = self.told.lock();
         let told = told.as_ref()?;
         Some((told.report.clone(), told.age(now)))
+    }
+}
+
+fn waits(report: &Report, saturation: &Saturation) -> bool {
+    report.waiting > saturation.queue_max
+}
+
+fn cache_is_used(report: &Report, saturation: &Saturation) -> bool {
+    report.kv_usage.unwrap_or(0.0) > saturation.kv_usage_max
+}
+
+/// How fast prompts are computed: what was queued up to and with a prompt, over the time until its
+/// first token. So it tells of a slow machine, of a batch full of decodes, and of work that nobody
+/// told us of.
+#[derive(Debug, Default)]
+pub struct Pace(AtomicU64);
+
+/// Less than this is over in a step or two, and then the step's own time is what is measured.
+const PACE_TOKENS_MIN: u64 = 2_000;
+/// What a new measurement counts: ten of them are two thirds of the whole.
+const PACE_SHARE: f64 = 0.1;
+
+impl Pace {
+    /// In tokens per second; none before the first measurement.
+    #[must_use]
+    pub fn get(&self) -> Option<f64> {
+        Some(f64::from_bits(self.0.load(Ordering::Relaxed))).filter(|pace| *pace > 0.0)
+    }
+
+    /// So many tokens took so long. Few tokens tell nothing.
+    pub fn measured(&self, tokens: u64, took: Duration) {
+        if tokens < PACE_TOKENS_MIN || took.is_zero() {
+            return;
+        }
+        let pace = tokens as f64 / took.as_secs_f64();
+        // Of two at once, one may get lost.
+        let pace = self
+            .get()
+            .map_or(pace, |before| before + PACE_SHARE * (pace - before));
+        self.0.store(pace.to_bits(), Ordering::Relaxed);
     }
 }
 
@@ -217,21 +292,29 @@ pub struct Booking {
     requests: u64,
     /// None once they are done.
     prefill_tokens: Option<u64>,
+    /// All that was queued then, this prompt included.
+    queued_tokens: u64,
+    at: Instant,
 }
 
 impl Booking {
     /// Books `prefill_tokens` of work, of which the engine makes so many requests: `n` answers to
     /// each of several prompts are as many as both together.
     #[must_use]
-    pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64, requests: u32) -> Self {
+    pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64, requests: u32, now: Instant) -> Self {
         let (load, requests) = (&endpoint.load, u64::from(requests));
         load.placed.fetch_add(requests, Ordering::Release);
-        load.prefill_tokens
+        let queued = load
+            .prefill_tokens
+            .fetch_add(prefill_tokens, Ordering::Relaxed);
+        load.recent_tokens
             .fetch_add(prefill_tokens, Ordering::Relaxed);
         Self {
             endpoint,
             requests,
             prefill_tokens: Some(prefill_tokens),
+            queued_tokens: queued + prefill_tokens,
+            at: now,
         }
     }
 
@@ -239,6 +322,15 @@ impl Booking {
     #[must_use]
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// The first token arrived, of an answer that streams: the prefill is done and took so long.
+    pub fn first_token(&mut self, now: Instant) {
+        if self.prefill_tokens.is_some() {
+            let took = now.saturating_duration_since(self.at);
+            self.endpoint.load.pace.measured(self.queued_tokens, took);
+        }
+        self.prefilled();
     }
 
     /// The first output arrived: the prefill is done, decoding goes on.

@@ -44,6 +44,8 @@ pub struct Scraper {
     pub settings: config::Load,
     /// Where failures are counted.
     pub metrics: Arc<Metrics>,
+    /// Called after each report.
+    pub told: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Scraper {
@@ -88,6 +90,7 @@ impl Scraper {
                     interval,
                     lanes: lanes.clone(),
                     metrics: self.metrics.clone(),
+                    told: self.told.clone(),
                     failures: 0,
                 };
                 let first = interval.mul_f64(places.next());
@@ -198,6 +201,7 @@ struct Reader {
     interval: Duration,
     lanes: Arc<Lanes>,
     metrics: Arc<Metrics>,
+    told: Arc<dyn Fn() + Send + Sync>,
     /// In a row.
     failures: u32,
 }
@@ -224,6 +228,7 @@ impl Reader {
                 get(self.url.clone()).await
             };
             self.take(page, &before);
+            (self.told)();
             passed_over = pause(self.failures, self.interval);
         }
     }

@@ -135,9 +135,13 @@ impl Placement {
         line
     }
 
-    /// The first output came: the prefill is done.
-    pub fn first_output(&mut self) {
-        self.booking.prefilled();
+    /// The first output came: the prefill is done. Of an answer that `streams` it is the first
+    /// token; any other comes whole, and its time is mostly the decode's.
+    pub fn first_output(&mut self, streams: bool) {
+        match streams {
+            true => self.booking.first_token(Instant::now()),
+            false => self.booking.prefilled(),
+        }
         self.frees.0.freed();
     }
 

@@ -17,6 +17,7 @@ pub(super) struct Response {
     status: Option<u16>,
     served: Option<SocketAddr>,
     scanner: UsageScanner,
+    streams: bool,
     output: bool,
     finished: bool,
 }
@@ -60,10 +61,11 @@ impl Response {
     ) -> Vec<Step> {
         let text = |name| read::header(headers, name);
         self.status = text(":status").and_then(|status| status.parse().ok());
-        self.scanner = UsageScanner::new(
-            text("content-type").as_deref(),
-            text("content-encoding").as_deref(),
-        );
+        let content_type = text("content-type");
+        let is_stream = |kind: &str| kind.starts_with("text/event-stream");
+        self.streams = content_type.as_deref().is_some_and(is_stream);
+        self.scanner =
+            UsageScanner::new(content_type.as_deref(), text("content-encoding").as_deref());
         self.hear_served(metadata);
         let mut set = Vec::new();
         if let Some(summary) = tell.summary {
@@ -83,7 +85,8 @@ impl Response {
         self.hear_served(metadata);
         let mut steps = Vec::new();
         if !body.body.is_empty() && !std::mem::replace(&mut self.output, true) {
-            steps.push(Step::FirstOutput);
+            let streams = self.streams;
+            steps.push(Step::FirstOutput { streams });
         }
         self.scanner.feed(&body.body);
         let ended = body.end_of_stream;

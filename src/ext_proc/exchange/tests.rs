@@ -117,7 +117,7 @@ fn told(step: &Step) -> String {
         Step::Send(reply) => reply.response.as_ref().expect("a response"),
         Step::Place(ask) => return format!("place {} bytes", ask.body.len()),
         Step::PlaceByLoad(_) => return "place by load".into(),
-        Step::FirstOutput => return "first output".into(),
+        Step::FirstOutput { .. } => return "first output".into(),
         Step::Finish(outcome) => return format!("finish {:?}", outcome.status),
     };
     let picked = |common: &CommonResponse| {

@@ -46,8 +46,8 @@ fn outside(endpoint: &Endpoint, now: Instant) -> (u32, u64) {
 #[test]
 fn a_dropped_booking_leaves_no_load() {
     let endpoint = endpoint();
-    let mut first = Booking::new(endpoint.clone(), 100, 1);
-    let second = Booking::new(endpoint.clone(), 50, 1);
+    let mut first = Booking::new(endpoint.clone(), 100, 1, Instant::now());
+    let second = Booking::new(endpoint.clone(), 50, 1, Instant::now());
     first.prefilled();
     first.prefilled();
     let load = || (endpoint.load.requests(), endpoint.load.prefill_tokens());
@@ -62,7 +62,7 @@ fn what_a_server_counts_beyond_ours_is_outside_work() {
     let (endpoint, now) = (endpoint(), Instant::now());
     assert_eq!(outside(&endpoint, now), (0, 0), "nobody has said anything");
     let _ours: Vec<_> = (0..3)
-        .map(|_| Booking::new(endpoint.clone(), 10, 1))
+        .map(|_| Booking::new(endpoint.clone(), 10, 1, Instant::now()))
         .collect();
     told(&endpoint, now, of_prompts(500.0, report(5, 4)));
     // Nine, three of them ours; ours may be among the five that wait.
@@ -76,7 +76,7 @@ fn what_a_server_counts_beyond_ours_is_outside_work() {
 #[test]
 fn a_request_of_ours_that_runs_leaves_the_queue_to_others() {
     let (endpoint, now) = (endpoint(), Instant::now());
-    let mut ours = Booking::new(endpoint.clone(), 10, 1);
+    let mut ours = Booking::new(endpoint.clone(), 10, 1, Instant::now());
     ours.prefilled();
     told(&endpoint, now, of_prompts(500.0, report(2, 1)));
     assert_eq!(outside(&endpoint, now), (2, 2 * 500));
@@ -85,7 +85,7 @@ fn a_request_of_ours_that_runs_leaves_the_queue_to_others() {
 #[test]
 fn three_answers_to_one_request_are_three_to_the_engine_and_all_ours() {
     let (endpoint, now) = (endpoint(), Instant::now());
-    let ours = Booking::new(endpoint.clone(), 10, 3);
+    let ours = Booking::new(endpoint.clone(), 10, 3, Instant::now());
     assert_eq!(endpoint.load.requests(), 3);
     told(&endpoint, now, of_prompts(500.0, report(2, 1)));
     assert_eq!(outside(&endpoint, now), (0, 0));
@@ -96,9 +96,9 @@ fn three_answers_to_one_request_are_three_to_the_engine_and_all_ours() {
 #[test]
 fn a_request_placed_or_ended_while_the_server_is_asked_is_not_taken_for_a_strangers() {
     let (endpoint, now) = (endpoint(), Instant::now());
-    let ending = Booking::new(endpoint.clone(), 10, 1);
+    let ending = Booking::new(endpoint.clone(), 10, 1, Instant::now());
     let before = endpoint.load.ours();
-    let _beginning = Booking::new(endpoint.clone(), 10, 1);
+    let _beginning = Booking::new(endpoint.clone(), 10, 1, Instant::now());
     drop(ending);
     // The server saw both, one after the other or together: nobody knows.
     let said = of_prompts(500.0, report(1, 1));
@@ -174,7 +174,7 @@ fn counts_that_are_read_while_requests_come_and_go_never_go_below_nothing() {
     std::thread::scope(|scope| {
         let coming = || {
             for _ in 0..20_000 {
-                drop(Booking::new(endpoint.clone(), 1, 1));
+                drop(Booking::new(endpoint.clone(), 1, 1, Instant::now()));
             }
         };
         let (one, two) = (scope.spawn(coming), scope.spawn(coming));

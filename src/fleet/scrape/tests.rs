@@ -84,6 +84,7 @@ fn fleet(
         fleet,
         settings: config::Load::default(),
         metrics: Arc::default(),
+        told: Arc::new(|| ()),
     };
     (sender, scraper, endpoints)
 }
