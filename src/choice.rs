@@ -179,7 +179,7 @@ const DECODE_WEIGHT: f64 = 0.03;
 /// caches for longer than these save.
 const DECODES_WEIGHT_MAX: f64 = 1.0;
 /// Endpoints whose paces differ by less are taken for equal: so much is noise, and equals should tie.
-const EQUAL_PACE: f64 = 1.33;
+const EQUAL_PACE: f64 = 1.5;
 /// A pace is a mean of a few prompts: one odd figure must neither draw everybody nor repel them.
 const PACE_RATIO_MAX: f64 = 8.0;
 
@@ -322,12 +322,12 @@ mod tests {
         };
         assert_eq!(chosen(&[first(0), candidate(1, 0, 0)]), 0);
         assert_eq!(chosen(&[first(800), candidate(1, 0, 0)]), 0);
-        assert_eq!(chosen(&[first(1_000), candidate(1, 0, 0)]), 1);
+        assert_eq!(chosen(&[first(1_200), candidate(1, 0, 0)]), 1);
     }
 
     #[test]
     fn and_not_a_long_one() {
-        assert_eq!(chosen(&[candidate(0, 800, 900), candidate(1, 0, 0)]), 1);
+        assert_eq!(chosen(&[candidate(0, 800, 1100), candidate(1, 0, 0)]), 1);
     }
 
     #[test]
@@ -352,8 +352,8 @@ mod tests {
 
     #[test]
     fn the_busier_the_fleet_the_longer_a_cache_is_waited_for() {
-        // What is computed again delays whoever comes behind it: 950 tokens of waiting against 800.
-        let warm = candidate(0, 800, 950);
+        // What is computed again delays whoever comes behind it.
+        let warm = candidate(0, 800, 1100);
         assert_eq!(chosen(&[warm, candidate(1, 0, 0)]), 1);
         let busy = |id| candidate(id, 0, 1);
         assert_eq!(chosen(&[warm, busy(1), busy(2), busy(3)]), 0);
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_doubtful_prompt_waits_for_its_cache_a_tenth_less() {
-        let candidates = [candidate(0, 800, 750), candidate(1, 0, 0)];
+        let candidates = [candidate(0, 800, 950), candidate(1, 0, 0)];
         let doubtful = Problem {
             basis: Basis::Partial(crate::parity::REASON),
             prompt_doubtful: true,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::admission::{Admission, Frees, Shed};
@@ -36,12 +36,7 @@ pub struct Scheduler {
     parts: Parts,
     admission: Arc<Admission>,
     counted: RwLock<HashMap<EndpointId, Arc<EndpointMetrics>>>,
-    /// When endpoints last forgot half of what they were given.
-    faded: Mutex<Instant>,
 }
-
-/// About as long as a conversation pauses and is still worth its place in a cache.
-const FADES_EVERY: Duration = Duration::from_secs(600);
 
 /// A request that wants an endpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -208,7 +203,6 @@ impl Scheduler {
             )),
             parts,
             counted: RwLock::default(),
-            faded: Mutex::new(Instant::now()),
         }
     }
 
@@ -353,7 +347,6 @@ impl Scheduler {
         cached: &[Cached],
     ) -> Result<Placement, Refusal> {
         let now = Instant::now();
-        self.fade(now);
         let candidates: Vec<Candidate> = allowed
             .endpoints
             .iter()
@@ -401,18 +394,6 @@ impl Scheduler {
             target: None,
             rewrite: None,
         })
-    }
-
-    fn fade(&self, now: Instant) {
-        // Whoever finds it locked leaves it to the other.
-        let Some(mut faded) = self.faded.try_lock() else {
-            return;
-        };
-        if now.saturating_duration_since(*faded) >= FADES_EVERY {
-            *faded = now;
-            let fleet = self.parts.fleet.borrow();
-            fleet.endpoints.iter().for_each(|e| e.load.fade());
-        }
     }
 
     /// An endpoint said of itself how much it has to do: those who wait may find room.
@@ -522,7 +503,7 @@ fn candidate(
         full: endpoint.load.full(now, saturation),
         queued_tokens: endpoint.load.prefill_tokens() + outside.prefill_tokens,
         requests: endpoint.load.requests().saturating_add(outside.requests),
-        recent_tokens: endpoint.load.recent_tokens(),
+        recent_tokens: endpoint.load.recent_tokens(now),
         pace: endpoint.load.pace(),
     }
 }

@@ -21,7 +21,7 @@ pub struct Load {
     prefilled: AtomicU64,
     ended: AtomicU64,
     prefill_tokens: AtomicU64,
-    recent_tokens: AtomicU64,
+    recent: Recent,
     pace: Pace,
     told: Mutex<Option<Told>>,
 }
@@ -70,22 +70,12 @@ impl Load {
         self.prefill_tokens.load(Ordering::Relaxed)
     }
 
-    /// Uncached prompt tokens that we placed there, each [`Load::fade`] halving them: what its cache
-    /// was made to take in lately.
-    pub fn recent_tokens(&self) -> u64 {
-        self.recent_tokens.load(Ordering::Relaxed)
+    /// See [`Recent::tokens`].
+    pub fn recent_tokens(&self, now: Instant) -> u64 {
+        self.recent.tokens(now)
     }
 
-    /// Half of what was placed so far is forgotten.
-    pub fn fade(&self) {
-        let halve = |tokens| Some(tokens / 2);
-        // It never refuses.
-        let _ = self
-            .recent_tokens
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, halve);
-    }
-
-    /// Prompt tokens that it computes in a second, as measured from choice to first token.
+    /// Prompt tokens that it computes in a second, as measured.
     pub fn pace(&self) -> Option<f64> {
         self.pace.get()
     }
@@ -183,35 +173,98 @@ fn cache_is_used(report: &Report, saturation: &Saturation) -> bool {
     report.kv_usage.unwrap_or(0.0) > saturation.kv_usage_max
 }
 
-/// How fast prompts are computed: what was queued up to and with a prompt, over the time until its
-/// first token. So it tells of a slow machine, of a batch full of decodes, and of work that nobody
-/// told us of.
+/// Uncached prompt tokens placed lately: what a cache was made to take in.
 #[derive(Debug, Default)]
-pub struct Pace(AtomicU64);
+pub struct Recent(Mutex<Option<(f64, Instant)>>);
+
+/// After so long a token counts half. In simulation 15 s do as well as 60, but it must be seamless:
+/// the order of endpoints is what counts, and halving all now and then forgets who was last.
+const HALF_LIFE_S: f64 = 60.0;
+
+impl Recent {
+    /// So many were placed.
+    pub fn placed(&self, tokens: u64, now: Instant) {
+        let mut recent = self.0.lock();
+        *recent = Some((faded(*recent, now) + tokens as f64, now));
+    }
+
+    /// What is left of all, each token fading by half in a minute.
+    #[must_use]
+    pub fn tokens(&self, now: Instant) -> u64 {
+        faded(*self.0.lock(), now) as u64
+    }
+}
+
+fn faded(recent: Option<(f64, Instant)>, now: Instant) -> f64 {
+    recent.map_or(0.0, |(tokens, at)| {
+        let age = now.saturating_duration_since(at).as_secs_f64();
+        tokens * (-age / HALF_LIFE_S).exp2()
+    })
+}
+
+/// How fast prompts are computed, measured while there are any: from the first that was placed at an
+/// idle endpoint, or the last measurement, until enough of them have had their first tokens. So it tells of a
+/// slow machine, of a batch full of decodes, and of work that nobody told us of.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Tokens per second, as bits; 0 before the first measurement.
+    mean: AtomicU64,
+    busy: Mutex<Busy>,
+}
+
+/// A time in which there were prompts to compute.
+#[derive(Debug, Default)]
+struct Busy {
+    since: Option<Instant>,
+    /// Not computed yet.
+    prompts: u32,
+    computed_tokens: u64,
+}
 
 /// Less than this is over in a step or two, and then the step's own time is what is measured.
-const PACE_TOKENS_MIN: u64 = 2_000;
-/// What a new measurement counts: ten of them are two thirds of the whole.
-const PACE_SHARE: f64 = 0.1;
+const PACE_TOKENS_MIN: u64 = 4_000;
+/// What a new measurement counts: five of them are two thirds of the whole.
+const PACE_SHARE: f64 = 0.2;
 
 impl Pace {
     /// In tokens per second; none before the first measurement.
     #[must_use]
     pub fn get(&self) -> Option<f64> {
-        Some(f64::from_bits(self.0.load(Ordering::Relaxed))).filter(|pace| *pace > 0.0)
+        Some(f64::from_bits(self.mean.load(Ordering::Relaxed))).filter(|pace| *pace > 0.0)
     }
 
-    /// So many tokens took so long. Few tokens tell nothing.
-    pub fn measured(&self, tokens: u64, took: Duration) {
-        if tokens < PACE_TOKENS_MIN || took.is_zero() {
+    /// A prompt was placed.
+    pub fn placed(&self, now: Instant) {
+        let mut busy = self.busy.lock();
+        busy.prompts += 1;
+        busy.since.get_or_insert(now);
+    }
+
+    /// The first token of a prompt came, of which so many tokens were to be computed; or none is known
+    /// to have come, and nothing is measured.
+    pub fn computed(&self, tokens: u64, came: Option<Instant>) {
+        let mut busy = self.busy.lock();
+        busy.prompts = busy.prompts.saturating_sub(1);
+        busy.computed_tokens += tokens;
+        let idle = busy.prompts == 0;
+        let Some((now, since)) = came.zip(busy.since) else {
+            // An answer that does not stream ends long after its prompt was computed.
+            busy.computed_tokens = 0;
+            busy.since = busy.since.filter(|_| !idle);
             return;
+        };
+        let took = now.saturating_duration_since(since);
+        if busy.computed_tokens >= PACE_TOKENS_MIN && !took.is_zero() {
+            let pace = busy.computed_tokens as f64 / took.as_secs_f64();
+            let share = |before| before + PACE_SHARE * (pace - before);
+            let pace = self.get().map_or(pace, share);
+            self.mean.store(pace.to_bits(), Ordering::Relaxed);
+            busy.computed_tokens = 0;
+            busy.since = Some(now);
         }
-        let pace = tokens as f64 / took.as_secs_f64();
-        // Of two at once, one may get lost.
-        let pace = self
-            .get()
-            .map_or(pace, |before| before + PACE_SHARE * (pace - before));
-        self.0.store(pace.to_bits(), Ordering::Relaxed);
+        if idle {
+            *busy = Busy::default();
+        }
     }
 }
 
@@ -292,9 +345,6 @@ pub struct Booking {
     requests: u64,
     /// None once they are done.
     prefill_tokens: Option<u64>,
-    /// All that was queued then, this prompt included.
-    queued_tokens: u64,
-    at: Instant,
 }
 
 impl Booking {
@@ -304,17 +354,14 @@ impl Booking {
     pub fn new(endpoint: Arc<Endpoint>, prefill_tokens: u64, requests: u32, now: Instant) -> Self {
         let (load, requests) = (&endpoint.load, u64::from(requests));
         load.placed.fetch_add(requests, Ordering::Release);
-        let queued = load
-            .prefill_tokens
+        load.prefill_tokens
             .fetch_add(prefill_tokens, Ordering::Relaxed);
-        load.recent_tokens
-            .fetch_add(prefill_tokens, Ordering::Relaxed);
+        load.pace.placed(now);
+        load.recent.placed(prefill_tokens, now);
         Self {
             endpoint,
             requests,
             prefill_tokens: Some(prefill_tokens),
-            queued_tokens: queued + prefill_tokens,
-            at: now,
         }
     }
 
@@ -324,21 +371,22 @@ impl Booking {
         &self.endpoint
     }
 
-    /// The first token arrived, of an answer that streams: the prefill is done and took so long.
+    /// The first token arrived, of an answer that streams: the prefill is done, and took until now.
     pub fn first_token(&mut self, now: Instant) {
-        if self.prefill_tokens.is_some() {
-            let took = now.saturating_duration_since(self.at);
-            self.endpoint.load.pace.measured(self.queued_tokens, took);
-        }
-        self.prefilled();
+        self.done(Some(now));
     }
 
     /// The first output arrived: the prefill is done, decoding goes on.
     pub fn prefilled(&mut self) {
+        self.done(None);
+    }
+
+    fn done(&mut self, first_token: Option<Instant>) {
         if let Some(tokens) = self.prefill_tokens.take() {
             let load = &self.endpoint.load;
             load.prefill_tokens.fetch_sub(tokens, Ordering::Relaxed);
             load.prefilled.fetch_add(self.requests, Ordering::Release);
+            load.pace.computed(tokens, first_token);
         }
     }
 }

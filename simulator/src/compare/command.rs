@@ -119,6 +119,9 @@ struct Fleet {
     /// Router replicas: each knows what it placed itself
     #[arg(long, value_name = "N", default_value_t = 1)]
     routers: usize,
+    /// kvscout's replicas know nothing of each other, as without NATS
+    #[arg(long)]
+    alone: bool,
     /// Tokens in each block
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     block_size: usize,
@@ -365,6 +368,7 @@ impl Args {
         Ok(Setting {
             pods: fleet.pods,
             routers: fleet.routers,
+            sharing: !fleet.alone,
             engine: EngineConfig {
                 block_size: fleet.block_size,
                 num_gpu_blocks: fleet.num_gpu_blocks,

@@ -25,6 +25,10 @@ pub struct Seen {
     pub gauges: Gauges,
     /// How sure its cache is known.
     pub trust: Trust,
+    /// Prompt tokens that it computes in a second, as measured.
+    pub pace: Option<f64>,
+    /// Prompt tokens that it should compute of what was placed there lately.
+    pub recent_tokens: u64,
 }
 
 /// What one router has placed at a pod and not seen ended.
@@ -137,6 +141,12 @@ impl Policy {
         }
     }
 
+    /// Whether the choice is kvscout's.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Kvscout | Self::Oracle)
+    }
+
     /// What it knows of caches.
     #[must_use]
     pub fn knowledge(self) -> Knowledge {
@@ -158,7 +168,7 @@ impl Policy {
             Self::Approximate => Box::new(approximate::Approximate::new(num_gpu_blocks, dice)),
             Self::LlmdAffinity => Box::new(llmd::Affinity::new(num_gpu_blocks, dice)),
             Self::Dynamo => Box::new(dynamo::Dynamo::new(dice)),
-            Self::Kvscout | Self::Oracle => Box::new(ours::Ours),
+            Self::Kvscout | Self::Oracle => Box::new(ours::Ours::default()),
         }
     }
 }

@@ -11,6 +11,8 @@ pub struct Setting {
     pub pods: usize,
     /// Router replicas; requests are dealt to them in turn.
     pub routers: usize,
+    /// kvscout's routers tell each other what they placed, as over NATS.
+    pub sharing: bool,
     /// Each pod's engine.
     pub engine: EngineConfig,
     /// Each pod's speed.
@@ -34,6 +36,7 @@ impl Default for Setting {
         Self {
             pods: 8,
             routers: 1,
+            sharing: true,
             engine: EngineConfig {
                 // 307,328 tokens, as in llm-d's published set-up of two H100 a pod.
                 num_gpu_blocks: 19_209,

@@ -68,7 +68,8 @@ pub(super) fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<S
             answer_tokens: 150,
             tool_seconds: 1.0,
             rate,
-            seconds: 60.0,
+            // Some tens of trees: of fewer, chance decides.
+            seconds: 240.0,
             seed,
         };
         scenarios.push(Scenario::new(agents.plan(), rate, setting.clone()));

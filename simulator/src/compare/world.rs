@@ -1,10 +1,9 @@
 //! One policy's run over a plan, event by event.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use kvscout::blocks::BlockEvent;
-use kvscout::fleet::{EndpointId, Trust};
-use kvscout::index::Index;
+use kvscout::fleet::Trust;
 
 use super::churn::What;
 use super::clock::{Queue, SECOND, Time, seconds};
@@ -18,8 +17,11 @@ use crate::dice::Dice;
 use crate::engine::{Emission, EngineConfig, Gauges, Request};
 use crate::timing::Timing;
 
-/// llm-d-router's `refresh-metrics-interval`.
+/// llm-d-router's `refresh-metrics-interval`, and ours (`load.scrape_interval_ms`).
 const SCRAPED_EVERY: Time = SECOND / 20;
+const SCRAPED_BY_US_EVERY: Time = SECOND;
+/// From one router's choice to what another knows of it: two hops through a NATS server.
+const SHARED_AFTER: Time = SECOND / 500;
 /// Points in time at which load is looked at, of a whole run.
 const SAMPLES: u64 = 240;
 /// A request from outside: a prompt that nobody else has, and its answer.
@@ -38,8 +40,18 @@ enum Due {
         events: Vec<BlockEvent>,
         gap: bool,
     },
+    /// A router hears what another one did.
+    Heard(usize, Word),
     Change(What),
     Sample,
+}
+
+/// What routers tell each other of a request.
+#[derive(Clone, Copy)]
+enum Word {
+    Placed(Booking),
+    FirstToken(usize),
+    Ended(usize),
 }
 
 /// A run under way.
@@ -52,8 +64,12 @@ pub struct World<'a> {
     pods: Vec<Pod>,
     /// Pods that may get requests.
     open: Vec<usize>,
-    index: Option<Arc<Index>>,
     routers: Vec<Router>,
+    /// Routers tell each other.
+    shares: bool,
+    /// What each router heard of others' requests.
+    heard: Vec<HashMap<usize, Booking>>,
+    scraped_every: Time,
     trust: Vec<Trust>,
     gauges: Vec<Gauges>,
     scraped: Option<Time>,
@@ -115,8 +131,13 @@ impl<'a> World<'a> {
             queue,
             pods: Vec::new(),
             open: Vec::new(),
-            index: (knowledge != Knowledge::None).then(Arc::default),
             routers: (0..routers as u64).map(router).collect(),
+            shares: setting.sharing && routers > 1 && policy.is_ours(),
+            heard: vec![HashMap::new(); routers],
+            scraped_every: match policy.is_ours() {
+                true => SCRAPED_BY_US_EVERY,
+                false => SCRAPED_EVERY,
+            },
             trust: Vec::new(),
             gauges: Vec::new(),
             scraped: None,
@@ -171,6 +192,7 @@ impl<'a> World<'a> {
             }
             // Of a process that is gone.
             Due::Step { .. } | Due::Batch { .. } => {}
+            Due::Heard(router, word) => self.hear(router, word),
             Due::Change(what) => self.change(what),
             Due::Sample => self.sample(),
         }
@@ -181,7 +203,7 @@ impl<'a> World<'a> {
         let asked = &plan.requests[number];
         // One that is placed again has waited since it was asked first.
         self.asked_at[number].get_or_insert(now);
-        if self.scraped.is_none_or(|at| now >= at + SCRAPED_EVERY) {
+        if self.scraped.is_none_or(|at| now >= at + self.scraped_every) {
             for (gauges, pod) in self.gauges.iter_mut().zip(&self.pods) {
                 *gauges = pod.gauges();
             }
@@ -194,11 +216,12 @@ impl<'a> World<'a> {
             open: &self.open,
             gauges: &self.gauges,
             trust: &self.trust,
-            index: self.index.as_deref(),
             block_size: self.setting.engine.block_size as u32,
+            now,
         };
         let booking = self.routers[router].place(router, (number, asked.session), &prompt, &facts);
         self.bookings[number] = Some(booking);
+        self.share(router, Word::Placed(booking));
         self.record.placed(number, booking.pod, prompt.len());
         let request = Request {
             prompt,
@@ -208,6 +231,40 @@ impl<'a> World<'a> {
         // The plan has been fitted to what a pod can hold.
         self.pods[booking.pod].submit(number, request);
         self.begin_step(booking.pod);
+    }
+
+    /// Tells the others what a router did.
+    fn share(&mut self, by: usize, word: Word) {
+        if !self.shares {
+            return;
+        }
+        let at = self.queue.now() + SHARED_AFTER;
+        for other in (0..self.routers.len()).filter(|other| *other != by) {
+            self.queue.put(at, Due::Heard(other, word));
+        }
+    }
+
+    fn hear(&mut self, router: usize, word: Word) {
+        let heard = &mut self.heard[router];
+        let router = &mut self.routers[router];
+        match word {
+            Word::Placed(booking) => {
+                let prompt = self.plan.requests[booking.number].spell_prompt();
+                let block_size = self.setting.engine.block_size as u32;
+                router.heard_placed(booking, &prompt, block_size, self.queue.now());
+                heard.insert(booking.number, booking);
+            }
+            Word::FirstToken(number) => {
+                if let Some(booking) = heard.get_mut(&number) {
+                    router.first_token(booking, self.queue.now());
+                }
+            }
+            Word::Ended(number) => {
+                if let Some(booking) = heard.remove(&number) {
+                    router.ended(booking);
+                }
+            }
+        }
     }
 
     fn ask_past_the_routers(&mut self) {
@@ -232,10 +289,11 @@ impl<'a> World<'a> {
             return;
         };
         let life = self.pods[pod].life;
-        if self.knowledge == Knowledge::Instant
-            && let Some(index) = &self.index
-        {
-            index.apply(EndpointId(pod as u32), self.pods[pod].scheduled());
+        if self.knowledge == Knowledge::Instant {
+            let scheduled = self.pods[pod].scheduled();
+            self.routers
+                .iter()
+                .for_each(|router| router.take(pod, scheduled));
         }
         self.queue
             .put(self.queue.now() + took, Due::Step { pod, life });
@@ -260,15 +318,17 @@ impl<'a> World<'a> {
         let asked_at = self.asked_at[number].unwrap_or(now);
         self.record
             .first_token(number, asked_at, now, emission.cached_tokens);
-        if let Some(booking) = &mut self.bookings[number] {
-            self.routers[booking.router].prefilled(booking);
+        if let Some(booking) = &mut self.bookings[number]
+            && booking.prefill_tokens.is_some()
+        {
+            let router = booking.router;
+            self.routers[router].first_token(booking, now);
+            self.share(router, Word::FirstToken(number));
         }
         if !emission.last {
             return;
         }
-        if let Some(booking) = self.bookings[number].take() {
-            self.routers[booking.router].ended(booking);
-        }
+        self.end(number);
         self.record.ended(number, now);
         self.ended += 1;
         progress();
@@ -277,6 +337,14 @@ impl<'a> World<'a> {
             if self.waits_for[follower] == 0 {
                 self.queue.put(self.due_at(follower), Due::Asked(follower));
             }
+        }
+    }
+
+    /// Nothing of it is left at its pod.
+    fn end(&mut self, number: usize) {
+        if let Some(booking) = self.bookings[number].take() {
+            self.routers[booking.router].ended(booking);
+            self.share(booking.router, Word::Ended(number));
         }
     }
 
@@ -314,13 +382,14 @@ impl<'a> World<'a> {
     }
 
     fn take(&mut self, pod: usize, events: &[BlockEvent], gap: bool) {
-        let endpoint = EndpointId(pod as u32);
-        if let Some(index) = &self.index {
+        if gap {
+            self.trust[pod] = Trust::Doubtful;
+        }
+        for router in &self.routers {
             if gap {
-                index.doubt(endpoint);
-                self.trust[pod] = Trust::Doubtful;
+                router.doubt(pod);
             }
-            index.apply(endpoint, events);
+            router.take(pod, events);
         }
     }
 
@@ -342,9 +411,7 @@ impl<'a> World<'a> {
                 self.forget(pod);
                 self.trust[pod] = Trust::Live;
                 for number in lost.into_iter().filter(|number| *number != usize::MAX) {
-                    if let Some(booking) = self.bookings[number].take() {
-                        self.routers[booking.router].ended(booking);
-                    }
+                    self.end(number);
                     self.queue.put(self.queue.now(), Due::Asked(number));
                 }
             }
@@ -366,9 +433,6 @@ impl<'a> World<'a> {
     }
 
     fn forget(&mut self, pod: usize) {
-        if let Some(index) = &self.index {
-            index.forget(EndpointId(pod as u32));
-        }
         self.routers
             .iter_mut()
             .for_each(|router| router.forget(pod));

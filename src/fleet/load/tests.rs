@@ -187,3 +187,74 @@ fn counts_that_are_read_while_requests_come_and_go_never_go_below_nothing() {
     });
     assert_eq!(endpoint.load.requests(), 0);
 }
+
+#[test]
+fn pace_is_measured_while_prompts_are_computed_and_not_between_them() {
+    let endpoint = endpoint();
+    let pace = || endpoint.load.pace().map(f64::round);
+    let now = Instant::now();
+    let at = |s: f64| now + Duration::from_secs_f64(s);
+    let book = |tokens, when| Booking::new(endpoint.clone(), tokens, 1, at(when));
+    // Two at once: 8,000 tokens in a second, of which the first half takes half.
+    let (mut one, mut two) = (book(3000, 0.0), book(5000, 0.0));
+    one.first_token(at(0.4));
+    assert_eq!(pace(), None, "3,000 tokens say little");
+    two.first_token(at(1.0));
+    assert_eq!(pace(), Some(8_000.0));
+    // A long pause counts for nothing.
+    let mut three = book(4000, 60.0);
+    three.first_token(at(61.0));
+    assert_eq!(pace(), Some(8_000.0 + 0.2 * -4_000.0));
+    // Nor does an answer that comes whole, when its decode is done as well.
+    let mut whole = book(50_000, 70.0);
+    whole.prefilled();
+    drop(book(50_000, 71.0));
+    assert_eq!(pace(), Some(7_200.0));
+}
+
+#[test]
+fn what_was_placed_lately_fades_without_a_seam() {
+    let endpoint = endpoint();
+    let now = Instant::now();
+    drop(Booking::new(endpoint.clone(), 1000, 1, now));
+    let after = |s| endpoint.load.recent_tokens(now + Duration::from_secs(s));
+    assert_eq!([after(0), after(60), after(120)], [1000, 500, 250]);
+    drop(Booking::new(
+        endpoint.clone(),
+        100,
+        1,
+        now + Duration::from_secs(60),
+    ));
+    assert_eq!(after(60), 600);
+    assert_eq!(after(3600), 0);
+}
+
+#[test]
+fn full_is_whose_cache_others_wait_for() {
+    let endpoint = endpoint();
+    let saturation = crate::config::Config::default().load.saturation;
+    let now = Instant::now();
+    let full = |waiting, kv_usage| {
+        let report = Report {
+            waiting,
+            kv_usage: Some(kv_usage),
+            ..Report::default()
+        };
+        let before = endpoint.load.ours();
+        endpoint
+            .load
+            .told(report, before, now, Duration::from_secs(1));
+        let is = |at| {
+            (
+                endpoint.load.full(at, &saturation),
+                endpoint.load.saturated(at, &saturation),
+            )
+        };
+        (is(now), is(now + Duration::from_secs(5)))
+    };
+    let (no, stale) = ((false, false), (false, false));
+    assert_eq!(full(0, 0.5), (no, stale));
+    assert_eq!(full(6, 0.5), ((false, true), stale), "a queue of prompts");
+    assert_eq!(full(0, 0.9), ((false, true), stale), "nobody waits");
+    assert_eq!(full(6, 0.9), ((true, true), stale));
+}

@@ -1,11 +1,32 @@
 //! kvscout's own choice, the very function that serves.
 
 use kvscout::choice::{Basis, Candidate, Problem, choose};
-use kvscout::config::Config;
+use kvscout::config::{Config, Policy, Saturation};
 
-use super::{Ask, Choose, Pick};
+use super::{Ask, Choose, Pick, Seen};
 
-pub(super) struct Ours;
+pub(super) struct Ours {
+    policy: Policy,
+    saturation: Saturation,
+}
+
+impl Default for Ours {
+    fn default() -> Self {
+        let Config { policy, load, .. } = Config::default();
+        let saturation = load.saturation;
+        Self { policy, saturation }
+    }
+}
+
+impl Ours {
+    fn is_full(&self, pod: &Seen) -> bool {
+        let Saturation {
+            queue_max,
+            kv_usage_max,
+        } = self.saturation;
+        pod.gauges.waiting > queue_max as usize && pod.gauges.usage > kv_usage_max
+    }
+}
 
 impl Choose for Ours {
     fn pick(&mut self, ask: &mut Ask<'_, '_>) -> Pick {
@@ -15,17 +36,19 @@ impl Choose for Ours {
             cached: *cached,
             trust: pod.trust,
             avoided: false,
+            full: self.is_full(pod),
             queued_tokens: pod.load.prefill_tokens,
             requests: pod.load.requests,
+            recent_tokens: pod.recent_tokens,
+            pace: pod.pace,
         });
         let candidates: Vec<Candidate> = candidates.collect();
-        let policy = Config::default().policy;
         let problem = Problem {
             prompt_tokens: ask.prompt.tokens(),
             basis: Basis::Overlap,
             prompt_doubtful: false,
-            matching_ratio_min: policy.matching_ratio_min,
-            media: policy.media,
+            matching_ratio_min: self.policy.matching_ratio_min,
+            media: self.policy.media,
             request: ask.request,
         };
         let choice = choose(&problem, &candidates);

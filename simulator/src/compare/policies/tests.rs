@@ -8,6 +8,8 @@ fn seen(pod: u32, load: Load) -> Seen {
         load,
         gauges: Gauges::default(),
         trust: Trust::Live,
+        pace: None,
+        recent_tokens: 0,
     }
 }
 
