@@ -228,8 +228,8 @@ impl Index {
             let mut book = seat.book.lock();
             book.closed = true;
             book.clear(&self.shared);
-            self.shared.bury(std::mem::take(&mut book.retired));
             self.shared.room.count(&mut book);
+            self.shared.bury(std::mem::take(&mut book.retired));
         }
     }
 
@@ -383,14 +383,14 @@ impl Index {
             if !book.closed {
                 self.shared.publish(endpoint, book.view());
             }
-            self.shared.bury(std::mem::take(&mut book.retired));
             self.shared.room.count(book);
+            self.shared.bury(std::mem::take(&mut book.retired));
         }
     }
 
     /// Clears up if there is too much.
     fn look(&self) {
-        if self.shared.bytes() > self.shared.room.bytes_max {
+        if self.shared.bytes_lasting() > self.shared.room.bytes_max {
             self.make_room();
         }
     }

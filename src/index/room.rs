@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLockWriteGuard};
 
@@ -13,7 +13,7 @@ use crate::fleet::EndpointId;
 use crate::index::Index;
 use crate::index::book::Book;
 use crate::index::seats::Shared;
-use crate::index::tree::{BlockId, Holder};
+use crate::index::tree::{BLOCK_BYTES, BlockId, Holder};
 
 /// Copies that an endpoint stores from one look at the memory to the next: some 50 KB.
 pub(super) const LOOK: u32 = 1024;
@@ -38,6 +38,8 @@ pub(super) struct Room {
     clock: AtomicU32,
     counted: Mutex<Counted>,
     clearing: Mutex<()>,
+    /// Blocks that nobody asks for any more and that leave the trees at this moment.
+    pub going: AtomicUsize,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -54,6 +56,7 @@ impl Default for Room {
             clock: AtomicU32::new(0),
             counted: Mutex::default(),
             clearing: Mutex::default(),
+            going: AtomicUsize::new(0),
         }
     }
 }
@@ -111,7 +114,7 @@ impl Index {
         };
         let enough = shared.room.bytes_max - shared.room.bytes_max / FREED;
         for _ in 0..ROUNDS_MAX {
-            let bytes = shared.bytes();
+            let bytes = shared.bytes_lasting();
             if bytes <= enough {
                 return;
             }
@@ -130,22 +133,30 @@ impl Index {
             }
             shared.room.counted.lock().given_up += given_up as u64;
         }
-        // What is left is in nobody's prompts. Whole pictures go, the largest first.
-        while shared.bytes() > shared.room.bytes_max {
-            let books = self.shared.seats.read().books();
-            let largest = books
-                .into_iter()
-                .max_by_key(|(_, book)| book.lock().counted);
-            let Some((endpoint, book)) = largest else {
-                return;
-            };
-            let mut book = book.lock();
-            let lost = book.len;
-            if lost == 0 {
+        // What is left is in nobody's prompts.
+        self.clear_largest();
+    }
+
+    /// Gives up whole pictures, the largest first.
+    fn clear_largest(&self) {
+        let shared = &self.shared;
+        let books = shared.seats.read().books().into_iter();
+        let mut books: Vec<_> = books
+            .map(|(endpoint, book)| (endpoint, book.lock().counted, book.clone()))
+            .collect();
+        books.sort_unstable_by_key(|(_, bytes, _)| Reverse(*bytes));
+        for (endpoint, _, book) in books {
+            if shared.bytes_lasting() <= shared.room.bytes_max {
                 return;
             }
+            let mut book = book.lock();
+            if book.closed {
+                continue;
+            }
+            // One that names nothing has no less to say than before.
+            let (lost, gave_up) = (book.len, book.gave_up);
             book.clear(shared);
-            book.gave_up = true;
+            book.gave_up = gave_up || lost > 0;
             self.show(endpoint, &mut book);
             shared.room.counted.lock().given_up += lost as u64;
         }
@@ -155,6 +166,12 @@ impl Index {
 impl Shared {
     pub fn bytes(&self) -> usize {
         self.forest.bytes() + self.room.counted.lock().bytes
+    }
+
+    /// The same once what is going is gone; too few by the blocks of that which others hold as well.
+    pub fn bytes_lasting(&self) -> usize {
+        let going = self.room.going.load(Ordering::Relaxed) * BLOCK_BYTES;
+        self.bytes().saturating_sub(going)
     }
 
     /// Marks as many of the runs behind which nothing stands as take so many bytes, the oldest first.

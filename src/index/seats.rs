@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -125,7 +126,10 @@ impl Shared {
     /// Cleans up behind holders that are seen no more, and gives their numbers back.
     pub fn bury(&self, retired: Vec<Retired>) {
         for Retired { holder, mut blocks } in retired {
+            let going = &self.room.going;
+            going.fetch_add(blocks.len(), Ordering::Relaxed);
             self.forest.retire(holder, &mut blocks);
+            going.fetch_sub(blocks.len(), Ordering::Relaxed);
             self.seats.write().holders.give_back(holder);
         }
     }

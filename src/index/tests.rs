@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
@@ -553,13 +554,69 @@ fn past_its_limit_the_prompts_left_alone_longest_go_first() {
 fn pictures_in_nobodys_prompts_are_bounded_too() {
     let index = Index::default().limited(1 << 20);
     for batch in 0..100u64 {
-        // Their parents were never seen.
-        let orphan = |at: u64| store(Some(1 << 40 | at), &[batch << 20 | at], &[1, 2]);
-        let events: Vec<BlockEvent> = (0..1_024).map(orphan).collect();
-        index.apply(POD, &events);
+        store_orphans(&index, POD, batch);
         assert!(index.bytes() < 2 << 20, "{} bytes", index.bytes());
     }
     assert!(index.gave_up(POD));
+}
+
+/// Stores blocks whose parents were never seen: so many that the memory is looked at after them.
+fn store_orphans(index: &Index, pod: EndpointId, batch: u64) {
+    let orphan = |at: u64| store(Some(1 << 40 | at), &[batch << 20 | at], &[1, 2]);
+    let events: Vec<BlockEvent> = (0..u64::from(room::LOOK)).map(orphan).collect();
+    index.apply(pod, &events);
+}
+
+#[test]
+fn a_picture_that_names_nothing_goes_before_those_that_do() {
+    let (limit, other) = (2 << 20, EndpointId(2));
+    let index = Index::default().limited(limit);
+    let long = vec![vec![ExtraKey::Text("x".repeat(4 << 20))]];
+    let waiting = Stored {
+        extra_keys: Some(long),
+        ..stored(Some(9), &[1], &[1, 1])
+    };
+    index.apply(POD, &[BlockEvent::Stored(waiting)]);
+    index.apply(POD, &[remove(1)]);
+    assert_eq!(index.blocks_of(POD), 0);
+    store_orphans(&index, other, 0);
+    assert!(index.bytes() < limit, "{} bytes", index.bytes());
+    assert_eq!(index.blocks_of(other), room::LOOK as usize);
+    assert_eq!((index.gave_up(POD), index.gave_up(other)), (false, false));
+    assert_eq!(index.given_up(), 0);
+}
+
+#[test]
+fn what_is_going_already_costs_no_picture_that_lives() {
+    let index = Index::default().limited(1 << 20);
+    // An endpoint's blocks, which leave the trees at this moment.
+    index
+        .shared
+        .room
+        .going
+        .fetch_add(100_000, Ordering::Relaxed);
+    (0..3).for_each(|batch| store_orphans(&index, POD, batch));
+    assert!(index.bytes() > 1 << 20, "{} bytes", index.bytes());
+    assert_eq!(index.blocks_of(POD), 3 * room::LOOK as usize);
+    index
+        .shared
+        .room
+        .going
+        .fetch_sub(100_000, Ordering::Relaxed);
+    store_orphans(&index, POD, 3);
+    assert_eq!((index.blocks_of(POD), index.gave_up(POD)), (0, true));
+}
+
+#[test]
+fn whoever_is_forgotten_meanwhile_is_passed_over() {
+    let index = Index::default().limited(1 << 20);
+    let other = EndpointId(2);
+    (0..2).for_each(|batch| store_orphans(&index, other, batch));
+    // Its book was looked up before it went.
+    index.book(other).expect("a book").lock().closed = true;
+    store_orphans(&index, POD, 2);
+    assert_eq!((index.blocks_of(POD), index.given_up()), (0, 1024));
+    assert_eq!(index.blocks_of(other), 2 * room::LOOK as usize);
 }
 
 #[test]

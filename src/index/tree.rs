@@ -63,6 +63,9 @@ impl BlockId {
 /// Blocks of one tree at most.
 const BLOCKS_MAX: usize = (1 << PLACE_BITS) - 2;
 
+/// What a block takes beside its part of its run: lists are a quarter larger than what they hold.
+pub(super) const BLOCK_BYTES: usize = size_of::<Block>() + size_of::<Link>() * 5 / 4;
+
 /// Who holds: one cache of one endpoint. Numbers are small, and given out again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Holder(pub(super) u16);
@@ -230,12 +233,10 @@ impl Tree {
         self.blocks.len()
     }
 
-    /// What it takes, near enough: lists are counted as a quarter larger than what they hold, and what
-    /// is free, and is given out again, not at all.
+    /// What it takes, near enough; what is free, and is given out again, is not counted.
     pub fn bytes(&self) -> usize {
         self.runs.len() * size_of::<Run>()
-            + self.blocks.len() * size_of::<Block>()
-            + self.blocks.len() * size_of::<Link>() * 5 / 4
+            + self.blocks.len() * BLOCK_BYTES
             + self.entries * size_of::<Entry>()
             + self.starts.len() * 24
             + self.loose.len() * 16
