@@ -126,8 +126,7 @@ impl Book {
     fn expect(&mut self, chain: &Chain, shared: &Shared) -> Option<u64> {
         let first = chain.keys.first()?;
         let plain = self.caches.len() == 1 && self.caches[0].shape == Some(chain.shape);
-        let has_room =
-            self.expected.prompts.len() < EXPECTED_MAX && shared.bytes() < shared.room.bytes_max;
+        let has_room = self.expected.prompts.len() < EXPECTED_MAX && shared.room.has_some();
         if self.closed || !plain || !has_room {
             return None;
         }
@@ -137,9 +136,13 @@ impl Book {
         }
         let mut blocks = Vec::with_capacity(chain.keys.len());
         let mut tree = shared.forest.write(shared.forest.tree_of(*first));
+        let bytes = tree.bytes();
         tree.grow(None, &chain.keys, shared.room.now(), &mut blocks);
         let presence = self.expected.presence.as_mut()?;
         presence.hold(&mut tree, &blocks);
+        // Less where it gathers what was loose.
+        let grown = tree.bytes().saturating_sub(bytes);
+        shared.room.note_expected(grown);
         self.expected.next += 1;
         self.expected.prompts.insert(self.expected.next, blocks);
         Some(self.expected.next)

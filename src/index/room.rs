@@ -38,6 +38,10 @@ pub(super) struct Room {
     clock: AtomicU32,
     counted: Mutex<Counted>,
     clearing: Mutex<()>,
+    /// Bytes of the index when they were last added up, and of what was expected since: for those who
+    /// cannot ask every tree. Behind by what was stored since, some 50 KB for each endpoint; ahead by
+    /// what was expected and has ended, until the next look, which every [`LOOK`] copies bring.
+    noted: AtomicUsize,
     /// Blocks that nobody asks for any more and that leave the trees at this moment.
     pub going: AtomicUsize,
 }
@@ -56,6 +60,7 @@ impl Default for Room {
             clock: AtomicU32::new(0),
             counted: Mutex::default(),
             clearing: Mutex::default(),
+            noted: AtomicUsize::new(0),
             going: AtomicUsize::new(0),
         }
     }
@@ -68,6 +73,16 @@ impl Room {
 
     pub fn tick(&self) {
         self.clock.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there was room at the last look for what is expected.
+    pub fn has_some(&self) -> bool {
+        self.noted.load(Ordering::Relaxed) < self.bytes_max
+    }
+
+    /// A tree has grown by what is expected.
+    pub fn note_expected(&self, bytes: usize) {
+        self.noted.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts a book anew.
@@ -165,7 +180,9 @@ impl Index {
 
 impl Shared {
     pub fn bytes(&self) -> usize {
-        self.forest.bytes() + self.room.counted.lock().bytes
+        let bytes = self.forest.bytes() + self.room.counted.lock().bytes;
+        self.room.noted.store(bytes, Ordering::Relaxed);
+        bytes
     }
 
     /// The same once what is going is gone; too few by the blocks of that which others hold as well.

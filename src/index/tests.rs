@@ -486,6 +486,21 @@ fn a_prompt_counts_where_it_was_placed_until_events_tell_of_it() {
 }
 
 #[test]
+fn expectations_end_where_the_room_does_and_go_on_once_there_is_some() {
+    let limit = 1 << 18;
+    let index = Arc::new(Index::default().limited(limit));
+    index.apply(POD, &[store(None, &[9], &[9, 9])]);
+    let prompts = (0..1_000).map_while(|number| expected(&index, &session(number)));
+    let prompts: Vec<Expectation> = prompts.collect();
+    let taken = index.bytes();
+    assert!((100..1_000).contains(&prompts.len()), "{}", prompts.len());
+    assert!(taken < limit + (64 << 10), "{taken} bytes");
+    drop(prompts);
+    assert!(index.bytes() < taken, "which is a look");
+    assert!(expected(&index, &session(0)).is_some());
+}
+
+#[test]
 fn what_was_expected_of_a_process_goes_with_it() {
     let index = Arc::new(Index::default());
     index.apply(POD, &[store(None, &[9], &[9, 9])]);
