@@ -16,7 +16,7 @@ use crate::blocks::{BlockEvent, BlockKey, EngineHash, Medium, Rule, Stored};
 use crate::index::cache::{Cache, Place, Presence};
 use crate::index::copies::Copies;
 use crate::index::expect::Expected;
-use crate::index::forest::Forest;
+use crate::index::forest::{Forest, HELD_AT_ONCE};
 use crate::index::hit::alignment_of;
 use crate::index::keyed::KeyedMap;
 use crate::index::names::{is_complete, keys_of, shape_of};
@@ -327,27 +327,31 @@ impl Book {
         of: &Of<'_>,
     ) -> bool {
         self.caches[at].copies.prefetch(&stored.hashes);
-        let Lists { keys, blocks, held } = lists;
+        let keys = &mut lists.keys;
         let before = self.before(stored, at);
-        // A prompt is hashed within the lock: one more for the parent's key alone costs every event more
-        // than the hashes of most.
-        let tree = before.map(|before| match before {
-            Before::Start(root) => {
-                keys_of(root, stored, keys);
-                keys.first().map(|first| of.shared.forest.tree_of(*first))
-            }
-            Before::Block(block) => Some(block.tree()),
-        });
-        let mut tree = tree.flatten().map(|tree| of.shared.forest.write(tree));
-        let parent = match (before, &tree) {
-            (Some(Before::Block(block)), Some(tree)) => {
-                let key = tree.key(block);
-                keys_of(key, stored, keys);
-                Some(key)
-            }
-            (Some(Before::Start(root)), _) => Some(root),
+        let forest = &of.shared.forest;
+        // Most are hashed within the lock: one more for the parent's key alone costs an event more than
+        // its few hashes.
+        let is_long = stored.hashes.len() > HELD_AT_ONCE;
+        let mut parent = match before {
+            Some(Before::Start(root)) => Some(root),
+            Some(Before::Block(block)) if is_long => Some(forest.read(block.tree()).key(block)),
             _ => None,
         };
+        if let Some(parent) = parent {
+            keys_of(parent, stored, keys);
+        }
+        let tree = match before {
+            Some(Before::Block(block)) => Some(block.tree()),
+            Some(Before::Start(_)) => keys.first().map(|first| forest.tree_of(*first)),
+            None => None,
+        };
+        let mut tree = tree.map(|tree| forest.write(tree));
+        if let (None, Some(Before::Block(block)), Some(tree)) = (parent, before, &tree) {
+            let key = tree.key(block);
+            keys_of(key, stored, keys);
+            parent = Some(key);
+        }
         if self.main() == Some(at) {
             (of.observe)(&Seen {
                 parent,
@@ -366,8 +370,8 @@ impl Book {
         }
         match (before, &mut tree) {
             (Some(before), Some(tree)) if !keys.is_empty() => {
-                tree.grow(before.block(), keys, of.shared.room.now(), blocks);
-                self.add(at, &stored.hashes, blocks, held, tree, applied);
+                lists.now = of.shared.room.now();
+                self.add_behind(before.block(), at, &stored.hashes, lists, tree, applied);
             }
             _ => {
                 drop(tree.take());
@@ -375,7 +379,8 @@ impl Book {
             }
         }
         drop(tree);
-        held.tell_elsewhere(&mut self.caches[at], &of.shared.forest);
+        let cache = &mut self.caches[at];
+        lists.held.tell_elsewhere(cache, forest);
         true
     }
 
@@ -462,6 +467,48 @@ impl Book {
         }
     }
 
+    /// One copy more of each of these hashes, which stand for a row of blocks. Whoever waits for the tree
+    /// is let in after every so many.
+    fn add_behind(
+        &mut self,
+        mut parent: Option<BlockId>,
+        at: usize,
+        hashes: &[EngineHash],
+        lists: &mut Lists,
+        tree: &mut RwLockWriteGuard<'_, Tree>,
+        applied: &mut Applied,
+    ) {
+        let Lists {
+            now,
+            keys,
+            blocks,
+            held,
+        } = lists;
+        let pieces = hashes.chunks(HELD_AT_ONCE);
+        let mut pieces = pieces.zip(keys.chunks(HELD_AT_ONCE)).peekable();
+        while let Some((hashes, keys)) = pieces.next() {
+            blocks.clear();
+            tree.grow(parent, keys, *now, blocks);
+            self.add(at, hashes, blocks, held, tree, applied);
+            if pieces.peek().is_none() {
+                return;
+            }
+            // Only what is held stays while others have the tree.
+            parent = blocks
+                .last()
+                .copied()
+                .filter(|_| blocks.len() == keys.len());
+            let name = hashes.last().and_then(|hash| self.name_of(*hash, at));
+            if parent.is_none() || name != parent {
+                break;
+            }
+            RwLockWriteGuard::bump(tree);
+        }
+        for (hashes, _) in pieces {
+            self.add(at, hashes, &[], held, tree, applied);
+        }
+    }
+
     /// One copy more of each of these hashes, which stand for `blocks`.
     fn add(
         &mut self,
@@ -499,7 +546,8 @@ impl Book {
         let named = hashes.iter().map(|hash| (*hash, self.name_of(*hash, at)));
         let named: Vec<_> = named.collect();
         let tree_of = |block: &Option<BlockId>| block.map(BlockId::tree);
-        for alike in named.chunk_by(|(_, a), (_, b)| tree_of(a) == tree_of(b)) {
+        let alike = named.chunk_by(|(_, a), (_, b)| tree_of(a) == tree_of(b));
+        for alike in alike.flat_map(|alike| alike.chunks(HELD_AT_ONCE)) {
             let mut held = Held::default();
             for (hash, block) in alike {
                 self.add_one(at, *hash, *block, &mut held, applied);
@@ -605,6 +653,18 @@ impl Book {
             }
             return;
         };
+        for few in hashes.chunks(HELD_AT_ONCE) {
+            self.remove_few(at, few, applied, shared);
+        }
+    }
+
+    fn remove_few(
+        &mut self,
+        at: usize,
+        hashes: &[EngineHash],
+        applied: &mut Applied,
+        shared: &Shared,
+    ) {
         let mut gone: SmallVec<[(BlockId, bool); 4]> = SmallVec::new();
         for hash in hashes {
             gone.extend(self.remove_one(at, *hash, applied));
@@ -661,6 +721,8 @@ impl Book {
 /// What one store is about.
 #[derive(Debug, Default)]
 struct Lists {
+    /// By the clock of the memory.
+    now: u32,
     keys: Vec<BlockKey>,
     blocks: Vec<BlockId>,
     held: Held,
@@ -674,12 +736,7 @@ impl Lists {
         }
         self.keys.clear();
         self.blocks.clear();
-        self.held = Held {
-            elsewhere: Vec::new(),
-            ..std::mem::take(&mut self.held)
-        };
-        self.held.any.clear();
-        self.held.sure.clear();
+        self.held.elsewhere = Vec::new();
     }
 }
 
@@ -707,6 +764,8 @@ impl Held {
         if let Some(sure) = &mut cache.sure {
             sure.hold(tree, &self.sure);
         }
+        self.any.clear();
+        self.sure.clear();
     }
 
     fn tell_elsewhere(&mut self, cache: &mut Cache, forest: &Forest) {

@@ -10,13 +10,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockWriteGuard};
 
 use crate::blocks::{Chain, Chains};
 use crate::fleet::EndpointId;
 use crate::index::Index;
 use crate::index::book::Book;
 use crate::index::cache::Presence;
+use crate::index::forest::HELD_AT_ONCE;
 use crate::index::seats::{Retired, Shared};
 use crate::index::tree::BlockId;
 
@@ -28,7 +29,7 @@ const EXPECTED_MAX: usize = 1024;
 /// when it ended.
 const LINGERS: u64 = 2;
 
-/// A choice does not wait for an endpoint whose book is being cleared.
+/// Neither a choice nor a request's end waits for an endpoint whose book is being cleared.
 const WAIT_MAX: Duration = Duration::from_millis(1);
 
 /// Prompts that an endpoint was given.
@@ -38,11 +39,16 @@ pub(super) struct Expected {
     pub presence: Option<Presence>,
     prompts: HashMap<u64, Vec<BlockId>>,
     next: u64,
-    /// Prompts that have ended, and the batch with which they go.
+    over: Arc<Over>,
+    /// Prompts that were answered, and the batch with which they go.
     ended: VecDeque<(u64, u64)>,
     /// Batches so far.
     batches: u64,
 }
+
+/// Prompts that are not expected any more, and whether they were answered: told beside the book, which
+/// may be locked.
+type Over = Mutex<Vec<(u64, bool)>>;
 
 impl Expected {
     fn linger(&mut self, prompt: u64) {
@@ -65,6 +71,7 @@ impl Expected {
 pub struct Expectation {
     index: Arc<Index>,
     book: Arc<Mutex<Book>>,
+    over: Arc<Over>,
     prompt: u64,
     told: bool,
 }
@@ -91,15 +98,16 @@ impl Index {
         let shape = self.view(endpoint, |view| view.shape().filter(|_| view.is_plain()))??;
         let chain = prompt.made(shape)?;
         let book = self.book(endpoint)?;
-        let prompt = {
+        let (prompt, over) = {
             let mut book = book.try_lock_for(WAIT_MAX)?;
             let prompt = book.expect(chain, &self.shared)?;
             self.show(endpoint, &mut book);
-            prompt
+            (prompt, book.expected.over.clone())
         };
         Some(Expectation {
             index: self.clone(),
             book,
+            over,
             prompt,
             told: false,
         })
@@ -114,10 +122,10 @@ impl fmt::Debug for Expectation {
 
 impl Drop for Expectation {
     fn drop(&mut self) {
-        let mut book = self.book.lock();
-        match self.told {
-            true => book.expected.linger(self.prompt),
-            false => book.withdraw(self.prompt, &self.index.shared),
+        self.over.lock().push((self.prompt, self.told));
+        // Or the next batch of events sees it.
+        if let Some(mut book) = self.book.try_lock_for(WAIT_MAX) {
+            book.end_expected(&self.index.shared);
         }
     }
 }
@@ -136,20 +144,37 @@ impl Book {
         }
         let mut blocks = Vec::with_capacity(chain.keys.len());
         let mut tree = shared.forest.write(shared.forest.tree_of(*first));
-        let bytes = tree.bytes();
-        tree.grow(None, &chain.keys, shared.room.now(), &mut blocks);
         let presence = self.expected.presence.as_mut()?;
-        presence.hold(&mut tree, &blocks);
-        // Less where it gathers what was loose.
-        let grown = tree.bytes().saturating_sub(bytes);
-        shared.room.note_expected(grown);
+        for keys in chain.keys.chunks(HELD_AT_ONCE) {
+            let (from, bytes) = (blocks.len(), tree.bytes());
+            tree.grow(blocks.last().copied(), keys, shared.room.now(), &mut blocks);
+            presence.hold(&mut tree, &blocks[from..]);
+            // Less where it gathers what was loose.
+            let grown = tree.bytes().saturating_sub(bytes);
+            shared.room.note_expected(grown);
+            if blocks.len() < from + keys.len() {
+                break;
+            }
+            RwLockWriteGuard::bump(&mut tree);
+        }
         self.expected.next += 1;
         self.expected.prompts.insert(self.expected.next, blocks);
         Some(self.expected.next)
     }
 
+    fn end_expected(&mut self, shared: &Shared) {
+        let over = std::mem::take(&mut *self.expected.over.lock());
+        for (prompt, told) in over {
+            match told {
+                true => self.expected.linger(prompt),
+                false => self.withdraw(prompt, shared),
+            }
+        }
+    }
+
     /// A batch of events has come.
     pub(super) fn on_batch(&mut self, shared: &Shared) {
+        self.end_expected(shared);
         self.expected.batches += 1;
         while let Some((prompt, batch)) = self.expected.ended.front().copied()
             && batch <= self.expected.batches
@@ -167,8 +192,11 @@ impl Book {
         if let Some(first) = blocks.first() {
             let mut tree = shared.forest.write(first.tree());
             // From its end, so that what is left is always a beginning.
-            for block in blocks.iter().rev() {
-                presence.release(&mut tree, *block);
+            for few in blocks.rchunks(HELD_AT_ONCE) {
+                for block in few.iter().rev() {
+                    presence.release(&mut tree, *block);
+                }
+                RwLockWriteGuard::bump(&mut tree);
             }
         }
     }

@@ -11,6 +11,11 @@ use crate::index::tree::{BlockId, Holder, TREES, Tree};
 /// Blocks retired at a time: mostly of one run or a few, some ten microseconds.
 const RETIRED_AT_ONCE: usize = 64;
 
+/// Blocks that a tree hears of within one lock: a tenth of a millisecond with their rows in a book, and
+/// more than one step of an engine stores of a prompt by default (`max_num_batched_tokens`). Unit tests
+/// have short prompts.
+pub(super) const HELD_AT_ONCE: usize = if cfg!(test) { 2 } else { 1024 };
+
 #[derive(Debug)]
 pub(super) struct Forest {
     trees: Box<[RwLock<Tree>]>,

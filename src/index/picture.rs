@@ -7,7 +7,7 @@ use crate::blocks::{BlockKey, EngineHash, Rule};
 use crate::index::book::{Book, CACHES_MAX, COPIES_MAX};
 use crate::index::cache::{Cache, CachePicture, Presence};
 use crate::index::copies::Copies;
-use crate::index::forest::Forest;
+use crate::index::forest::{Forest, HELD_AT_ONCE};
 use crate::index::keyed::KeyedMap;
 use crate::index::seats::{Retired, Shared};
 use crate::index::tree::{BlockId, Holder};
@@ -23,9 +23,6 @@ pub struct Picture {
     /// Each medium and group.
     pub caches: Vec<CachePicture>,
 }
-
-/// Blocks taken into a tree at a time: some ten microseconds.
-const HELD_AT_ONCE: usize = 1024;
 
 /// Copies that a picture may say of a hash: more than any engine has blocks.
 const COUNT_MAX: u32 = 1 << 30;

@@ -501,6 +501,24 @@ fn expectations_end_where_the_room_does_and_go_on_once_there_is_some() {
 }
 
 #[test]
+fn a_request_that_ends_while_the_book_is_locked_is_seen_by_the_next_batch() {
+    let index = Arc::new(Index::default());
+    index.apply(POD, &[store(None, &[9], &[9, 9])]);
+    let (tokens, book) = ([1, 1, 2, 2], index.book(POD).expect("a book"));
+    let (one, two) = (expected(&index, &tokens), expected(&index, &tokens[..2]));
+    {
+        let _locked = book.lock();
+        drop(one);
+        two.expect("expected").answered();
+    }
+    assert_eq!(cached(&index, &tokens).expected, 4, "nobody has looked yet");
+    index.apply(POD, &[]);
+    assert_eq!(cached(&index, &tokens).expected, 2, "the first failed");
+    index.apply(POD, &[]);
+    assert_eq!(cached(&index, &tokens).expected, 0);
+}
+
+#[test]
 fn what_was_expected_of_a_process_goes_with_it() {
     let index = Arc::new(Index::default());
     index.apply(POD, &[store(None, &[9], &[9, 9])]);
@@ -515,6 +533,39 @@ fn what_was_expected_of_a_process_goes_with_it() {
     drop(other);
     index.forget(POD);
     assert_eq!(index.size(), Size::default());
+}
+
+/// Which shows itself piece by piece.
+#[test]
+fn a_long_store_is_worth_what_short_ones_are() {
+    let (long, short) = (Index::default(), Index::default());
+    let tokens: Vec<TokenId> = (0..40).collect();
+    let names: Vec<u64> = (1..=20).collect();
+    let parts = |at: usize| {
+        let parent = at.checked_sub(1).map(|before| names[before]);
+        store(parent, &names[at..=at], &tokens[2 * at..2 * at + 2])
+    };
+    short.apply(POD, &(0..20).map(parts).collect::<Vec<_>>());
+    // Behind nothing, behind a block, and again.
+    let rest = store(Some(names[6]), &names[7..], &tokens[14..]);
+    long.apply(
+        POD,
+        &[store(None, &names[..7], &tokens[..14]), rest.clone()],
+    );
+    assert_eq!(long.digest(POD), short.digest(POD));
+    assert_eq!(blocks(&long, &tokens), 20);
+    long.apply(POD, &[rest]);
+    assert_eq!(long.physical(POD), 33);
+    let hashes = names[7..].iter().copied().map(EngineHash).collect();
+    let (medium, group) = (Medium::Gpu, Group::default());
+    let gone = BlockEvent::Removed {
+        hashes,
+        medium,
+        group,
+    };
+    long.apply(POD, &[gone.clone(), gone]);
+    assert_eq!((blocks(&long, &tokens), long.physical(POD)), (7, 7));
+    long.shared.forest.assert_sound();
 }
 
 /// A prompt of its own behind one that all begin with: 64 blocks and 64.
