@@ -305,6 +305,31 @@ pub struct Stored {
     pub lookahead: Vec<Vec<TokenId>>,
 }
 
+impl Stored {
+    /// In the own cache of an engine with one group, which shows extra keys and has none to show: these
+    /// tokens, cut evenly.
+    #[must_use]
+    pub fn plain(
+        parent: Option<EngineHash>,
+        hashes: Vec<EngineHash>,
+        tokens: Vec<TokenId>,
+    ) -> Self {
+        let block_size = tokens.len().checked_div(hashes.len()).unwrap_or(0) as u32;
+        Self {
+            hashes,
+            parent,
+            tokens,
+            block_size,
+            adapter: None,
+            adapter_id: None,
+            medium: Medium::Gpu,
+            group: Group::default(),
+            extra_keys: Some(Vec::new()),
+            lookahead: Vec::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use harness::nats::NatsServer;
 use harness::process::{ANY_PORT, Served, output, write};
 use harness::publisher::Publisher;
 use harness::{http, soon, until};
-use kvscout::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
+use kvscout::blocks::{BlockEvent, EngineHash, Stored};
 use kvscout::events::bind::Acceptor;
 use kvscout::events::listen::{Listeners, Way};
 use kvscout::events::zmq::Limits;
@@ -122,22 +122,12 @@ static CLOCK: AtomicU32 = AtomicU32::new(1);
 
 /// One block more, as vLLM's batch number `seq` would tell it.
 fn store(publisher: &mut Publisher, topic: &str, seq: u64) {
-    let stored = BlockEvent::Stored(Stored {
-        hashes: vec![EngineHash(1 + seq)],
-        parent: None,
-        tokens: vec![u32::try_from(seq).expect("few"); 4],
-        block_size: 4,
-        adapter: None,
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
-        extra_keys: None,
-        lookahead: Vec::new(),
-    });
+    let tokens = vec![u32::try_from(seq).expect("few"); 4];
+    let stored = Stored::plain(None, vec![EngineHash(1 + seq)], tokens);
     let payload = encode(
         Layout::Map,
         CLOCK.fetch_add(1, Ordering::Relaxed).into(),
-        &[stored],
+        &[BlockEvent::Stored(stored)],
         0,
     );
     let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();

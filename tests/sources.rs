@@ -29,7 +29,7 @@ use harness::http::{self, full, post};
 use harness::nats::NatsServer;
 use harness::publisher::Publisher;
 use harness::{PATIENCE, sim, soon};
-use kvscout::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
+use kvscout::blocks::{BlockEvent, EngineHash, Stored};
 use kvscout::config::Nats;
 use kvscout::events::follow::Follower;
 use kvscout::events::listen::{self, Listeners};
@@ -81,19 +81,9 @@ struct Case {
 /// A batch that stores one block; its hash is also its time.
 fn stores(hash: u64) -> Vec<u8> {
     let first = u32::try_from(hash * 100).expect("small");
-    let stored = BlockEvent::Stored(Stored {
-        hashes: vec![EngineHash(hash)],
-        parent: None,
-        tokens: (first..first + 16).collect(),
-        block_size: 16,
-        adapter: None,
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
-        extra_keys: None,
-        lookahead: Vec::new(),
-    });
-    encode(Layout::Map, hash as f64, &[stored], 0)
+    let tokens = (first..first + 16).collect();
+    let stored = Stored::plain(None, vec![EngineHash(hash)], tokens);
+    encode(Layout::Map, hash as f64, &[BlockEvent::Stored(stored)], 0)
 }
 
 fn clears(time: u64) -> Vec<u8> {

@@ -156,17 +156,10 @@ fn batch(number: usize) -> Vec<BlockEvent> {
         })
         .collect();
     let tokens = (0..BLOCKS_A_BATCH * BLOCK_SIZE).map(|at| (number * 7 + at) as u32 % 150_000);
+    let hashes = (first..first + BLOCKS_A_BATCH).map(hash).collect();
     events.push(BlockEvent::Stored(Stored {
-        hashes: (first..first + BLOCKS_A_BATCH).map(hash).collect(),
-        parent: None,
-        tokens: tokens.collect(),
-        block_size: BLOCK_SIZE as u32,
-        adapter: None,
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
         extra_keys: Some(vec![Vec::new(); BLOCKS_A_BATCH]),
-        lookahead: Vec::new(),
+        ..Stored::plain(None, hashes, tokens.collect())
     }));
     events
 }

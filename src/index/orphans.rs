@@ -75,7 +75,6 @@ fn bytes_of(stored: &Stored) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::{Group, Medium};
 
     #[test]
     fn whatever_an_orphan_carries_counts() {
@@ -83,16 +82,8 @@ mod tests {
         let long = ExtraKey::Text("x".repeat(1 << 20));
         for parent in 0..40 {
             let stored = Stored {
-                hashes: vec![EngineHash(1)],
-                parent: Some(EngineHash(parent)),
-                tokens: vec![1],
-                block_size: 1,
-                adapter: None,
-                adapter_id: None,
-                medium: Medium::Gpu,
-                group: Group::default(),
                 extra_keys: Some(vec![vec![long.clone()]]),
-                lookahead: Vec::new(),
+                ..Stored::plain(Some(EngineHash(parent)), vec![EngineHash(1)], vec![1])
             };
             orphans.push(1.into(), EngineHash(parent), stored);
         }

@@ -9,17 +9,11 @@ use crate::blocks::{Chains, EngineHash, ExtraKey, Group, Identity, Medium, Rule,
 const POD: EndpointId = EndpointId(1);
 
 fn stored(parent: Option<u64>, hashes: &[u64], tokens: &[TokenId]) -> Stored {
+    let hashes = hashes.iter().copied().map(EngineHash).collect();
     Stored {
-        hashes: hashes.iter().copied().map(EngineHash).collect(),
-        parent: parent.map(EngineHash),
-        tokens: tokens.to_vec(),
+        // Also where it names no block.
         block_size: 2,
-        adapter: None,
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
-        extra_keys: None,
-        lookahead: Vec::new(),
+        ..Stored::plain(parent.map(EngineHash), hashes, tokens.to_vec())
     }
 }
 

@@ -88,18 +88,8 @@ fn store(parent: Option<&[TokenId]>, tokens: &[TokenId]) -> BlockEvent {
     let before = parent.unwrap_or_default();
     let whole = [before, tokens].concat();
     let ends = (before.len() + SIZE..=whole.len()).step_by(SIZE);
-    BlockEvent::Stored(Stored {
-        hashes: ends.map(|end| hash(&whole[..end])).collect(),
-        parent: parent.map(hash),
-        tokens: tokens.to_vec(),
-        block_size: SIZE as u32,
-        adapter: None,
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
-        extra_keys: Some(Vec::new()),
-        lookahead: Vec::new(),
-    })
+    let hashes = ends.map(|end| hash(&whole[..end])).collect();
+    BlockEvent::Stored(Stored::plain(parent.map(hash), hashes, tokens.to_vec()))
 }
 
 const PROMPT: [TokenId; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];

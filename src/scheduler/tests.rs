@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::audit::Usage;
-use crate::blocks::{BlockEvent, EngineHash, Group, Medium, Stored};
+use crate::blocks::{BlockEvent, EngineHash, Stored};
 use crate::config::{Config, Criticality, InferenceModel, Model, RenderSettings, Source, Target};
 use crate::fleet::report::{Prefilled, Report};
 use crate::fleet::{EventAddress, Publisher, Trust};
@@ -126,19 +126,10 @@ fn chat_served_by(world: &World, targets: &[(&str, u32)]) {
 
 /// Stores the blocks of `tokens` at an endpoint, four to a block.
 fn hold(world: &World, endpoint: u32, tokens: &[TokenId], adapter: Option<&str>) {
+    let hashes = (0..tokens.len() as u64 / 4).map(|n| EngineHash(1000 * u64::from(endpoint) + n));
     let stored = Stored {
-        hashes: (0..tokens.len() as u64 / 4)
-            .map(|n| EngineHash(1000 * u64::from(endpoint) + n))
-            .collect(),
-        parent: None,
-        tokens: tokens.to_vec(),
-        block_size: 4,
         adapter: adapter.map(str::to_owned),
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
-        extra_keys: Some(Vec::new()),
-        lookahead: Vec::new(),
+        ..Stored::plain(None, hashes.collect(), tokens.to_vec())
     };
     world
         .index

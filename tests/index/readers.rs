@@ -36,18 +36,9 @@ impl Text {
 }
 
 fn stored(text: Text, blocks: Range<usize>) -> Stored {
-    Stored {
-        hashes: blocks.clone().map(|at| text.hash(at)).collect(),
-        parent: blocks.start.checked_sub(1).map(|at| text.hash(at)),
-        tokens: text.tokens(blocks),
-        block_size: 2,
-        adapter: None,
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
-        extra_keys: None,
-        lookahead: Vec::new(),
-    }
+    let hashes = blocks.clone().map(|at| text.hash(at)).collect();
+    let parent = blocks.start.checked_sub(1).map(|at| text.hash(at));
+    Stored::plain(parent, hashes, text.tokens(blocks))
 }
 
 fn store(text: Text, blocks: Range<usize>) -> BlockEvent {

@@ -39,21 +39,12 @@ impl Direct for Ours {
     fn event(&self, event: &Event) -> Self::Event {
         let (medium, group) = (Medium::Gpu, Group::default());
         let change = match &event.change {
-            Change::Stored { parent, blocks } => BlockEvent::Stored(Stored {
-                hashes: blocks
-                    .iter()
-                    .map(|block| EngineHash(block.engine))
-                    .collect(),
-                parent: parent.map(EngineHash),
-                tokens: tokens(blocks.iter().map(|block| block.content)),
-                block_size: BLOCK_SIZE,
-                adapter: None,
-                adapter_id: None,
-                medium,
-                group,
-                extra_keys: Some(Vec::new()),
-                lookahead: Vec::new(),
-            }),
+            Change::Stored { parent, blocks } => {
+                let hashes = blocks.iter().map(|block| EngineHash(block.engine));
+                let tokens = tokens(blocks.iter().map(|block| block.content));
+                let parent = parent.map(EngineHash);
+                BlockEvent::Stored(Stored::plain(parent, hashes.collect(), tokens))
+            }
             Change::Removed(engine) => BlockEvent::Removed {
                 hashes: vec![EngineHash(*engine)],
                 medium,
