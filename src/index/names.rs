@@ -6,6 +6,23 @@ use crate::blocks::{BlockKey, EngineHash, Shape, Stored};
 use crate::index::book::Book;
 use crate::index::tree::{BlockId, Tree};
 
+/// What stands before a store's first block.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Before {
+    /// Nothing: a prompt starts here, under this root.
+    Start(BlockKey),
+    Block(BlockId),
+}
+
+impl Before {
+    pub(super) fn block(self) -> Option<BlockId> {
+        match self {
+            Self::Start(_) => None,
+            Self::Block(block) => Some(block),
+        }
+    }
+}
+
 impl Book {
     /// Tells which block a hash stands for to every copy of it that has none, and to the orphans that
     /// waited for it. All of them are in one tree, as they begin the same prompt.
@@ -53,7 +70,17 @@ impl Book {
         })
     }
 
-    pub(super) fn root(&self, stored: &Stored) -> BlockKey {
+    /// What stands before an event's first block; none where that was never seen.
+    pub(super) fn before(&self, stored: &Stored, at: usize) -> Option<Before> {
+        match stored.parent {
+            // A placeholder names no parent either.
+            None if stored.tokens.is_empty() => None,
+            None => Some(Before::Start(self.root(stored))),
+            Some(hash) => self.name_of(hash, at).map(Before::Block),
+        }
+    }
+
+    fn root(&self, stored: &Stored) -> BlockKey {
         match (&stored.adapter, stored.adapter_id) {
             (Some(name), _) => BlockKey::root(Some(name)),
             (None, None) => BlockKey::root(None),
