@@ -7,7 +7,7 @@
 //!
 //! A book has a lock of its own, for whoever applies that endpoint's events; each tree has one, for
 //! the length of what one event says of it, and a prompt is all in one tree. So a lookup sees every
-//! endpoint between two of its events; of one with more than 1,024 blocks it may see the first so many.
+//! endpoint between two of its events; of one with more than 4,096 blocks it may see the first so many.
 
 use std::collections::HashSet;
 use std::sync::Arc;

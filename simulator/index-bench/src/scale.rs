@@ -192,56 +192,50 @@ fn longest_find<I: Index>(index: &I, queries: &[Query], work: impl FnOnce()) -> 
     })
 }
 
-/// For a terminal.
-pub fn text(result: &Value) -> String {
-    let number = |key: &str| result[key].as_f64().unwrap_or(f64::NAN);
-    let pair = |key: &str| {
-        let of = |at: usize| short(result[key][at].as_f64().unwrap_or(f64::NAN));
-        format!("{} / {}", of(0), of(1))
+/// For a terminal, beside each other.
+pub fn text(ours: &Value, peer: &Value) -> String {
+    let number = |of: &Value, key: &str| of[key].as_f64().unwrap_or(f64::NAN);
+    let scaled = |key, factor: f64, unit: &str| {
+        [ours, peer].map(|of| format!("{} {unit}", short(number(of, key) * factor)))
     };
+    let pairs = |key: &str, unit: &str| {
+        [ours, peer].map(|of| {
+            let [a, b] = [0, 1].map(|at| short(of[key][at].as_f64().unwrap_or(f64::NAN)));
+            format!("{a} / {b} {unit}").trim_end().to_owned()
+        })
+    };
+    let names = [ours, peer].map(|of| of["index"].as_str().unwrap_or_default().to_owned());
     let rows = [
-        (
-            "loaded",
-            format!("{} M blocks/s", short(number("load_mblocks_per_s"))),
-        ),
-        ("heap", format!("{} GB", short(number("heap_bytes") / 1e9))),
-        (
-            "heap per pair",
-            format!("{} bytes", short(number("heap_bytes_per_pair"))),
-        ),
+        ("", names),
+        ("loaded", scaled("load_mblocks_per_s", 1.0, "M blocks/s")),
+        ("heap", scaled("heap_bytes", 1e-9, "GB")),
+        ("heap per pair", scaled("heap_bytes_per_pair", 1.0, "bytes")),
         (
             "resident, generator and all",
-            format!("{} GB", short(number("resident_bytes") / 1e9)),
+            scaled("resident_bytes", 1e-9, "GB"),
         ),
-        (
-            "find at first, p50 / p99",
-            format!("{} µs", pair("find_first_us")),
-        ),
-        (
-            "find when full, p50 / p99",
-            format!("{} µs", pair("find_us")),
-        ),
-        ("full ÷ first, p50 / p99", pair("find_ratio")),
+        ("find at first, p50 / p99", pairs("find_first_us", "µs")),
+        ("find when full, p50 / p99", pairs("find_us", "µs")),
+        ("full ÷ first, p50 / p99", pairs("find_ratio", "")),
         (
             "forgetting an endpoint, usual / worst",
-            format!("{} ms", pair("forget_ms")),
+            pairs("forget_ms", "ms"),
         ),
         (
             "longest find meanwhile",
-            format!("{} µs", pair("longest_find_while_forgetting_us")),
+            pairs("longest_find_while_forgetting_us", "µs"),
         ),
         (
             "… and in as long a time without",
-            format!("{} µs", pair("longest_find_otherwise_us")),
+            pairs("longest_find_otherwise_us", "µs"),
         ),
     ];
-    let rows: Vec<_> = rows.map(|(what, value)| [what.to_owned(), value]).into();
+    let rows: Vec<_> = rows
+        .map(|(what, [ours, peer])| [what.to_owned(), ours, peer])
+        .into();
     let title = format!(
-        "{}: {} endpoints, {} pairs; at first {}",
-        result["index"].as_str().unwrap_or_default(),
-        result["endpoints"],
-        result["pairs"],
-        result["pairs_first"],
+        "{} endpoints, {} pairs; at first {}",
+        ours["endpoints"], ours["pairs"], ours["pairs_first"],
     );
     format!("{title}\n{}", crate::table::table(1, &rows))
 }
