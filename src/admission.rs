@@ -107,8 +107,8 @@ impl Admission {
         }
     }
 
-    /// Whether an endpoint has so much to do that nothing should be added: by what was placed there,
-    /// or by what it said of itself a moment ago.
+    /// Whether an endpoint has so much to do that nothing should be added: by what this process and its
+    /// replicas placed there, or by what it said of itself a moment ago.
     #[must_use]
     pub fn is_saturated(&self, endpoint: &Endpoint) -> bool {
         let (load, max) = (&endpoint.load, self.settings.queued_tokens_max);

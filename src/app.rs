@@ -27,6 +27,8 @@ use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes,
 use crate::models::{Hub, Loader, Models};
 use crate::parity::Parity;
 use crate::readiness::Readiness;
+use crate::replicas::Replicas;
+use crate::replicas::share::{Farewell, Share};
 use crate::routes::Routes;
 use crate::scheduler::{Parts, Reader, Scheduler};
 use crate::tokens::TokenPool;
@@ -50,6 +52,7 @@ pub struct App {
     readiness: Readiness,
     health: Health,
     notice: Duration,
+    farewell: Option<Farewell>,
 }
 
 /// Between two clean-ups of the metrics: histograms keep every sample until one.
@@ -84,9 +87,11 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         &config.inference_models,
         &config.inference_objectives,
     )));
+    let replicas = config.shares().then(|| Replicas::new(index.clone()));
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
         index: index.clone(),
+        replicas: replicas.clone(),
         parity: parity.clone(),
         routes,
         reader: Reader::new(models.clone(), pool.clone()),
@@ -105,6 +110,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         readiness,
         health,
         notice: Duration::from_millis(config.limits.drain_notice_ms),
+        farewell: None,
     };
     app.spawn("fleet", async {
         fleet_file.run().await;
@@ -126,6 +132,17 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             Ok(())
         });
     }
+    if let Some(replicas) = &replicas {
+        let (replicas, waits) = (replicas.clone(), scheduler.clone());
+        let (settings, freed) = (&config.events.nats, move || waits.freed());
+        let share = Share::connect(replicas, settings, fleet.clone(), metrics.clone(), freed);
+        let share = share.await?;
+        app.farewell = Some(share.farewell());
+        app.spawn("replicas", async {
+            share.run().await;
+            Ok(())
+        });
+    }
     if config.load.scrape_interval_ms > 0 {
         let scraper = Scraper {
             fleet: fleet.clone(),
@@ -133,7 +150,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             metrics: metrics.clone(),
             told: Arc::new({
                 let scheduler = scheduler.clone();
-                move || scheduler.told()
+                move || scheduler.load_read()
             }),
         };
         app.spawn("load", async { Ok(scraper.run().await?) });
@@ -156,6 +173,10 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         observe: Arc::new(move || {
             let (fleet, models) = (fleet.borrow(), models.borrow());
             metrics.waiting(waits.waiting());
+            if let Some(replicas) = &replicas {
+                let sizes = replicas.sizes(Instant::now());
+                metrics.replicas(sizes.peers, sizes.in_flight, sizes.oldest_word);
+            }
             observe(
                 &metrics,
                 &index,
@@ -225,6 +246,10 @@ impl App {
             .is_err()
         {
             bail!("tasks did not end within {JOIN_MAX:?}");
+        }
+        // What was in flight has ended, and nobody says otherwise any more.
+        if let Some(farewell) = self.farewell.take() {
+            farewell.say().await;
         }
         tracing::info!("ended");
         Ok(())

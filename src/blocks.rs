@@ -130,7 +130,7 @@ impl From<u32> for Shape {
 }
 
 /// The keys of a prompt's leading full blocks that a server may serve from its cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
     /// How it was cut.
     pub shape: Shape,

@@ -14,6 +14,7 @@ mod model;
 mod nats;
 mod print;
 mod render;
+mod replicas;
 pub mod yaml;
 
 pub use admission::Admission;
@@ -22,6 +23,7 @@ pub use load::{Load, Saturation};
 pub use model::{Engine, Model, Repo, Source};
 pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
+pub use replicas::Share;
 use yaml::{Complaints, Section};
 
 /// Everything that `kvscout serve` can be told.
@@ -43,6 +45,8 @@ pub struct Config {
     pub inference_objectives: Vec<InferenceObjective>,
     /// Where KV events come from.
     pub events: Events,
+    /// Whether replicas tell each other what they have in flight.
+    pub share: Share,
     /// What servers say of their own load.
     pub load: Load,
     /// How to choose.
@@ -215,6 +219,7 @@ impl Default for Config {
                 topic: String::new(),
                 queue_bytes_max: 64 << 20,
             },
+            share: Share::default(),
             load: Load::default(),
             policy: Policy {
                 strategy: Strategy::PrefixCache,
@@ -301,6 +306,7 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
         events: root
             .section("events", |events| Some(read_events(events, folder)))
             .unwrap_or(defaults.events),
+        share: root.section("replicas", replicas::read),
         load: root
             .section("load", |load| Some(load::read(load)))
             .unwrap_or(defaults.load),

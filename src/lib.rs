@@ -22,6 +22,7 @@
 //! | chain, key | the blocks of a prompt in order; a key names a block *and all before it* |
 //! | holder | an endpoint that holds a block |
 //! | overlap | how many leading blocks of a chain an endpoint holds |
+//! | replica | one of several pickers of the same fleet; to one of them the others are peers |
 //! | watch | waits for the event that shows whether a placed prompt was read as its server reads it |
 //! | basis | how much of a choice rests on knowledge: `Overlap`, `Partial`, `LoadOnly` |
 //! | trust | how complete our picture of an endpoint is: `Live`, `Learning`, `Doubtful`, `Silent` |
@@ -51,6 +52,7 @@ pub mod choice;
 pub mod events;
 pub mod bridge;
 pub mod audit;
+pub mod replicas;
 pub mod admission;
 pub mod scheduler;
 pub mod ext_proc;

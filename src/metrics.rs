@@ -129,6 +129,21 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         Unit::Count,
         "Segments that had to go for others, by model",
     ),
+    (
+        "kvscout_replica_messages_total",
+        Unit::Count,
+        "Messages between replicas, by direction (sent, received) and kind (deltas, full, ask, bye)",
+    ),
+    (
+        "kvscout_replica_skipped_total",
+        Unit::Count,
+        "Messages of replicas, or requests in them, that do not count, by reason",
+    ),
+    (
+        "kvscout_replica_gaps_total",
+        Unit::Count,
+        "Times that words of a replica were lost on the way, or it was met amid its work",
+    ),
 ];
 const GAUGES: &[(&str, Unit, &str)] = &[
     (
@@ -144,12 +159,12 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (
         "kvscout_endpoint_requests",
         Unit::Count,
-        "Requests placed and not ended, by endpoint; of several prompts or answers each counts",
+        "Requests placed and not ended, replicas' included, by endpoint; of several prompts or answers each counts",
     ),
     (
         "kvscout_endpoint_queued_tokens",
         Unit::Count,
-        "Prefill tokens placed and not done, by endpoint",
+        "Prefill tokens placed and not done, replicas' included, by endpoint",
     ),
     (
         "kvscout_endpoint_report_age_seconds",
@@ -169,7 +184,7 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (
         "kvscout_endpoint_outside_requests",
         Unit::Count,
-        "Of the requests that an endpoint counts, those that were not placed here; older reports count less",
+        "Of the requests that an endpoint counts, those that neither we nor replicas placed; older reports count less",
     ),
     (
         "kvscout_endpoint_outside_tokens",
@@ -236,6 +251,21 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "kvscout_token_cache_segments",
         Unit::Count,
         "Segments that a model's cache holds",
+    ),
+    (
+        "kvscout_replica_peers",
+        Unit::Count,
+        "Other replicas that are heard",
+    ),
+    (
+        "kvscout_replica_requests",
+        Unit::Count,
+        "Requests that other replicas placed and that have not ended, as they tell",
+    ),
+    (
+        "kvscout_replica_oldest_word_seconds",
+        Unit::Seconds,
+        "Since the replica that has been silent for the longest was heard; past 5 it is forgotten",
     ),
 ];
 const HISTOGRAMS: &[(&str, Unit, &str)] = &[
@@ -363,6 +393,34 @@ impl Metrics {
         let labels = [("reason", reason), ("criticality", criticality)];
         self.counter("kvscout_requests_shed_total", &labels)
             .increment(1);
+    }
+
+    /// A message of this kind was sent to other replicas, or received.
+    pub fn replicas_said(&self, direction: &str, kind: &str) {
+        let labels = [("direction", direction), ("kind", kind)];
+        self.counter("kvscout_replica_messages_total", &labels)
+            .increment(1);
+    }
+
+    /// So much of what they said does not count.
+    pub fn replicas_skipped(&self, reason: &str, count: u64) {
+        self.counter("kvscout_replica_skipped_total", &[("reason", reason)])
+            .increment(count);
+    }
+
+    /// Something of what one said is missing.
+    pub fn replicas_gap(&self) {
+        self.counter("kvscout_replica_gaps_total", &[]).increment(1);
+    }
+
+    /// So many replicas are heard, so much do they have in flight, and so long ago was the quietest of
+    /// them heard, as of a scrape.
+    pub fn replicas(&self, peers: usize, requests: usize, oldest_word: Duration) {
+        self.gauge("kvscout_replica_peers", &[]).set(peers as f64);
+        self.gauge("kvscout_replica_requests", &[])
+            .set(requests as f64);
+        self.gauge("kvscout_replica_oldest_word_seconds", &[])
+            .set(oldest_word.as_secs_f64());
     }
 
     /// So many requests wait for an endpoint with room, as of a scrape.

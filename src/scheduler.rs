@@ -16,10 +16,12 @@ use crate::admission::{Admission, Frees, Shed};
 use crate::blocks::{Chain, Chains, Identity, TokenId};
 use crate::choice::{Basis, Candidate, Choice, Problem, choose};
 use crate::config::{self, Policy, Saturation, Strategy};
+use crate::fleet::load::ENGINE_REQUESTS_MAX;
 use crate::fleet::{Booking, Endpoint, EndpointId, Fleet, Trust};
 use crate::index::{Cached, Index};
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{self, Parity, Placed, Watch};
+use crate::replicas::{Replicas, Told};
 use crate::routes::Routes;
 
 mod home;
@@ -112,6 +114,8 @@ pub struct Parts {
     pub fleet: watch::Receiver<Arc<Fleet>>,
     /// Who holds what.
     pub index: Arc<Index>,
+    /// Who tells other replicas, and is told by them; none where there are none.
+    pub replicas: Option<Arc<Replicas>>,
     /// Who watches that prompts are read as servers do.
     pub parity: Arc<Parity>,
     /// Which models serve requests, and how important these are.
@@ -129,10 +133,6 @@ pub struct Parts {
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
 }
-
-/// As many as the largest engines run at once. Who asks for more is most likely refused there, and
-/// must not make a server look busy for a thousand.
-const ENGINE_REQUESTS_MAX: u32 = 1_024;
 
 /// A prompt as far as it could be read.
 #[derive(Debug)]
@@ -258,6 +258,11 @@ impl Scheduler {
         self.admission.is_saturated(endpoint)
     }
 
+    /// Somebody else's work at an endpoint became less: whoever waits may go on.
+    pub fn freed(&self) {
+        self.admission.freed();
+    }
+
     /// Requests that wait for an endpoint with room.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -380,14 +385,17 @@ impl Scheduler {
         let work = choice
             .prompt_tokens
             .saturating_sub(choice.predicted_cached_tokens);
+        let requests = reading.engine_requests();
+        let expectation = self.parts.index.expect(choice.endpoint, prompt);
         Ok(Placement {
             request_id: request_id.to_owned(),
-            booking: Booking::new(endpoint, work, reading.engine_requests(), now),
+            told: self.told(&endpoint, (work, requests), expectation.is_some(), prompt),
+            booking: Booking::new(endpoint, work, requests, now),
             frees: Frees(self.admission.clone()),
             metrics: self.parts.metrics.clone(),
             counted,
             watch,
-            expectation: self.parts.index.expect(choice.endpoint, prompt),
+            expectation,
             choice,
             allowed,
             candidates,
@@ -397,8 +405,22 @@ impl Scheduler {
     }
 
     /// An endpoint said of itself how much it has to do: those who wait may find room.
-    pub fn told(&self) {
+    pub fn load_read(&self) {
         self.admission.freed();
+    }
+
+    /// Other replicas hear of it, and of its prompt where it is expected here.
+    fn told(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        (prefill_tokens, requests): (u64, u32),
+        expected: bool,
+        prompt: &Chains<'_>,
+    ) -> Option<Told> {
+        let replicas = self.parts.replicas.as_ref()?;
+        let shape = self.parts.index.shape(endpoint.id).filter(|_| expected);
+        let chain = shape.and_then(|shape| prompt.made(shape));
+        replicas.tell(endpoint, prefill_tokens, requests, chain)
     }
 
     fn announce_report(&self, reading: &Reading, choice: &Choice) {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::inference;
 use super::nats::STORAGES;
+use super::replicas::SHARES;
 use super::{
     Config, Dialect, Engine, EventSourceKind, LogFormat, Model, Nats, Source, Strategy, Tls,
 };
@@ -90,6 +91,7 @@ impl Config {
             nats = write_nats(&self.events.nats),
             topic = quote(&self.events.topic),
             queue_bytes_max = self.events.queue_bytes_max,
+            share = word(SHARES, &self.share),
             scrape_interval_ms = self.load.scrape_interval_ms,
             scrape_path = quote(&self.load.scrape_path),
             scrape_port = self

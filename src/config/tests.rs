@@ -105,6 +105,7 @@ fn what_is_printed_reads_back() {
             },
             ..Config::default().events
         },
+        share: Share::On,
         load: Load {
             scrape_interval_ms: 0,
             scrape_path: "/vllm/metrics".into(),
@@ -318,4 +319,17 @@ events:
     ] {
         assert!(complaints.contains(part), "{part}\n{complaints}");
     }
+}
+
+#[test]
+fn replicas_share_where_a_cluster_is_at_hand_or_asked_for() {
+    let shares = |source: &str, share: &str| {
+        let text = format!("events: {{source: {source}}}\nreplicas: {{share: {share}}}");
+        parse(&text).expect("well-formed").shares()
+    };
+    assert!(!Config::default().shares());
+    assert!(shares("nats", "auto") && shares("zmq", "on") && shares("off", "on"));
+    assert!(!shares("zmq", "auto") && !shares("nats", "off"));
+    let problems = parse("replicas: {share: maybe}").expect_err("no such word");
+    assert!(problems[0].contains("auto, on, off"), "{problems:?}");
 }

@@ -4,6 +4,7 @@
 //! kv.<namespace>.<pool>.<pod>.<rank>                 every batch, as vLLM published it   (stream)
 //! kv-beat.<namespace>.<pool>.<pod>.<rank>            every two seconds: what a bridge knows
 //! kv-ask.<namespace>.<pool>.<pod>.<rank>             asks for that at once
+//! kv-work.<namespace>.<pool>.<replica>               what a picker has in flight (`crate::replicas`)
 //! <stream>_SNAPSHOTS / <namespace>.<pool>.<pod>.<rank>    what the server held         (bucket)
 //! ```
 //!
@@ -107,7 +108,20 @@ impl Cluster {
     /// # Errors
     /// A file that cannot be read, or an address that is none.
     pub async fn connect(settings: &Nats) -> Result<Self, NatsError> {
-        let mut options = ConnectOptions::new()
+        Self::connect_by(ConnectOptions::new(), settings).await
+    }
+
+    /// The same where of each subscription at most so many messages wait to be read; more are lost.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_with(settings: &Nats, waiting_max: usize) -> Result<Self, NatsError> {
+        let options = ConnectOptions::new().subscription_capacity(waiting_max);
+        Self::connect_by(options, settings).await
+    }
+
+    async fn connect_by(options: ConnectOptions, settings: &Nats) -> Result<Self, NatsError> {
+        let mut options = options
             .name("kvscout")
             .retry_on_initial_connect()
             .max_reconnects(None)
@@ -383,7 +397,9 @@ fn report(event: &Event) {
     match event {
         Event::Connected => tracing::info!("connected to NATS"),
         Event::Disconnected => tracing::warn!("NATS is out of reach; trying again"),
-        Event::SlowConsumer(_) => tracing::warn!("NATS: beats were dropped here"),
+        Event::SlowConsumer(_) => {
+            tracing::warn!("NATS: words of bridges or replicas were dropped here")
+        }
         other => tracing::warn!(event = %other, "NATS"),
     }
 }

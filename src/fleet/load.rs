@@ -1,7 +1,8 @@
-//! The work that an endpoint has: what this process placed, and what its server says of the rest.
+//! The work that an endpoint has: what we placed, and what its server says of the rest.
 //!
-//! What we place is known at once and to the token. What others send there (another picker, a
-//! client that goes past the gateway) only the server knows: its own counts, read now and then,
+//! We are this process and the replicas that tell it of their own (`crate::replicas`): what we place is
+//! known at once, or some milliseconds later, and to the token. What others send there (a picker that
+//! does not tell, a client that goes past the gateway) only the server knows: its own counts, read now and then,
 //! less ours. Time is a parameter; `scrape.rs` does the reading.
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::Endpoint;
 use super::report::{Prefilled, Report};
 use crate::config::Saturation;
 
-/// What this process placed at an endpoint, and what its server said last.
+/// What we placed at an endpoint, and what its server said last.
 #[derive(Debug, Default)]
 pub struct Load {
     placed: AtomicU64,
@@ -49,7 +50,7 @@ struct Told {
     mean: MeanPrefill,
 }
 
-/// Work that an endpoint has and this process did not place, as far as it is known.
+/// Work that an endpoint has and we did not place, as far as it is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outside {
     /// Requests.
@@ -335,6 +336,10 @@ impl MeanPrefill {
 fn few(requests: u64) -> u32 {
     requests.try_into().unwrap_or(u32::MAX)
 }
+
+/// As many as the largest engines run at once. Who asks for more is most likely refused there, and
+/// must not make a server look busy for a thousand.
+pub const ENGINE_REQUESTS_MAX: u32 = 1_024;
 
 /// Books one request's work at an endpoint; dropping it releases whatever is still booked, so
 /// that no path out of an exchange can leak load.

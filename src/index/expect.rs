@@ -18,12 +18,16 @@ use crate::index::Index;
 use crate::index::book::Book;
 use crate::index::cache::Presence;
 use crate::index::forest::HELD_AT_ONCE;
-use crate::index::seats::{Retired, Shared};
+use crate::index::seats::{Retired, Shared, View};
 use crate::index::tree::BlockId;
 
 /// Prompts expected of an endpoint at once; more than vLLM runs by default (`max_num_seqs`), with those
 /// that wait.
 const EXPECTED_MAX: usize = 1024;
+
+/// Blocks of theirs: of all these 8,000 tokens, in blocks of 16. 4 MB for each endpoint, whoever says what
+/// to expect.
+const BLOCKS_MAX: usize = EXPECTED_MAX * 512;
 
 /// Batches of events after which an ended prompt's own have come: the first may have been on its way
 /// when it ended.
@@ -38,6 +42,8 @@ pub(super) struct Expected {
     /// Under which the trees know their blocks.
     pub presence: Option<Presence>,
     prompts: HashMap<u64, Vec<BlockId>>,
+    /// Theirs, all together.
+    blocks: usize,
     next: u64,
     over: Arc<Over>,
     /// Prompts that were answered, and the batch with which they go.
@@ -62,6 +68,7 @@ impl Expected {
         let blocks = self.prompts.drain().flat_map(|(_, blocks)| blocks);
         let blocks = blocks.collect();
         self.ended.clear();
+        self.blocks = 0;
         let holder = self.presence.take()?.holder;
         Some(Retired { holder, blocks })
     }
@@ -95,8 +102,18 @@ impl Index {
         endpoint: EndpointId,
         prompt: &Chains<'_>,
     ) -> Option<Expectation> {
-        let shape = self.view(endpoint, |view| view.shape().filter(|_| view.is_plain()))??;
-        let chain = prompt.made(shape)?;
+        self.expect_chain(endpoint, prompt.made(self.shape(endpoint)?)?)
+    }
+
+    /// The same of a chain that another replica made; none where this endpoint cuts prompts otherwise.
+    #[must_use]
+    pub fn expect_chain(
+        self: &Arc<Self>,
+        endpoint: EndpointId,
+        chain: &Chain,
+    ) -> Option<Expectation> {
+        let helps = |view: &View| view.is_plain() && view.shape() == Some(chain.shape);
+        self.view(endpoint, helps).filter(|helps| *helps)?;
         let book = self.book(endpoint)?;
         let (prompt, over) = {
             let mut book = book.try_lock_for(WAIT_MAX)?;
@@ -134,7 +151,9 @@ impl Book {
     fn expect(&mut self, chain: &Chain, shared: &Shared) -> Option<u64> {
         let first = chain.keys.first()?;
         let plain = self.caches.len() == 1 && self.caches[0].shape == Some(chain.shape);
-        let has_room = self.expected.prompts.len() < EXPECTED_MAX && shared.room.has_some();
+        let has_room = self.expected.prompts.len() < EXPECTED_MAX
+            && self.expected.blocks + chain.keys.len() <= BLOCKS_MAX
+            && shared.room.has_some();
         if self.closed || !plain || !has_room {
             return None;
         }
@@ -158,6 +177,7 @@ impl Book {
             RwLockWriteGuard::bump(&mut tree);
         }
         self.expected.next += 1;
+        self.expected.blocks += blocks.len();
         self.expected.prompts.insert(self.expected.next, blocks);
         Some(self.expected.next)
     }
@@ -185,8 +205,11 @@ impl Book {
     }
 
     fn withdraw(&mut self, prompt: u64, shared: &Shared) {
-        let blocks = self.expected.prompts.remove(&prompt);
-        let (Some(blocks), Some(presence)) = (blocks, &mut self.expected.presence) else {
+        let Some(blocks) = self.expected.prompts.remove(&prompt) else {
+            return;
+        };
+        self.expected.blocks -= blocks.len();
+        let Some(presence) = &mut self.expected.presence else {
             return;
         };
         if let Some(first) = blocks.first() {

@@ -13,6 +13,7 @@ use crate::index::Expectation;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::parity::{Watch, epoch_s};
 use crate::prompt::json::outline::Replacement;
+use crate::replicas::Told;
 
 /// One placed request, from choice to the end of its response. Dropping it releases its load.
 pub struct Placement {
@@ -25,6 +26,8 @@ pub struct Placement {
     pub(super) counted: Arc<EndpointMetrics>,
     /// Counts its prompt as held there.
     pub(super) expectation: Option<Expectation>,
+    /// Other replicas know of it.
+    pub(super) told: Option<Told>,
     /// Waits for the events of its prompt.
     pub(super) watch: Option<Watch>,
     /// Who could have got it, and the same as candidates, in the same order.
@@ -142,27 +145,29 @@ impl Placement {
             true => self.booking.first_token(Instant::now()),
             false => self.booking.prefilled(),
         }
+        // Of one that comes whole, the end follows at once.
+        if let Some(told) = self.told.as_mut().filter(|_| streams) {
+            told.prefilled();
+        }
         self.frees.0.freed();
     }
 
     /// The response ended: its load is released, and the prediction is held against it.
     pub fn finish(mut self, outcome: Outcome) {
         let (watch, expectation) = (self.watch.take(), self.expectation.take());
+        let told = self.told.take();
         let picked = self.endpoint();
         let served = outcome.served.unwrap_or(picked.address);
-        if let Some(watch) = watch
-            && served == picked.address
-            && outcome.is_answer()
-        {
-            watch.ended(epoch_s(SystemTime::now()));
-        }
-        if let Some(expectation) = expectation
-            && served == picked.address
-            && outcome.is_answer()
-        {
-            expectation.answered();
-        }
         if served == picked.address && outcome.is_answer() {
+            if let Some(watch) = watch {
+                watch.ended(epoch_s(SystemTime::now()));
+            }
+            if let Some(expectation) = expectation {
+                expectation.answered();
+            }
+            if let Some(told) = told {
+                told.answered();
+            }
             let ours = self.choice.prompt_tokens;
             let counted = |usage: Usage| (usage.prompt_tokens, usage.cached_tokens.unwrap_or(0));
             let (prompt, cached) = outcome.usage.map_or((ours, 0), counted);

@@ -51,6 +51,7 @@ async fn world(endpoints: u32) -> World {
     let scheduler = Scheduler::new(Parts {
         fleet: receiver,
         index: index.clone(),
+        replicas: None,
         parity: parity.clone(),
         routes: rules,
         reader,

@@ -149,6 +149,7 @@ pub fn over(
     Scheduler::new(Parts {
         fleet,
         index: Arc::default(),
+        replicas: None,
         parity: Arc::default(),
         routes: watch::channel(Arc::default()).1,
         reader: Reader::new(models, pool),
