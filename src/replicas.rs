@@ -1,5 +1,5 @@
-//! What replicas of this picker tell each other: who has what in flight, so that each chooses nearly as
-//! well as one that places everything.
+//! What replicas of this picker tell each other: who has what in flight, so that each chooses as if it had
+//! placed everything itself, but for what is on its way.
 //!
 //! Whatever a scheduler places stands in a ledger ([`own`]) until it ends, and every change is told as a
 //! small delta. What others tell ([`peers`]) is booked as our own requests are. Nothing waits for

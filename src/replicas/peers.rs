@@ -108,7 +108,7 @@ impl Peers {
         }
     }
 
-    /// Takes what a replica says. A question is not for us, but shows nothing of its work either.
+    /// Takes what a replica says. A question says nothing of its work.
     pub fn hear(&mut self, from: u64, message: Message, now: Instant) -> Heard {
         let mut heard = Heard::default();
         if matches!(message, Message::Ask { .. }) {

@@ -113,7 +113,11 @@ impl Share {
             }
             let joins = !std::mem::replace(&mut joined, true);
             let said = self.say(&subject, self.words(beat, joins));
-            if !matches!(timeout(SEND_MAX, said).await, Ok(Ok(()))) {
+            let said = timeout(SEND_MAX, said).await;
+            if let Ok(Err(error)) = &said {
+                tracing::warn!(%error, "other replicas are not told");
+            }
+            if !matches!(said, Ok(Ok(()))) {
                 self.replicas.own.lock().lose();
             }
         }
