@@ -195,7 +195,7 @@ async fn what_one_places_is_load_for_the_other_and_draws_a_sibling_to_the_same_p
     drop(other);
 
     // Its prefill is done, and no event of it has come: what it computed is known all the same.
-    first.first_output();
+    first.first_output(true);
     two.knows(pod, 1, 0).await;
     let sibling: Vec<TokenId> = prompt.iter().copied().chain([9; 20]).collect();
     let second = two.place(&sibling).await;
