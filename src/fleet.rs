@@ -1,6 +1,6 @@
 //! The endpoints that serve, as an immutable snapshot, and what we know of each right now.
 //!
-//! Discovery is a value: a `watch::Receiver<Arc<Fleet>>` with one writer ([`fixed`] today).
+//! Discovery is a value: a `watch::Receiver<Arc<Fleet>>` with one writer: [`fixed`], or Kubernetes.
 //! An [`Endpoint`] is shared between snapshots, so that its load and trust outlive a change
 //! elsewhere in the fleet. [`load`] is what it has to do, [`scrape`] asks its server for the rest of it.
 
@@ -13,17 +13,21 @@ use parking_lot::Mutex;
 
 pub mod report;
 pub mod load;
+pub mod roster;
 pub mod fixed;
 pub mod scrape;
 
 pub use load::{Booking, Load, Outside};
+
+/// vLLM's largest deployments have some hundred ranks behind one address.
+pub const RANKS_MAX: u16 = 1_024;
 
 /// A dense number for an endpoint, never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId(pub u32);
 
 /// Where an endpoint publishes its KV events.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EventAddress {
     /// The PUB socket.
     pub publisher: Publisher,
@@ -32,7 +36,7 @@ pub struct EventAddress {
 }
 
 /// How a publisher and we meet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Publisher {
     /// We connect to it: `tcp://host:port`.
     At(String),
@@ -251,11 +255,28 @@ pub struct TrustSince {
 /// Who serves, as of now.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
-    /// In the order of their numbers.
+    /// Those that may be chosen, in the order of their numbers.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Those that may not, for now, and are heard all the same: pods that are not ready (yet, or for
+    /// a moment). What they hold is known when they are.
+    pub resting: Vec<Arc<Endpoint>>,
 }
 
 impl Fleet {
+    /// A fleet of which nobody rests.
+    #[must_use]
+    pub fn of(endpoints: Vec<Arc<Endpoint>>) -> Self {
+        Self {
+            endpoints,
+            resting: Vec::new(),
+        }
+    }
+
+    /// The endpoints whose events count.
+    pub fn heard(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.endpoints.iter().chain(&self.resting)
+    }
+
     /// The endpoints in a subset; all of them without one.
     pub fn allowed(&self, subset: Option<&[String]>) -> impl Iterator<Item = &Arc<Endpoint>> {
         let is_allowed = move |endpoint: &&Arc<Endpoint>| {

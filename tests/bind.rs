@@ -104,7 +104,7 @@ impl Drop for Ears {
 
 fn fleet(endpoints: Vec<Endpoint>) -> Arc<Fleet> {
     let endpoints = endpoints.into_iter().map(Arc::new).collect();
-    Arc::new(Fleet { endpoints })
+    Arc::new(Fleet::of(endpoints))
 }
 
 /// An endpoint of this host, whose publisher connects.

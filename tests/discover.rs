@@ -42,7 +42,7 @@ impl Ears {
             None => endpoint,
         });
         let endpoints = vec![endpoint.clone()];
-        let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
+        let (sender, fleet) = watch::channel(Arc::new(Fleet::of(endpoints)));
         let index = Arc::new(Index::default());
         let way = Way::Zmq {
             topic: String::new(),

@@ -417,9 +417,7 @@ fn scheduler(world: &World, wait_max: Duration) -> (Scheduler, Arc<TokenPool>) {
     let pool = Arc::new(pool);
     let address = SocketAddr::from(([127, 0, 0, 1], 8000));
     let endpoint = Endpoint::new(EndpointId(0), "pod-0".into(), address, None);
-    let fleet = Fleet {
-        endpoints: vec![Arc::new(endpoint)],
-    };
+    let fleet = Fleet::of(vec![Arc::new(endpoint)]);
     let (_, fleet) = watch::channel(Arc::new(fleet));
     let (models, metrics) = (world.models.clone(), world.metrics.clone());
     (over(fleet, models, pool.clone(), metrics), pool)

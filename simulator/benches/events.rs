@@ -110,7 +110,7 @@ fn listeners(
     way: Way,
     bridge: Option<&Bridge>,
 ) -> (Listeners, watch::Sender<Arc<Fleet>>) {
-    let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
+    let (sender, fleet) = watch::channel(Arc::new(Fleet::of(endpoints)));
     let listeners = Listeners {
         tap: bridge.map(Bridge::tap),
         ..Listeners::new(fleet, index.clone(), way)

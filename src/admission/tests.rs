@@ -29,9 +29,7 @@ fn world(endpoints: u16, queue_max: usize, wait: Duration) -> World {
         Arc::new(Endpoint::new(id, format!("pod-{n}"), address, None))
     };
     let endpoints: Vec<_> = (0..endpoints).map(endpoint).collect();
-    let (sender, fleet) = watch::channel(Arc::new(Fleet {
-        endpoints: endpoints.clone(),
-    }));
+    let (sender, fleet) = watch::channel(Arc::new(Fleet::of(endpoints.clone())));
     let metrics = Arc::<Metrics>::default();
     World {
         admission: Arc::new(Admission::new(
@@ -185,7 +183,7 @@ async fn an_endpoint_that_joins_takes_those_who_wait() {
     world.fleet.send_modify(|fleet| {
         let mut endpoints = fleet.endpoints.clone();
         endpoints.push(Arc::new(joins));
-        *fleet = Arc::new(Fleet { endpoints });
+        *fleet = Arc::new(Fleet::of(endpoints));
     });
     assert!(soon(waits).await.expect("no panic").is_some());
 }

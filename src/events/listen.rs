@@ -132,13 +132,13 @@ impl Listeners {
         loop {
             let fleet = self.fleet.borrow_and_update().clone();
             heard.retain(|id, task| {
-                let stays = fleet.endpoints.iter().any(|endpoint| endpoint.id == *id);
+                let stays = fleet.heard().any(|endpoint| endpoint.id == *id);
                 if !stays {
                     task.abort();
                 }
                 stays
             });
-            for endpoint in &fleet.endpoints {
+            for endpoint in fleet.heard() {
                 if self.way.reaches(endpoint) && !heard.contains_key(&endpoint.id) {
                     heard.insert(
                         endpoint.id,

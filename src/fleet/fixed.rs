@@ -10,59 +10,15 @@ use tokio::sync::watch;
 
 use crate::config::unreadable;
 use crate::config::yaml::{self, Complaints, Section};
-use crate::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Publisher};
+use crate::fleet::roster::{Entry, Roster};
+use crate::fleet::{EventAddress, Fleet, Publisher, RANKS_MAX};
 
 /// How often the file is read again: a `ConfigMap` takes a minute to arrive, and reading a few
 /// kilobytes costs microseconds. Contents are compared, since mounted files change by symlink.
 const REREAD: Duration = Duration::from_secs(1);
 
-/// vLLM's largest deployments have some hundred ranks behind one address.
-const RANKS_MAX: u16 = 1_024;
-
 /// In place of a publisher's address: the server is asked for it.
 const DISCOVER: &str = "discover";
-
-/// An endpoint as the file gives it: a pod, or one rank of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    pod: String,
-    rank: Option<u32>,
-    address: SocketAddr,
-    events: Option<EventAddress>,
-}
-
-impl Entry {
-    fn is(&self, endpoint: &Endpoint) -> bool {
-        let Self {
-            pod,
-            rank,
-            address,
-            events,
-        } = self;
-        (pod, rank, address, events)
-            == (
-                &endpoint.pod,
-                &endpoint.rank,
-                &endpoint.address,
-                &endpoint.events,
-            )
-    }
-
-    fn endpoint(&self, id: EndpointId) -> Endpoint {
-        let endpoint = Endpoint::new(id, self.pod.clone(), self.address, self.events.clone());
-        match self.rank {
-            Some(rank) => endpoint.of_rank(rank),
-            None => endpoint,
-        }
-    }
-
-    fn name(&self) -> String {
-        match self.rank {
-            Some(rank) => format!("{}/{rank}", self.pod),
-            None => self.pod.clone(),
-        }
-    }
-}
 
 /// Publishes the file's endpoints.
 #[derive(Debug)]
@@ -72,7 +28,7 @@ pub struct FleetFile {
     binds: bool,
     /// As last read, or why it could not be: a complaint is made once.
     text: Result<String, Complaints>,
-    next_id: u32,
+    roster: Roster,
     fleet: watch::Sender<Arc<Fleet>>,
 }
 
@@ -88,7 +44,7 @@ impl FleetFile {
             path: path.to_owned(),
             binds,
             text: Ok(String::new()),
-            next_id: 0,
+            roster: Roster::default(),
             fleet,
         };
         file.reread()?;
@@ -118,27 +74,10 @@ impl FleetFile {
         }
         self.text.clone_from(&text);
         let entries = read_entries(&self.path, &text?, self.binds)?;
-        self.publish(&entries);
+        let fleet = self.roster.fleet(entries, Vec::new());
+        tracing::info!(endpoints = fleet.endpoints.len(), file = %self.path.display(), "fleet read");
+        self.fleet.send_replace(Arc::new(fleet));
         Ok(())
-    }
-
-    /// Endpoints that stay keep their number, load and trust. One whose name, address or event
-    /// source changed is another one: it must not inherit a picture.
-    fn publish(&mut self, entries: &[Entry]) {
-        let before = self.fleet.borrow().clone();
-        let mut endpoints = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let mut held = before.endpoints.iter();
-            let same = held.find(|endpoint| entry.is(endpoint)).cloned();
-            endpoints.push(same.unwrap_or_else(|| {
-                let id = EndpointId(self.next_id);
-                self.next_id += 1;
-                Arc::new(entry.endpoint(id))
-            }));
-        }
-        endpoints.sort_by_key(|endpoint| endpoint.id);
-        tracing::info!(endpoints = endpoints.len(), file = %self.path.display(), "fleet read");
-        self.fleet.send_replace(Arc::new(Fleet { endpoints }));
     }
 }
 
@@ -209,6 +148,7 @@ fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
     };
     let entry = |rank: u16| Entry {
         pod: pod.clone(),
+        uid: String::new(),
         rank: (ranks > 1).then_some(rank.into()),
         address,
         events: publisher_of(rank).map(|publisher| EventAddress {
@@ -293,6 +233,7 @@ impl Sockets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::{Endpoint, EndpointId};
 
     fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");

@@ -46,7 +46,7 @@ async fn world(endpoints: u32) -> World {
     let (index, metrics) = (Arc::new(parity.index()), Arc::new(Metrics::default()));
     let reader = reader(&config, &metrics).await;
     let endpoints = (0..endpoints).map(endpoint).collect();
-    let (fleet, receiver) = watch::channel(Arc::new(Fleet { endpoints }));
+    let (fleet, receiver) = watch::channel(Arc::new(Fleet::of(endpoints)));
     let (routes, rules) = watch::channel(Arc::default());
     let scheduler = Scheduler::new(Parts {
         fleet: receiver,
@@ -687,7 +687,7 @@ async fn ranks(count: u32) -> World {
         Arc::new(endpoint)
     };
     let endpoints = (0..count).map(rank).collect();
-    world.fleet.send_replace(Arc::new(Fleet { endpoints }));
+    world.fleet.send_replace(Arc::new(Fleet::of(endpoints)));
     world
 }
 

@@ -64,7 +64,7 @@ impl Ears {
             rank => endpoint.of_rank(rank),
         });
         let endpoints = vec![endpoint.clone()];
-        let (sender, fleet) = watch::channel(Arc::new(Fleet { endpoints }));
+        let (sender, fleet) = watch::channel(Arc::new(Fleet::of(endpoints)));
         let index = Arc::new(Index::default());
         let listeners = change(Listeners::new(fleet, index.clone(), way));
         Self {

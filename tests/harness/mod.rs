@@ -76,9 +76,7 @@ impl Kvscout {
     /// Starts over these pods.
     pub async fn start(pods: &[SocketAddr], tls: Tls, settings: ExtProcSettings) -> Self {
         let endpoints: Vec<_> = pods.iter().enumerate().map(endpoint).collect();
-        let fleet = Fleet {
-            endpoints: endpoints.clone(),
-        };
+        let fleet = Fleet::of(endpoints.clone());
         let (sender, fleet) = watch::channel(Arc::new(fleet));
         let scheduler = Arc::new(scheduler(fleet));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

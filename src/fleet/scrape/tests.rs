@@ -77,9 +77,7 @@ fn fleet(
     endpoints: impl IntoIterator<Item = Endpoint>,
 ) -> (watch::Sender<Arc<Fleet>>, Scraper, Vec<Arc<Endpoint>>) {
     let endpoints: Vec<_> = endpoints.into_iter().map(Arc::new).collect();
-    let (sender, fleet) = watch::channel(Arc::new(Fleet {
-        endpoints: endpoints.clone(),
-    }));
+    let (sender, fleet) = watch::channel(Arc::new(Fleet::of(endpoints.clone())));
     let scraper = Scraper {
         fleet,
         settings: config::Load::default(),
@@ -185,9 +183,7 @@ async fn ranks_share_a_page_and_one_that_leaves_is_read_no_more() {
     };
     let running: Vec<_> = endpoints.iter().map(running).collect();
     assert_eq!(running, [Some(2), Some(5), Some(7)], "each its own");
-    sender.send_replace(Arc::new(Fleet {
-        endpoints: endpoints[..2].to_vec(),
-    }));
+    sender.send_replace(Arc::new(Fleet::of(endpoints[..2].to_vec())));
     sleep(INTERVAL * 10).await;
     assert_eq!(servers.asked(":81/metrics").len(), gone);
     assert_eq!(servers.asked(":80/metrics").len(), shared + 10);
