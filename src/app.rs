@@ -4,6 +4,7 @@
 //! one that ends unbidden ends the app. Shutdown: not ready → time to notice → no new streams →
 //! exchanges end or reach the drain limit → ingestion stops.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,20 +17,19 @@ use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin, EndpointState};
 use crate::config::{Config, EventSourceKind, Model, Saturation};
+use crate::discovery::Discovery;
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
-use crate::fleet::fixed::FleetFile;
 use crate::fleet::scrape::Scraper;
-use crate::fleet::{Endpoint, Fleet};
+use crate::fleet::{Endpoint, EndpointId, Fleet};
 use crate::index::Index;
 use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes, Sizes};
 use crate::models::{Hub, Loader, Models};
 use crate::parity::Parity;
-use crate::readiness::Readiness;
+use crate::readiness::{Readiness, Ticket};
 use crate::replicas::Replicas;
 use crate::replicas::share::{Farewell, Share};
-use crate::routes::Routes;
 use crate::scheduler::{Parts, Reader, Scheduler};
 use crate::tokens::TokenPool;
 
@@ -60,12 +60,15 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// After the drain limit: from "no more time" to the end of every task.
 const JOIN_MAX: Duration = Duration::from_secs(5);
 
-/// Reads the fleet, binds every port, and starts. Models load meanwhile.
+/// Reads the fleet's file, or finds its cluster, binds every port, and starts. Models load, and the cluster
+/// answers, meanwhile.
 ///
 /// # Errors
-/// Whatever an operator must mend: a taken port, a bad fleet file; each says which.
+/// Whatever an operator must mend: a taken port, a bad fleet file, no credentials; each says which.
 pub async fn build(config: Config) -> anyhow::Result<App> {
-    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file, config.events.bind.is_some())?;
+    let (metrics, readiness) = (Arc::new(Metrics::default()), Readiness::default());
+    let discovery = Discovery::open(&config, &metrics, &readiness).await?;
+    let (fleet, routes) = (discovery.fleet(), discovery.routes());
     let [ext_proc, health_port, admin_port] = bind(&config).await?;
     let bound = Bound {
         ext_proc: ext_proc.local_addr()?,
@@ -73,20 +76,15 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         admin: admin_port.local_addr()?,
     };
 
-    let metrics = Arc::new(Metrics::default());
     let parity = Parity::of(config.models.iter().flat_map(Model::counted_names));
     let index = Arc::new(parity.index().limited(config.limits.index_bytes_max));
-    let (readiness, health) = (Readiness::default(), Health::new().await);
+    let health = Health::new().await;
     let (loader, models) = Loader::new(&config, Hub::from_env(), &metrics, &readiness);
     let pool = Arc::new(TokenPool::of_all_cores(
         config.limits.tokenizer_queue_max,
         Duration::from_millis(config.limits.tokenizer_wait_ms_max),
         metrics.tokenizer(),
     ));
-    let (_, routes) = watch::channel(Arc::new(Routes::of(
-        &config.inference_models,
-        &config.inference_objectives,
-    )));
     let replicas = config.shares().then(|| Replicas::new(index.clone()));
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
@@ -113,21 +111,23 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         farewell: None,
     };
     app.spawn("fleet", async {
-        fleet_file.run().await;
+        discovery.run().await;
         Ok(())
     });
     app.spawn("models", loader.run());
     if let Some(way) = way(&config, &metrics).await? {
-        let listeners = listeners(
-            &config,
-            way,
-            &fleet,
-            &index,
-            &parity,
-            &metrics,
-            &app.readiness,
-        );
-        app.spawn("events", async {
+        let mut listeners = Listeners {
+            parity: parity.clone(),
+            metrics: metrics.clone(),
+            adapters: adapters(&config),
+            ..Listeners::new(fleet.clone(), index.clone(), way)
+        };
+        let (mut known, readiness) = (fleet.clone(), app.readiness.clone());
+        let events = readiness.ticket("events");
+        app.spawn("events", async move {
+            known.changed().await?;
+            listeners.first = tickets(&known.borrow(), &listeners.way, &readiness);
+            drop(events);
             listeners.run().await;
             Ok(())
         });
@@ -307,34 +307,18 @@ async fn way(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Way>> 
     })
 }
 
-fn listeners(
-    config: &Config,
-    way: Way,
-    fleet: &watch::Receiver<Arc<Fleet>>,
-    index: &Arc<Index>,
-    parity: &Arc<Parity>,
-    metrics: &Arc<Metrics>,
-    readiness: &Readiness,
-) -> Listeners {
-    let first = fleet.borrow().clone();
-    let first = first
-        .endpoints
-        .iter()
-        .filter(|endpoint| way.reaches(endpoint));
-    let first = first
+fn adapters(config: &Config) -> Vec<String> {
+    let models = config.models.iter();
+    models.flat_map(Model::adapter_names).collect()
+}
+
+/// For everyone who is heard from the beginning.
+fn tickets(fleet: &Fleet, way: &Way, readiness: &Readiness) -> HashMap<EndpointId, Ticket> {
+    let endpoints = fleet.endpoints.iter();
+    let reached = endpoints.filter(|endpoint| way.reaches(endpoint));
+    reached
         .map(|endpoint| (endpoint.id, readiness.ticket("events")))
-        .collect();
-    Listeners {
-        parity: parity.clone(),
-        metrics: metrics.clone(),
-        adapters: config
-            .models
-            .iter()
-            .flat_map(Model::adapter_names)
-            .collect(),
-        first,
-        ..Listeners::new(fleet.clone(), index.clone(), way)
-    }
+        .collect()
 }
 
 fn settings(config: &Config) -> ExtProcSettings {

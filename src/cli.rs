@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::tools::{bridge, check, record, replay, serve, tokenize};
+use crate::tools::{bridge, check, crds, record, replay, serve, tokenize};
 
 /// An endpoint picker that knows where every prompt's KV cache is.
 ///
@@ -32,6 +32,7 @@ pub enum Command {
     Replay(replay::Args),
     Tokenize(tokenize::Args),
     Record(record::Args),
+    Crds(crds::Args),
 }
 
 impl Cli {
@@ -45,6 +46,7 @@ impl Cli {
             Command::Replay(args) => replay::run(&args),
             Command::Tokenize(args) => tokenize::run(&args).map(|()| true),
             Command::Record(args) => record::run(args).await.map(|()| true),
+            Command::Crds(args) => crds::run(&args).map(|()| true),
         };
         match done {
             Ok(true) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 mod admission;
+mod fleet;
 mod inference;
 mod load;
 mod model;
@@ -18,6 +19,7 @@ mod replicas;
 pub mod yaml;
 
 pub use admission::Admission;
+pub use fleet::{EVENTS_PORT, FleetSource, Kubernetes, PodEvents};
 pub use inference::{Criticality, InferenceModel, InferenceObjective, Target};
 pub use load::{Load, Saturation};
 pub use model::{Engine, Model, Repo, Source};
@@ -33,8 +35,8 @@ pub struct Config {
     pub listen: Listen,
     /// How Envoy reaches the ext_proc port.
     pub tls: Tls,
-    /// The file of endpoints; reread when it changes.
-    pub fleet_file: PathBuf,
+    /// Which endpoints there are.
+    pub fleet: FleetSource,
     /// Served models whose prompts can be scored. Others are routed by load alone.
     pub models: Vec<Model>,
     /// Where the files of the hub's models are kept.
@@ -207,7 +209,7 @@ impl Default for Config {
                 admin: any(9090),
             },
             tls: Tls::SelfSigned,
-            fleet_file: "fleet.yaml".into(),
+            fleet: FleetSource::File("fleet.yaml".into()),
             models: Vec::new(),
             models_cache: "/var/cache/kvscout/models".into(),
             inference_models: Vec::new(),
@@ -287,15 +289,15 @@ pub fn unreadable(file: &Path, error: &std::io::Error) -> Complaints {
 
 fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
     let defaults = Config::default();
+    let events = root
+        .section("events", |events| Some(read_events(events, folder)))
+        .unwrap_or(defaults.events);
     Config {
         listen: root
             .section("listen", |listen| Some(read_listen(listen)))
             .unwrap_or(defaults.listen),
         tls: root.section("tls", |tls| read_tls(tls, folder)),
-        fleet_file: folder.join(
-            root.section("fleet", |fleet| fleet.optional::<PathBuf>("file"))
-                .unwrap_or(defaults.fleet_file),
-        ),
+        fleet: fleet::read(root, folder, events.bind.is_some()),
         models: model::read_models(root, folder),
         models_cache: folder.join(
             root.optional::<PathBuf>("models_cache")
@@ -303,9 +305,7 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
         ),
         inference_models: inference::read_models(root),
         inference_objectives: inference::read_objectives(root),
-        events: root
-            .section("events", |events| Some(read_events(events, folder)))
-            .unwrap_or(defaults.events),
+        events,
         share: root.section("replicas", replicas::read),
         load: root
             .section("load", |load| Some(load::read(load)))

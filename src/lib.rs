@@ -50,6 +50,8 @@ pub mod index;
 pub mod parity;
 pub mod choice;
 pub mod events;
+pub mod kubernetes;
+pub mod discovery;
 pub mod bridge;
 pub mod audit;
 pub mod replicas;

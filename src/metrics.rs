@@ -100,6 +100,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Times that a server's load could not be read from its metrics, by endpoint and reason",
     ),
     (
+        "kvscout_kubernetes_errors_total",
+        Unit::Count,
+        "Times that a kind of resource could not be listed or watched, by kind; the last fleet serves on",
+    ),
+    (
         "kvscout_model_loads_total",
         Unit::Count,
         "Times that a model's files were loaded, by model; more than one is a reload",
@@ -385,6 +390,12 @@ impl Metrics {
     /// A request named an objective that is not declared.
     pub fn objective_unknown(&self) {
         self.counter("kvscout_objectives_unknown_total", &[])
+            .increment(1);
+    }
+
+    /// A kind of resource could not be listed or watched.
+    pub fn kubernetes_error(&self, kind: &str) {
+        self.counter("kvscout_kubernetes_errors_total", &[("kind", kind)])
             .increment(1);
     }
 

@@ -1,14 +1,14 @@
 //! Which model serves a request, and how important it is: the rules of InferenceModel and
 //! InferenceObjective.
 //!
-//! [`Routes`] is a snapshot in a watch, as the fleet is; the configuration fills it.
+//! [`Routes`] is a snapshot in a watch, as the fleet is. The configuration fills it, and Kubernetes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::config::{Criticality, InferenceModel, InferenceObjective, Target};
+use crate::config::{Criticality, InferenceModel, InferenceObjective, Strategy, Target};
 
 /// What rules say of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,18 +20,23 @@ pub struct Class {
 }
 
 /// The rules as of now.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Routes {
     models: HashMap<String, Model>,
+    /// What serves models that have no targets of their own.
+    others: Line,
     objectives: HashMap<String, i32>,
+    strategy: Option<Strategy>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Model {
     class: Class,
-    /// By the sums of weights up to and with each.
-    targets: Vec<(u64, Arc<str>)>,
+    targets: Line,
 }
+
+/// Targets by the sums of weights up to and with each.
+type Line = Vec<(u64, Arc<str>)>;
 
 impl Routes {
     /// Of these rules; of two for one name, the first.
@@ -55,17 +60,39 @@ impl Routes {
         routes
     }
 
+    /// The same with targets for every model that has none of its own.
+    #[must_use]
+    pub fn with_others(self, targets: &[Target]) -> Self {
+        Self {
+            others: line(targets),
+            ..self
+        }
+    }
+
+    /// The same where the pool says how to choose.
+    #[must_use]
+    pub fn with_strategy(self, strategy: Option<Strategy>) -> Self {
+        Self { strategy, ..self }
+    }
+
+    /// What the pool says in place of `policy.strategy`.
+    #[must_use]
+    pub fn strategy(&self) -> Option<Strategy> {
+        self.strategy
+    }
+
     /// Whether any rule is about models, so that a request's must be known.
     #[must_use]
     pub fn name_models(&self) -> bool {
-        !self.models.is_empty()
+        !self.models.is_empty() || !self.others.is_empty()
     }
 
     /// The model that serves a conversation which asks for `name`; none where that one itself does.
     /// The same on every replica, and a change of weights moves only the share that it is about.
     #[must_use]
     pub fn target(&self, name: &str, conversation: u64) -> Option<&Arc<str>> {
-        let targets = &self.models.get(name)?.targets;
+        let own = self.models.get(name).map(|model| &model.targets);
+        let targets = own.filter(|own| !own.is_empty()).unwrap_or(&self.others);
         let (total, _) = targets.last()?;
         // A place on the line of weights. The name as a seed, so that two splits are independent.
         let seed = xxh3_64_with_seed(name.as_bytes(), 0);
@@ -101,7 +128,7 @@ fn of_objective(priority: i32) -> Class {
     }
 }
 
-fn line(targets: &[Target]) -> Vec<(u64, Arc<str>)> {
+fn line(targets: &[Target]) -> Line {
     let mut end = 0;
     let weighted = targets.iter().filter(|target| target.weight > 0);
     let places = weighted.map(|target| {
@@ -150,6 +177,24 @@ mod tests {
             None,
             "served under its own name"
         );
+    }
+
+    #[test]
+    fn a_target_for_all_serves_models_without_one() {
+        let all = [Target {
+            model: "all".into(),
+            weight: 1,
+        }];
+        let target = |routes: Routes, name| routes.target(name, 1).map(|t| t.to_string());
+        let (with, without) = (split(&[("v1", 1)]), split(&[]));
+        assert_eq!(target(with.with_others(&all), "chat"), Some("v1".into()));
+        assert_eq!(
+            target(without.with_others(&all), "chat"),
+            Some("all".into())
+        );
+        let routes = Routes::default().with_others(&all);
+        assert!(routes.name_models());
+        assert_eq!(target(routes, "other"), Some("all".into()));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub struct ByLoad {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The fleet is empty.
-    #[error("no endpoint is known: is the fleet file empty?")]
+    #[error("no endpoint is ready: is the fleet empty?")]
     NoEndpoint,
     /// No endpoint is in the subset that the gateway allows.
     #[error("none of the endpoints that the gateway allows is in the fleet")]
@@ -213,7 +213,7 @@ impl Scheduler {
         let intent = self.intent(&ask);
         // Who is refused is not read before.
         self.admitted(self.admission.at_once(intent.class, subset))?;
-        let reading = match self.parts.policy.strategy {
+        let reading = match self.strategy() {
             Strategy::Default => Reading::load_only("strategy", ask.body.len()),
             Strategy::PrefixCache => self.read(&ask, &intent).await,
         };
@@ -250,6 +250,12 @@ impl Scheduler {
         let placement = self.settle(&ask.request_id, &reading, &prompt, allowed, &cached)?;
         self.tell(&ask.request_id, &placement);
         Ok(placement)
+    }
+
+    /// How to choose, as of now.
+    fn strategy(&self) -> Strategy {
+        let pool = self.parts.routes.borrow().strategy();
+        pool.unwrap_or(self.parts.policy.strategy)
     }
 
     /// Whether an endpoint has so much to do that nothing should be added.
@@ -296,7 +302,7 @@ impl Scheduler {
         if endpoints.is_empty() {
             return Err(refuse(Refusal::NoneInSubset));
         }
-        Ok(Arc::new(Fleet { endpoints }))
+        Ok(Arc::new(Fleet::of(endpoints)))
     }
 
     async fn read(&self, ask: &Ask, intent: &Intent) -> Reading {

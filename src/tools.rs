@@ -7,10 +7,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::yaml::Complaints;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, FleetSource, LogFormat};
 
 pub mod bridge;
 pub mod check;
+pub mod crds;
 pub mod record;
 pub mod replay;
 pub mod serve;
@@ -41,7 +42,7 @@ impl Common {
             None => Config::default(),
         };
         if let Some(fleet) = &self.fleet {
-            config.fleet_file.clone_from(fleet);
+            config.fleet = FleetSource::File(fleet.clone());
         }
         config.log = self.log.unwrap_or(config.log);
         Ok(config)

@@ -15,7 +15,7 @@ use harness::http::{self, full, post};
 use harness::nats::NatsServer;
 use harness::process::{Served, output};
 use harness::sim;
-use kvscout::config::{Config, EventSourceKind, Tls};
+use kvscout::config::{Config, EventSourceKind, FleetSource, Tls};
 use kvscout::index::{Place, digest_of};
 use kvscout_sim::dice::Dice;
 use kvscout_sim::events::{Faults, ReplayFault};
@@ -87,7 +87,7 @@ impl World {
     fn write_config(&self) -> String {
         let any = "127.0.0.1:0".parse().expect("an address");
         let mut config = Config {
-            fleet_file: self.path("fleet.yaml"),
+            fleet: FleetSource::File(self.path("fleet.yaml")),
             tls: Tls::Off,
             ..Config::default()
         };

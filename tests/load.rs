@@ -15,7 +15,7 @@ use harness::exchange::{Exchange, channel, headers};
 use harness::http::{self, Answer};
 use harness::{PATIENCE, soon, until};
 use kvscout::app::{self, Bound};
-use kvscout::config::{self, Config, Tls};
+use kvscout::config::{self, Config, FleetSource, Tls};
 use kvscout::fleet::report::Page;
 use kvscout::fleet::scrape::Scraper;
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
@@ -47,7 +47,7 @@ impl Picker {
         let fleet_file = folder.path().join("fleet.yaml");
         std::fs::write(&fleet_file, format!("endpoints:\n{fleet}")).expect("written");
         let mut config = Config {
-            fleet_file,
+            fleet: FleetSource::File(fleet_file),
             tls: Tls::Off,
             ..Config::default()
         };
@@ -355,9 +355,7 @@ async fn of_three_hundred_servers_few_are_read_at_once_each_by_a_connection_that
         Arc::new(Endpoint::new(id, format!("pod-{number}"), address, None))
     };
     let endpoints: Vec<_> = (0..SERVERS).map(endpoint).collect();
-    let (fleet, receiver) = watch::channel(Arc::new(Fleet {
-        endpoints: endpoints.clone(),
-    }));
+    let (fleet, receiver) = watch::channel(Arc::new(Fleet::of(endpoints.clone())));
     let scraper = Scraper {
         fleet: receiver,
         settings: config::Load::default(),

@@ -11,7 +11,9 @@ use harness::process::{ANY_PORT, Served, kvscout, output, text, write};
 
 #[test]
 fn help_teaches_every_command() {
-    for command in ["serve", "bridge", "check", "replay", "tokenize", "record"] {
+    for command in [
+        "serve", "bridge", "check", "replay", "tokenize", "record", "crds",
+    ] {
         let help = output(&[command, "--help"]);
         assert!(help.status.success(), "{command}");
         assert!(

@@ -13,7 +13,7 @@ use harness::publisher::Publisher;
 use harness::sim::fleet_yaml;
 use harness::{PATIENCE, soon, tokenizer};
 use kvscout::app::{self, Bound};
-use kvscout::config::{Config, Engine, Model, RenderSettings, Replies, Source};
+use kvscout::config::{Config, Engine, FleetSource, Model, RenderSettings, Replies, Source};
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::server::{self, Server};
 use kvscout_sim::timing::Timing;
@@ -74,7 +74,7 @@ impl World {
         std::fs::write(&fleet_file, fleet_yaml(&pods, more)).expect("written");
         let any = "127.0.0.1:0".parse().expect("an address");
         let mut config = Config {
-            fleet_file,
+            fleet: FleetSource::File(fleet_file),
             ..Config::default()
         };
         (

@@ -15,8 +15,8 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use kvscout::app::{self, Bound};
 use kvscout::config::{
-    Config, Criticality, Engine, InferenceModel, InferenceObjective, Model, RenderSettings, Source,
-    Target,
+    Config, Criticality, Engine, FleetSource, InferenceModel, InferenceObjective, Model,
+    RenderSettings, Source, Target,
 };
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::server::{self, Server};
@@ -45,7 +45,7 @@ impl World {
         std::fs::write(&fleet_file, fleet).expect("written");
         let any = "127.0.0.1:0".parse().expect("an address");
         let mut config = Config {
-            fleet_file,
+            fleet: FleetSource::File(fleet_file),
             ..config
         };
         (

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use super::inference;
 use super::nats::STORAGES;
 use super::replicas::SHARES;
 use super::{
     Config, Dialect, Engine, EventSourceKind, LogFormat, Model, Nats, Source, Strategy, Tls,
 };
+use super::{fleet, inference};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TlsMode {
@@ -78,7 +78,7 @@ impl Config {
             health = quote(self.listen.health),
             admin = quote(self.listen.admin),
             tls = tls,
-            fleet_file = quote(self.fleet_file.display()),
+            fleet = fleet::write(&self.fleet),
             models = models,
             models_cache = quote(self.models_cache.display()),
             inference_models = inference::write_models(&self.inference_models),

@@ -123,7 +123,19 @@ fn what_is_printed_reads_back() {
         log: LogFormat::Json,
         ..Config::default()
     };
-    for config in [config, Config::default()] {
+    let in_cluster = Config {
+        fleet: FleetSource::Kubernetes(Kubernetes {
+            service: Some("picker".into()),
+            pools: vec!["llama".into(), "qwen".into()],
+            namespace: Some("llm".into()),
+            kubeconfig: Some("/etc/kubeconfig".into()),
+            events: PodEvents::Discover,
+            replay_port: None,
+            absent_retry_ms: 5_000,
+        }),
+        ..Config::default()
+    };
+    for config in [config, in_cluster, Config::default()] {
         assert_eq!(parse(&config.to_yaml()), Ok(config));
     }
 }
@@ -332,4 +344,72 @@ fn replicas_share_where_a_cluster_is_at_hand_or_asked_for() {
     assert!(!shares("zmq", "auto") && !shares("nats", "off"));
     let problems = parse("replicas: {share: maybe}").expect_err("no such word");
     assert!(problems[0].contains("auto, on, off"), "{problems:?}");
+}
+
+#[test]
+fn a_fleet_from_kubernetes_needs_a_service_or_pools() {
+    let text = |more: &str| format!("fleet: {{kubernetes: {{{more}}}}}");
+    let read = |more: &str| match parse(&text(more)).expect("a configuration").fleet {
+        FleetSource::Kubernetes(kubernetes) => kubernetes,
+        FleetSource::File(file) => panic!("{}", file.display()),
+    };
+    let named = Kubernetes {
+        service: Some("kvscout".into()),
+        ..Kubernetes::default()
+    };
+    assert_eq!(read("service: kvscout"), named);
+    let all = read("pools: [a], namespace: llm, events: discover, absent_retry_ms: 100");
+    assert_eq!(
+        (all.pools, all.events),
+        (vec!["a".into()], PodEvents::Discover)
+    );
+    let complaint = |text: &str| parse(text).expect_err("wrong").join("\n");
+    for (more, part) in [
+        ("pools: []", "fleet.kubernetes.service: is missing"),
+        (
+            "service: a, events: 0",
+            "fleet.kubernetes.events: \"0\": is not a port, discover, or off",
+        ),
+        (
+            "service: a, events: off, replay_port: 1",
+            "replay_port: is of no use without events",
+        ),
+        (
+            "service: a, events: discover, replay_port: 1",
+            "replay_port: is discovered",
+        ),
+        (
+            "service: a, replay_port: 5557",
+            "replay_port: is the port of events, too",
+        ),
+        (
+            "service: a, absent_retry_ms: 1",
+            "absent_retry_ms: 1 is not within 100 and",
+        ),
+    ] {
+        let said = complaint(&text(more));
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    let said = complaint("fleet: {file: a, kubernetes: {service: a}}");
+    assert!(
+        said.contains("fleet.file: is of no use beside kubernetes"),
+        "{said}"
+    );
+}
+
+#[test]
+fn where_publishers_connect_to_us_pods_have_no_port_unless_it_is_said() {
+    let events = |more: &str| {
+        let text = format!(
+            "events: {{bind: 'tcp://0.0.0.0:5557'}}\nfleet: {{kubernetes: {{service: a{more}}}}}"
+        );
+        let config = parse(&text).expect("a configuration");
+        assert_eq!(parse(&config.to_yaml()).as_ref(), Ok(&config));
+        match config.fleet {
+            FleetSource::Kubernetes(kubernetes) => kubernetes.events,
+            FleetSource::File(file) => panic!("{}", file.display()),
+        }
+    };
+    assert_eq!(events(""), PodEvents::Off);
+    assert_eq!(events(", events: 5558"), PodEvents::Port(5558));
 }

@@ -20,7 +20,7 @@ impl Scheduler {
     ) -> Reading {
         let policy = &self.parts.policy;
         let by_load = matches!(reading.basis, Basis::LoadOnly(_));
-        if !by_load || !policy.session_affinity || policy.strategy == Strategy::Default {
+        if !by_load || !policy.session_affinity || self.strategy() == Strategy::Default {
             return reading;
         }
         let conversation = conversation::key(session, Outline::of(body).as_ref());

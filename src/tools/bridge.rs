@@ -8,15 +8,16 @@ use anyhow::bail;
 use crate::app::upkeep;
 use crate::bridge::Bridge;
 use crate::config::{Config, Model};
+use crate::discovery::Discovery;
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
-use crate::fleet::fixed::FleetFile;
 use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use crate::tools::{Common, start_log, told_to_end};
 
 /// Publishes servers' KV cache events into NATS JetStream, for any number of pickers.
 ///
-/// Beside one vLLM pod, or for many at once: it hears every server of the fleet file that has an
+/// Beside one vLLM pod, or for many at once: it hears every server of the fleet that has an
 /// `events` address, or that connects to it (`events.bind` in the configuration), repairs gaps by vLLM's replay, publishes each batch unchanged, and keeps a
 /// snapshot of what each server holds. Pickers with `events: {source: nats}` then know every
 /// cache completely, however old its engine is, without asking vLLM.
@@ -57,15 +58,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let (fleet_file, fleet) = FleetFile::open(&config.fleet_file, config.events.bind.is_some())?;
-    let heard = fleet
-        .borrow()
-        .endpoints
-        .iter()
-        .filter(|e| e.events.is_some())
-        .count();
-    let bridge = Bridge::new(cluster);
     let metrics = Arc::new(Metrics::default());
+    let discovery = Discovery::open(&config, &metrics, &Readiness::default()).await?;
+    let bridge = Bridge::new(cluster);
     let way = Way::zmq(&config.events, &metrics)?;
     let listeners = Listeners {
         tap: Some(bridge.tap()),
@@ -75,15 +70,15 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
             .flat_map(Model::adapter_names)
             .collect(),
         metrics: metrics.clone(),
-        ..Listeners::new(fleet, Arc::default(), way)
+        ..Listeners::new(discovery.fleet(), Arc::default(), way)
     };
     let stream = config.events.nats.stream.name.as_str();
-    tracing::info!(servers = heard, stream, "bridging");
+    tracing::info!(stream, "bridging");
     let told = told_to_end()?;
     tokio::select! {
         () = told => {}
         () = listeners.run() => bail!("a listener ended unbidden"),
-        () = fleet_file.run() => bail!("the fleet file's reader ended unbidden"),
+        () = discovery.run() => bail!("the fleet's writer ended unbidden"),
         ended = upkeep(metrics) => ended?,
     }
     tracing::info!("ended");

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use crate::config::Config;
 use crate::config::yaml::Complaints;
+use crate::config::{Config, FleetSource};
 use crate::fleet::fixed;
 use crate::models;
 
 /// Checks a configuration file, and the fleet file and the models' folders that it names.
 ///
-/// Folders are loaded, seconds each; the hub is not asked. Names everything that is wrong at once, each with file, line and field, on stderr. Exit
+/// Folders are loaded, seconds each; neither the hub nor Kubernetes is asked. Names everything that is wrong at once, each with file, line and field, on stderr. Exit
 /// status: 0 if all is well, 1 if not.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -37,14 +37,13 @@ pub fn run(args: &Args) -> bool {
 fn check(args: &Args) -> Result<String, Vec<Complaints>> {
     let config = Config::load(&args.file).map_err(|complaints| vec![complaints])?;
     let loaded = models::check(&args.file, &config);
-    match (
-        loaded,
-        fixed::check(&config.fleet_file, config.events.bind.is_some()),
-    ) {
-        (Ok(()), Ok(endpoints)) => Ok(format!(
-            "{} models, {endpoints} endpoints",
-            config.models.len()
-        )),
+    let fleet = match &config.fleet {
+        FleetSource::File(file) => fixed::check(file, config.events.bind.is_some())
+            .map(|endpoints| format!("{endpoints} endpoints")),
+        FleetSource::Kubernetes(_) => Ok("endpoints from Kubernetes".to_owned()),
+    };
+    match (loaded, fleet) {
+        (Ok(()), Ok(fleet)) => Ok(format!("{} models, {fleet}", config.models.len())),
         (loaded, endpoints) => Err(loaded.err().into_iter().chain(endpoints.err()).collect()),
     }
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use kvscout::config::{Config as Kvscout, Engine, Limits, Listen, Model, Replies, Source};
+use kvscout::config::{
+    Config as Kvscout, Engine, FleetSource, Limits, Listen, Model, Replies, Source,
+};
 use kvscout::prompt::template::RenderSettings;
 use serde_json::Value;
 
@@ -124,7 +126,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
             health: local(plan.ports.health),
             admin: local(plan.ports.admin),
         },
-        fleet_file: folder.join("fleet.yaml"),
+        fleet: FleetSource::File(folder.join("fleet.yaml")),
         models: vec![Model {
             names: vec![plan.model.clone()],
             adapters: Vec::new(),
