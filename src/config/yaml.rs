@@ -59,8 +59,10 @@ pub fn read<T>(
     read: impl FnOnce(&mut Section<'_>) -> T,
 ) -> Result<T, Complaints> {
     let notes = Notes::default();
-    // `lowercase_keys` and coercion stay off: "no" is a model's name, not a boolean.
-    let options = LoaderOptions::default().error_on_duplicate_keys(true);
+    // `lowercase_keys` stays off. What is quoted is text: "" is not null, and "7" no number.
+    let options = LoaderOptions::default()
+        .error_on_duplicate_keys(true)
+        .prevent_coercion(true);
     let empty = Node::from(MarkedMappingNode::new_empty(marked_yaml::Span::new_blank()));
     let root = if text
         .lines()
