@@ -57,6 +57,11 @@ test: setup ## Run every test; CI runs this.
 test-chaos: setup ## Make things go wrong 200 times; CHAOS_SEED=7 for others (about ten minutes).
 	@CHAOS_FAULTS=$${CHAOS_FAULTS:-200} cargo test -p kvscout --test chaos -- --nocapture
 
+# Each test has a namespace of its own, which it deletes. Definitions that the cluster lacks are made, and stay.
+.PHONY: test-kube
+test-kube: setup ## Run the Kubernetes tests in the cluster that KUBECONFIG names.
+	@KVSCOUT_TEST_KUBECONFIG=$${KUBECONFIG:?names no cluster} cargo test -p kvscout --test kube
+
 .PHONY: soak
 soak: setup ## Load for SOAK_SECONDS (1200): memory and lag stay flat, nothing drifts.
 	@cargo test --release -p kvscout --test chaos -- --ignored --nocapture

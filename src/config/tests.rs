@@ -413,3 +413,17 @@ fn where_publishers_connect_to_us_pods_have_no_port_unless_it_is_said() {
     assert_eq!(events(""), PodEvents::Off);
     assert_eq!(events(", events: 5558"), PodEvents::Port(5558));
 }
+
+#[test]
+fn what_is_quoted_is_text() {
+    let text = "\
+models:
+  - names: [a]
+    folder: here
+    server: {default_chat_template_kwargs: {quoted: \"7\", plain: 7, empty: \"\", none: }}
+";
+    let config = parse(text).expect("a configuration");
+    let given = serde_json::to_value(&config.models[0].render).expect("JSON");
+    let wanted = serde_json::json!({"quoted": "7", "plain": 7, "empty": "", "none": null});
+    assert_eq!(given["default_chat_template_kwargs"], wanted);
+}

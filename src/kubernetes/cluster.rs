@@ -19,7 +19,7 @@ pub enum Change {
     /// All that there are.
     Listed(usize, Vec<DynamicObject>),
     /// One is new, or another.
-    Applied(usize, DynamicObject),
+    Applied(usize, Box<DynamicObject>),
     /// One is gone.
     Deleted(usize, String),
     /// The kind is not installed, or, of rules, cannot be read. What is known stays: objects go before
@@ -72,7 +72,7 @@ impl Cluster {
                 }
                 self.tables[kind].answered = true;
             }
-            Change::Applied(kind, object) => self.put(kind, object),
+            Change::Applied(kind, object) => self.put(kind, *object),
             Change::Deleted(kind, name) => drop(self.tables[kind].objects.remove(&name)),
             Change::Unanswered(kind) => self.tables[kind].answered = true,
         }

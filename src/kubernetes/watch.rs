@@ -31,6 +31,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Between two attempts. An API server that restarts is back within seconds, and thousands of clients
 /// come back to it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Rules that cannot be read for so long are done without.
+const RULES_MAX: Duration = Duration::from_secs(30);
 /// Changes that wait: each watch is told to stop reading by the one that follows.
 const CHANGES_MAX: usize = 64;
 
@@ -134,6 +136,7 @@ impl Watcher {
                 tell: tell.clone(),
                 metrics: self.metrics.clone(),
                 readiness: self.readiness.clone(),
+                began: Instant::now(),
             };
             watches.spawn(watch.run());
         }
@@ -213,6 +216,7 @@ struct Watch {
     tell: mpsc::Sender<Change>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
+    began: Instant,
 }
 
 /// Why a watch begins anew, with a list.
@@ -250,13 +254,13 @@ impl Watch {
                 None => Ok(events.next().await),
             };
             let change = match next {
-                Err(_late) => return self.failed("no answer in time", Anew::Failed).await,
+                Err(_late) => return self.failed("no answer in time", 0, Anew::Failed).await,
                 // It never ends.
                 Ok(None) => return Anew::Failed,
                 Ok(Some(Err(error))) => match self.fate(&error) {
-                    Some(anew) => return self.failed(&error.to_string(), anew).await,
+                    Some(anew) => return self.failed(&words(&error), code(&error), anew).await,
                     None => {
-                        self.told(&error.to_string());
+                        self.told(&words(&error));
                         let lasted = failed_at.map_or(BACKOFF.1 * 2, |at| at.elapsed());
                         failed_at = Some(Instant::now());
                         sleep(backoff.after(lasted)).await;
@@ -275,7 +279,9 @@ impl Watch {
                     self.readiness.remark(&self.resource.name(), None);
                     Change::Listed(self.kind, listing.take().unwrap_or_default())
                 }
-                Ok(Some(Ok(Event::Apply(object)))) => Change::Applied(self.kind, slim(object)),
+                Ok(Some(Ok(Event::Apply(object)))) => {
+                    Change::Applied(self.kind, Box::new(slim(object)))
+                }
                 Ok(Some(Ok(Event::Delete(object)))) => {
                     Change::Deleted(self.kind, object.name_any())
                 }
@@ -289,12 +295,7 @@ impl Watch {
     /// Whether a watch that met an error begins anew; else it goes on from where it was.
     fn fate(&self, error: &watcher::Error) -> Option<Anew> {
         use watcher::Error::{InitialListFailed, NoResourceVersion, WatchStartFailed};
-        let code = match error {
-            InitialListFailed(kube::Error::Api(status))
-            | WatchStartFailed(kube::Error::Api(status)) => status.code,
-            _ => 0,
-        };
-        match (error, code) {
+        match (error, code(error)) {
             // The API server answers so for a group, version or kind that it does not know.
             (_, 404) if !self.resource.group.is_empty() => Some(Anew::Absent),
             // "Gone": where the watch was is forgotten. kube-rs knows it as an event, not as an answer.
@@ -305,19 +306,23 @@ impl Watch {
         }
     }
 
-    async fn failed(&self, error: &str, anew: Anew) -> Anew {
-        let name = self.resource.name();
-        match anew {
-            Anew::Absent => tracing::debug!(kind = name, "is not installed"),
-            _ => {
-                self.told(error);
-                let remark = format!("cannot be listed: {error}; is deploy/rbac.yaml applied?");
-                self.readiness.remark(&name, Some(remark));
-            }
+    async fn failed(&self, error: &str, code: u16, anew: Anew) -> Anew {
+        let (name, is_absent) = (self.resource.name(), matches!(anew, Anew::Absent));
+        let is_refused = matches!(code, 401 | 403);
+        if is_absent {
+            tracing::debug!(kind = name, "is not installed");
+        } else {
+            let fix = match is_refused {
+                true => "; is deploy/rbac.yaml applied, and bound to this account?",
+                false => "",
+            };
+            self.told(error);
+            let remark = format!("cannot be listed: {error}{fix}");
+            self.readiness.remark(&name, Some(remark));
         }
         // Without rules that cannot be read there is a fleet all the same; without pods there is none.
-        let is_absent = matches!(anew, Anew::Absent);
-        if is_absent || !self.resource.is_needed() {
+        let is_late = is_refused || self.began.elapsed() > RULES_MAX;
+        if is_absent || (is_late && !self.resource.is_needed()) {
             let told = self.tell.send(Change::Unanswered(self.kind)).await;
             if told.is_err() {
                 return Anew::Unheard;
@@ -330,6 +335,39 @@ impl Watch {
         let name = self.resource.name();
         self.metrics.kubernetes_error(&name);
         tracing::warn!(kind = name, "what is known of it stays: {error}");
+    }
+}
+
+/// Of the API server's answer; 0 where there was none.
+fn code(error: &watcher::Error) -> u16 {
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status)) => status.code,
+        _ => 0,
+    }
+}
+
+/// For people: what the API server says, without how the library holds it, else what the library says,
+/// down to the cause.
+fn words(error: &watcher::Error) -> String {
+    use watcher::Error::{InitialListFailed, WatchError, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchError(status) => format!("{} {}: {}", status.code, status.reason, status.message),
+        other => {
+            let mut words = other.to_string();
+            let mut cause = std::error::Error::source(other);
+            while let Some(inner) = cause {
+                let more = inner.to_string();
+                if !words.contains(&more) {
+                    words = format!("{words}: {more}");
+                }
+                cause = inner.source();
+            }
+            words
+        }
     }
 }
 

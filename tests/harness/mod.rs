@@ -7,6 +7,7 @@ pub mod envoy;
 pub mod exchange;
 pub mod http;
 pub mod hub;
+pub mod kube;
 pub mod nats;
 pub mod pod;
 pub mod process;

@@ -33,7 +33,8 @@ impl World {
 
     fn apply(&mut self, group: &str, of: &str, object: Value) {
         let object = serde_json::from_value(object).expect("an object");
-        self.0.apply(Change::Applied(kind(group, of), object));
+        self.0
+            .apply(Change::Applied(kind(group, of), Box::new(object)));
     }
 
     fn pod(&mut self, pod: Value) {

@@ -1,0 +1,734 @@
+//! kvscout in a cluster: the fleet of its pools' pods, and their rules, whatever its API server does.
+//!
+//! What a cluster can be made to do is done through its API, so the same tests run in a real one:
+//! `make test-kube`, with KUBECONFIG naming one where namespaces and resource definitions may be made.
+//! Where the API server itself goes wrong it is a fake one (`harness/kube.rs`).
+
+mod harness;
+
+use std::path::Path;
+
+use harness::exchange::{Exchange, body, channel, headers};
+use harness::kube::FakeApi;
+use harness::{http, soon};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
+use kvscout::app::{self, Bound};
+use kvscout::config::{Config, FleetSource, Kubernetes, PodEvents, Tls, yaml};
+use kvscout::kubernetes::resources::{CRDS, GROUP, LLM_D_GROUP, Resource, WATCHED, X_GROUP};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Names the kubeconfig of a real cluster to run in.
+const REAL: &str = "KVSCOUT_TEST_KUBECONFIG";
+
+/// A cluster with a namespace of the test's own.
+struct Cluster {
+    client: Client,
+    namespace: String,
+    kubeconfig: std::path::PathBuf,
+    folder: tempfile::TempDir,
+    /// Where it is one.
+    fake: Option<FakeApi>,
+}
+
+impl Cluster {
+    /// A real one, where there is one.
+    async fn any() -> Self {
+        let Some(kubeconfig) = std::env::var_os(REAL) else {
+            return Self::fake().await;
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let namespace = format!("kvscout-test-{}", uuid(folder.path()));
+        let client = client(Path::new(&kubeconfig)).await;
+        let cluster = Self {
+            client,
+            namespace,
+            kubeconfig: kubeconfig.into(),
+            folder,
+            fake: None,
+        };
+        let name = json!({"metadata": {"name": cluster.namespace}});
+        let namespaces = cluster.all("", "v1", "Namespace", "namespaces");
+        created(&namespaces, name).await;
+        cluster
+    }
+
+    async fn fake() -> Self {
+        let fake = FakeApi::start().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let kubeconfig = folder.path().join("kubeconfig");
+        let namespace = "llm".to_owned();
+        std::fs::write(&kubeconfig, fake.kubeconfig(&namespace)).expect("written");
+        Self {
+            client: client(&kubeconfig).await,
+            namespace,
+            kubeconfig,
+            folder,
+            fake: Some(fake),
+        }
+    }
+
+    fn faked(&self) -> &FakeApi {
+        self.fake.as_ref().expect("it is one")
+    }
+
+    fn all(&self, group: &str, version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &api_of(group, version, kind, plural))
+    }
+
+    fn of(&self, group: &str, kind: &str) -> Api<DynamicObject> {
+        let is = |one: &&Resource| (one.group, one.kind) == (group, kind);
+        let resource = WATCHED.iter().find(is).expect("it is watched");
+        let api = api_of(
+            resource.group,
+            resource.version,
+            resource.kind,
+            resource.plural,
+        );
+        Api::namespaced_with(self.client.clone(), &self.namespace, &api)
+    }
+
+    /// What `kvscout crds` prints.
+    async fn install(&self) {
+        let group = "apiextensions.k8s.io";
+        let crds = self.all(
+            group,
+            "v1",
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+        );
+        for crd in CRDS {
+            created(&crds, parse(crd)).await;
+        }
+        // A real cluster takes a moment to serve a kind that it was just told of.
+        for resource in &WATCHED {
+            let api = self.of(resource.group, resource.kind);
+            soon("it is served", async {
+                while api.list(&Default::default()).await.is_err() {
+                    tokio::time::sleep(harness::PATIENCE / 1000).await;
+                }
+            })
+            .await;
+        }
+    }
+
+    async fn create(&self, group: &str, kind: &str, object: Value) {
+        created(&self.of(group, kind), object).await;
+    }
+
+    async fn patch(&self, group: &str, kind: &str, name: &str, patch: Value) {
+        let (plain, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let patched = self.of(group, kind).patch(name, &plain, &patch).await;
+        patched.expect("patched");
+    }
+
+    /// A pod that no node takes, so that its status is what we say.
+    async fn pod(&self, name: &str, ip: &str) {
+        let pod = json!({
+            "metadata": {"name": name, "labels": {"app": "vllm"}},
+            "spec": {"schedulerName": "nobody", "containers": [{"name": "vllm", "image": "none"}]},
+        });
+        self.create("", "Pod", pod).await;
+        self.status(name, ip, true).await;
+    }
+
+    async fn status(&self, name: &str, ip: &str, ready: bool) {
+        let ready = if ready { "True" } else { "False" };
+        let status = json!({"status": {
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": ready}],
+        }});
+        let (plain, status) = (PatchParams::default(), Patch::Merge(status));
+        let pods = self.of("", "Pod");
+        let patched = pods.patch_status(name, &plain, &status).await;
+        patched.expect("patched");
+    }
+
+    async fn delete(&self, group: &str, kind: &str, name: &str) {
+        let now = DeleteParams::default().grace_period(0);
+        self.of(group, kind)
+            .delete(name, &now)
+            .await
+            .expect("deleted");
+    }
+
+    async fn pool(&self, ports: &[u16]) {
+        let ports: Vec<_> = ports.iter().map(|port| json!({"number": port})).collect();
+        let pool = json!({
+            "metadata": {"name": "llama"},
+            "spec": {"selector": {"matchLabels": {"app": "vllm"}}, "targetPorts": ports,
+                     "endpointPickerRef": {"name": "kvscout", "port": {"number": 9002}}},
+        });
+        self.create(GROUP, "InferencePool", pool).await;
+    }
+
+    /// Leaves a real cluster as it was, but for the definitions.
+    async fn clean_up(self) {
+        if self.fake.is_none() {
+            let namespaces = self.all("", "v1", "Namespace", "namespaces");
+            let plain = DeleteParams::default();
+            let deleted = namespaces.delete(&self.namespace, &plain).await;
+            deleted.expect("deleted");
+        }
+        drop(self.folder);
+    }
+
+    fn settings(&self) -> Kubernetes {
+        Kubernetes {
+            service: Some("kvscout".into()),
+            namespace: Some(self.namespace.clone()),
+            kubeconfig: Some(self.kubeconfig.clone()),
+            events: PodEvents::Off,
+            absent_retry_ms: 100,
+            ..Kubernetes::default()
+        }
+    }
+}
+
+fn uuid(folder: &Path) -> String {
+    let name = folder.file_name().expect("a name").to_string_lossy();
+    let plain = name.chars().filter(char::is_ascii_alphanumeric);
+    plain.collect::<String>().to_lowercase()
+}
+
+async fn client(kubeconfig: &Path) -> Client {
+    let file = kube::config::Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+    let access = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
+    Client::try_from(access.expect("a cluster")).expect("a client")
+}
+
+fn api_of(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
+    let api_version = match group {
+        "" => version.to_owned(),
+        group => format!("{group}/{version}"),
+    };
+    ApiResource {
+        group: group.into(),
+        version: version.into(),
+        api_version,
+        kind: kind.into(),
+        plural: plural.into(),
+    }
+}
+
+/// Makes it, or finds it there: definitions are everybody's.
+async fn created(api: &Api<DynamicObject>, object: Value) {
+    let object: DynamicObject = serde_json::from_value(object).expect("an object");
+    match api.create(&PostParams::default(), &object).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
+        Err(error) => panic!("{}: {error}", object.name_any()),
+    }
+}
+
+/// A YAML document as JSON.
+fn parse(text: &str) -> Value {
+    let read = |root: &mut yaml::Section<'_>| {
+        let keys = [
+            "apiVersion",
+            "kind",
+            "metadata",
+            "rules",
+            "spec",
+            "roleRef",
+            "subjects",
+        ];
+        let given = keys.map(|key| (key, root.json(key)));
+        let given = given
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        Value::Object(given.collect())
+    };
+    yaml::read(Path::new("document"), text, read).expect("YAML")
+}
+
+/// kvscout as the process runs it.
+struct World {
+    bound: Bound,
+    end: Option<oneshot::Sender<()>>,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl World {
+    async fn start(settings: Kubernetes) -> Self {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let mut config = Config {
+            fleet: FleetSource::Kubernetes(settings),
+            tls: Tls::Off,
+            ..Config::default()
+        };
+        config.listen.ext_proc = any;
+        (config.listen.health, config.listen.admin) = (any, any);
+        config.limits.drain_notice_ms = 0;
+        config.load.scrape_interval_ms = 0;
+        let app = app::build(config).await.expect("it is built");
+        let bound = app.bound();
+        let (end, ended) = oneshot::channel::<()>();
+        let running = tokio::spawn(app.run(async {
+            // A dropped sender is an end as well.
+            let _ = ended.await;
+        }));
+        Self {
+            bound,
+            end: Some(end),
+            running,
+        }
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let answer = http::get(self.bound.admin, path).await;
+        (
+            answer.status,
+            String::from_utf8_lossy(&answer.body).into_owned(),
+        )
+    }
+
+    async fn until(&self, path: &str, what: &str, seen: impl Fn(u16, &str) -> bool) {
+        soon(what, async {
+            loop {
+                let (status, text) = self.get(path).await;
+                if seen(status, &text) {
+                    return;
+                }
+                tokio::time::sleep(harness::PATIENCE / 1000).await;
+            }
+        })
+        .await;
+    }
+
+    async fn ready(&self) {
+        self.until("/readyz", "ready", |status, _| status == 200)
+            .await;
+    }
+
+    /// The endpoints are these: `name address`.
+    async fn serves(&self, wanted: &[&str]) {
+        let what = format!("{wanted:?}");
+        self.until("/endpoints", &what, |_, text| names(text) == wanted)
+            .await;
+    }
+
+    async fn counts(&self, line: &str) {
+        let found = |_, text: &str| text.lines().any(|one| one == line);
+        self.until("/metrics", line, found).await;
+    }
+
+    /// Asks for an endpoint for a request to this model; it gets one.
+    async fn ask(&self, model: &str) {
+        let mut exchange = Exchange::open(channel(self.bound.ext_proc).await).await;
+        exchange.say(headers("/v1/completions", false)).await;
+        let request = json!({"model": model, "prompt": "hello"}).to_string();
+        exchange.say(body(request, true)).await;
+        exchange.hear().await;
+    }
+
+    async fn shut_down(mut self) {
+        self.end.take();
+        let ended = soon("kvscout ends", &mut self.running).await;
+        ended.expect("no panic").expect("a clean end");
+    }
+}
+
+fn names(endpoints: &str) -> Vec<String> {
+    let endpoints: Value = serde_json::from_str(endpoints).expect("JSON");
+    let name = |one: &Value| format!("{} {}", text(&one["name"]), text(&one["address"]));
+    let mut names: Vec<_> = endpoints
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(name)
+        .collect();
+    names.sort();
+    names
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a text")
+}
+
+#[tokio::test]
+async fn pods_are_endpoints_while_they_are_ready() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    cluster.pod("a", "10.1.0.1").await;
+    cluster.pod("b", "10.1.0.2").await;
+    let world = World::start(cluster.settings()).await;
+    world.ready().await;
+    world.serves(&["a 10.1.0.1:8000", "b 10.1.0.2:8000"]).await;
+    cluster.status("a", "10.1.0.1", false).await;
+    world.serves(&["b 10.1.0.2:8000"]).await;
+    cluster.status("a", "10.1.0.1", true).await;
+    cluster.pod("c", "fd00::3").await;
+    world
+        .serves(&["a 10.1.0.1:8000", "b 10.1.0.2:8000", "c [fd00::3]:8000"])
+        .await;
+    // One that ends, and is held for a while as by its running requests.
+    let held = json!({"metadata": {"finalizers": ["kvscout.io/test"]}});
+    cluster.patch("", "Pod", "b", held).await;
+    cluster.delete("", "Pod", "b").await;
+    world.serves(&["a 10.1.0.1:8000", "c [fd00::3]:8000"]).await;
+    cluster
+        .patch("", "Pod", "b", json!({"metadata": {"finalizers": null}}))
+        .await;
+    // Another port of all.
+    let ports = json!({"spec": {"targetPorts": [{"number": 8000}, {"number": 8001}]}});
+    cluster.patch(GROUP, "InferencePool", "llama", ports).await;
+    let both = [
+        "a:8000 10.1.0.1:8000",
+        "a:8001 10.1.0.1:8001",
+        "c:8000 [fd00::3]:8000",
+        "c:8001 [fd00::3]:8001",
+    ];
+    world.serves(&both).await;
+    let active = json!({"metadata": {"annotations": {"llm-d.ai/active-ports": "8001"}}});
+    cluster.patch("", "Pod", "a", active).await;
+    world.serves(&both[1..]).await;
+    world.shut_down().await;
+    cluster.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_fleet_scales_to_zero_and_back() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    let world = World::start(cluster.settings()).await;
+    world.ready().await;
+    let unserved = |_, text: &str| text.contains("pools: no InferencePool");
+    world.until("/readyz", "no pool", unserved).await;
+    cluster.pool(&[8000]).await;
+    world
+        .until("/readyz", "a pool", |_, text| text == "ready\n")
+        .await;
+    for ip in ["10.1.0.1", "10.1.0.2"] {
+        cluster.pod("a", ip).await;
+        world.serves(&[&format!("a {ip}:8000")]).await;
+        cluster.delete("", "Pod", "a").await;
+        world.serves(&[]).await;
+    }
+    world.shut_down().await;
+    cluster.clean_up().await;
+}
+
+/// What is held of the only endpoint.
+async fn blocks(world: &World) -> (Value, Value) {
+    let endpoints: Value = serde_json::from_str(&world.get("/endpoints").await.1).expect("JSON");
+    (
+        endpoints[0]["blocks"].clone(),
+        endpoints[0]["trust"].clone(),
+    )
+}
+
+#[tokio::test]
+async fn another_pod_with_a_reused_ip_inherits_no_picture() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    let server = harness::sim::pod(1_000, 0, None).await.expect("a server");
+    let (serves, events) = (server.addresses.http, server.addresses.events.as_ref());
+    let publisher = &events.expect("events are on").endpoint;
+    let port = publisher.rsplit(':').next().expect("a port");
+    let settings = Kubernetes {
+        events: port.parse().expect("a port"),
+        ..cluster.settings()
+    };
+    cluster.pool(&[serves.port()]).await;
+    cluster.pod("a", "127.0.0.1").await;
+    let world = World::start(settings).await;
+    world.serves(&[&format!("a {serves}")]).await;
+    soon("a block is heard of", async {
+        // Whatever is published before we are heard is lost, without a replay socket.
+        for first in 1.. {
+            let prompt: Vec<u32> = (first..first + 32).collect();
+            let request = json!({"model": "sim", "prompt": prompt, "max_tokens": 1}).to_string();
+            let request = http::post("/v1/completions").body(http::full(request));
+            http::send(serves, request.expect("a request")).await;
+            if blocks(&world).await.0 != json!(0) {
+                return;
+            }
+        }
+    })
+    .await;
+    // Not ready for a moment: it is the same process, and its picture stays.
+    let before = blocks(&world).await;
+    cluster.status("a", "127.0.0.1", false).await;
+    world.serves(&[]).await;
+    cluster.status("a", "127.0.0.1", true).await;
+    world.serves(&[&format!("a {serves}")]).await;
+    let after = blocks(&world).await;
+    assert!(
+        after.0.as_u64() >= before.0.as_u64() && after.1 == before.1,
+        "{before:?} {after:?}"
+    );
+    cluster.delete("", "Pod", "a").await;
+    cluster.pod("b", "127.0.0.1").await;
+    world.serves(&[&format!("b {serves}")]).await;
+    assert_eq!(blocks(&world).await, (json!(0), json!("silent")));
+    world.shut_down().await;
+    cluster.clean_up().await;
+}
+
+#[tokio::test]
+async fn rules_and_the_strategy_change_while_it_runs() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    cluster.pod("a", "10.1.0.1").await;
+    let world = World::start(cluster.settings()).await;
+    world.ready().await;
+    world.ask("chat").await;
+    let placed = |reason: &str, count: u32| {
+        format!(
+            "kvscout_requests_total{{basis=\"load_only\",reason=\"{reason}\",outcome=\"placed\"}} {count}"
+        )
+    };
+    world.counts(&placed("unknown_model", 1)).await;
+    let key = "inference.networking.x-k8s.io/routing-strategy";
+    let strategy = |strategy: Value| json!({"metadata": {"annotations": {key: strategy}}});
+    cluster
+        .patch(GROUP, "InferencePool", "llama", strategy(json!("DEFAULT")))
+        .await;
+    repeat(&world, "chat", "reason=\"strategy\"").await;
+    cluster
+        .patch(GROUP, "InferencePool", "llama", strategy(Value::Null))
+        .await;
+    let targets = |name| {
+        json!({"poolRef": {"name": "llama"}, "modelName": "chat",
+                                "criticality": "Critical", "targetModels": [{"name": name}]})
+    };
+    let model = json!({"metadata": {"name": "chat"}, "spec": targets("chat-v1")});
+    cluster.create(X_GROUP, "InferenceModel", model).await;
+    let served =
+        |target: &str| format!("kvscout_model_targets_total{{model=\"chat\",target=\"{target}\"}}");
+    repeat(&world, "chat", &served("chat-v1")).await;
+    let rule = json!({"matches": [{"model": {"value": "chat"}}], "targets": [{"modelRewrite": "chat-v2"}]});
+    let rewrite = json!({"metadata": {"name": "new"}, "spec": {"poolRef": {"name": "llama"}, "rules": [rule]}});
+    cluster
+        .create(LLM_D_GROUP, "InferenceModelRewrite", rewrite)
+        .await;
+    repeat(&world, "chat", &served("chat-v2")).await;
+    world.shut_down().await;
+    cluster.clean_up().await;
+}
+
+/// Asks until the metrics have a line that they did not have.
+async fn repeat(world: &World, model: &str, part: &str) {
+    soon(part, async {
+        loop {
+            world.ask(model).await;
+            if world.get("/metrics").await.1.contains(part) {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_kind_that_is_installed_later_is_followed_then() {
+    let cluster = Cluster::fake().await;
+    cluster.pod("a", "10.1.0.1").await;
+    let world = World::start(cluster.settings()).await;
+    // Nothing but pods is there, and that is no error.
+    world.ready().await;
+    let metrics = world.get("/metrics").await.1;
+    assert!(
+        !metrics.contains("kvscout_kubernetes_errors_total{"),
+        "{metrics}"
+    );
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    world.serves(&["a 10.1.0.1:8000"]).await;
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn streams_that_break_lose_no_change() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    cluster.pod("a", "10.1.0.1").await;
+    cluster.pod("b", "10.1.0.2").await;
+    cluster.pod("c", "10.1.0.3").await;
+    let world = World::start(cluster.settings()).await;
+    // Three are more than a page.
+    world
+        .serves(&["a 10.1.0.1:8000", "b 10.1.0.2:8000", "c 10.1.0.3:8000"])
+        .await;
+    let fake = cluster.faked();
+    let lists = fake.asked().1;
+    fake.bookmark();
+    fake.cut();
+    cluster.delete("", "Pod", "a").await;
+    world.serves(&["b 10.1.0.2:8000", "c 10.1.0.3:8000"]).await;
+    assert_eq!(fake.asked().1, lists, "it goes on from where it was");
+    // What it missed is forgotten: it is told so in the stream, or refused.
+    for (refuse, pod, left) in [(false, "b", &["c 10.1.0.3:8000"][..]), (true, "c", &[])] {
+        let watches = fake.asked().0;
+        fake.go_away();
+        cluster_settles(&world).await;
+        fake.come_back();
+        cluster.delete("", "Pod", pod).await;
+        fake.forget(refuse);
+        world.serves(left).await;
+        assert!(fake.asked().0 > watches);
+    }
+    assert!(fake.asked().1 > lists, "it lists anew");
+    world.shut_down().await;
+}
+
+/// Every watch has met an error by now.
+async fn cluster_settles(world: &World) {
+    let before = errors(&world.get("/metrics").await.1);
+    let more = |_, text: &str| errors(text) > before;
+    world.until("/metrics", "an error", more).await;
+}
+
+fn errors(metrics: &str) -> u64 {
+    let pods = "kvscout_kubernetes_errors_total{kind=\"pods\"} ";
+    let line = metrics.lines().find_map(|line| line.strip_prefix(pods));
+    line.map_or(0, |count| count.parse().expect("a number"))
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_stops_nothing() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    cluster.pod("a", "10.1.0.1").await;
+    let fake = cluster.faked();
+    fake.go_away();
+    let world = World::start(cluster.settings()).await;
+    let told = |status, text: &str| {
+        status == 503 && text.contains("waiting for") && text.contains("pods: cannot be listed")
+    };
+    world.until("/readyz", "not ready, and why", told).await;
+    fake.come_back();
+    world.ready().await;
+    world.serves(&["a 10.1.0.1:8000"]).await;
+    fake.go_away();
+    cluster_settles(&world).await;
+    assert_eq!(world.get("/readyz").await, (200, "ready\n".to_owned()));
+    world.ask("chat").await;
+    world.serves(&["a 10.1.0.1:8000"]).await;
+    fake.come_back();
+    cluster.pod("b", "10.1.0.2").await;
+    world.serves(&["a 10.1.0.1:8000", "b 10.1.0.2:8000"]).await;
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_slow_stream_is_read_as_it_comes() {
+    let cluster = Cluster::fake().await;
+    cluster.faked().trickle();
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    let world = World::start(cluster.settings()).await;
+    world.ready().await;
+    for number in 1..=20 {
+        cluster
+            .pod(&format!("pod-{number:02}"), &format!("10.1.0.{number}"))
+            .await;
+    }
+    let all: Vec<_> = (1..=20)
+        .map(|n| format!("pod-{n:02} 10.1.0.{n}:8000"))
+        .collect();
+    world
+        .serves(&all.iter().map(String::as_str).collect::<Vec<_>>())
+        .await;
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn rules_that_may_not_be_read_keep_no_pod_away() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    cluster.pod("a", "10.1.0.1").await;
+    cluster.faked().forbid(Some("inferencemodels"));
+    let world = World::start(cluster.settings()).await;
+    world.serves(&["a 10.1.0.1:8000"]).await;
+    let told = |status, text: &str| status == 200 && text.contains("deploy/rbac.yaml");
+    world
+        .until("/readyz", "ready, and what is missing", told)
+        .await;
+    cluster.faked().forbid(None);
+    world
+        .until("/readyz", "all is well", |_, text| text == "ready\n")
+        .await;
+    world.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_cannot_be_reached_at_all_is_said_before_anything_listens() {
+    let config = |kubeconfig: &Path| Config {
+        fleet: FleetSource::Kubernetes(Kubernetes {
+            service: Some("kvscout".into()),
+            kubeconfig: Some(kubeconfig.to_owned()),
+            ..Kubernetes::default()
+        }),
+        ..Config::default()
+    };
+    let missing = app::build(config(Path::new("/nonexistent"))).await;
+    let Err(error) = missing else {
+        panic!("nothing is there");
+    };
+    let said = error.to_string();
+    assert!(
+        said.starts_with("fleet.kubernetes.kubeconfig: /nonexistent: "),
+        "{said}"
+    );
+}
+
+/// What the code watches is what the role allows, in both directions.
+#[test]
+fn the_role_allows_what_is_watched_and_nothing_else() {
+    let all = include_str!("../deploy/rbac.yaml");
+    let documents = all.split("\n---\n").map(parse);
+    let role = documents
+        .filter(|one| one["kind"] == "Role")
+        .collect::<Vec<_>>()
+        .remove(0);
+    let mut allowed = Vec::new();
+    for rule in role["rules"].as_array().expect("rules") {
+        assert_eq!(rule["verbs"], json!(["list", "watch"]));
+        let list = |key: &str| rule[key].as_array().expect("a list").iter().map(text);
+        for group in list("apiGroups") {
+            allowed.extend(list("resources").map(|plural| (group, plural)));
+        }
+    }
+    let mut watched: Vec<_> = WATCHED.iter().map(|one| (one.group, one.plural)).collect();
+    allowed.sort_unstable();
+    watched.sort_unstable();
+    assert_eq!(allowed, watched);
+}
+
+/// Each definition is of a kind that we watch, by the version that we read.
+#[test]
+fn a_definition_is_printed_for_every_custom_kind() {
+    let defined = CRDS.map(|crd| {
+        let crd = parse(crd);
+        let (spec, version) = (&crd["spec"], &crd["spec"]["versions"][0]);
+        let names = &spec["names"];
+        let all = [
+            &spec["group"],
+            &version["name"],
+            &names["kind"],
+            &names["plural"],
+        ];
+        assert_eq!(
+            crd["metadata"]["name"],
+            format!("{}.{}", text(all[3]), text(all[0]))
+        );
+        all.map(|word| text(word).to_owned())
+    });
+    let custom = WATCHED.iter().filter(|one| !one.group.is_empty());
+    let custom =
+        custom.map(|one| [one.group, one.version, one.kind, one.plural].map(str::to_owned));
+    assert_eq!(defined.to_vec(), custom.collect::<Vec<_>>());
+    let printed = harness::process::output(&["crds"]);
+    let printed = harness::process::text(&printed.stdout);
+    let printed: Vec<_> = printed.split("---\n").skip(1).map(parse).collect();
+    assert_eq!(printed, CRDS.map(parse).to_vec());
+}
