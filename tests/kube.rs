@@ -660,6 +660,20 @@ async fn rules_that_may_not_be_read_keep_no_pod_away() {
     world.shut_down().await;
 }
 
+/// As every cluster is but in tests: the client's TLS is put together, and says what is wrong.
+#[tokio::test]
+async fn a_server_that_is_no_tls_one_is_told_of() {
+    let cluster = Cluster::fake().await;
+    let plain = std::fs::read_to_string(&cluster.kubeconfig).expect("a kubeconfig");
+    std::fs::write(&cluster.kubeconfig, plain.replace("http://", "https://")).expect("written");
+    let world = World::start(cluster.settings()).await;
+    let told = |status, text: &str| status == 503 && text.contains("pods: cannot be listed: ");
+    world.until("/readyz", "not ready, and why", told).await;
+    let said = world.get("/readyz").await.1;
+    assert!(said.contains("InvalidContentType"), "{said}");
+    world.shut_down().await;
+}
+
 #[tokio::test]
 async fn a_cluster_that_cannot_be_reached_at_all_is_said_before_anything_listens() {
     let config = |kubeconfig: &Path| Config {

@@ -98,10 +98,20 @@ impl Cluster {
         self.tables.iter().all(|table| table.answered)
     }
 
-    /// Whether there is any pool to serve.
+    /// What an operator should know of the pools that are served.
     #[must_use]
-    pub fn has_pools(&self) -> bool {
-        self.served().next().is_some()
+    pub fn remark(&self) -> Option<&'static str> {
+        let (none, several) = (self.served().next().is_none(), self.strategies().nth(1));
+        match (none, several) {
+            (true, _) => Some(
+                "no InferencePool of the namespace is served: does its endpointPickerRef name \
+                 fleet.kubernetes.service, or is it in fleet.kubernetes.pools?",
+            ),
+            (_, Some(_)) if self.strategy().is_none() => {
+                Some("their routing strategies differ: policy.strategy counts")
+            }
+            _ => None,
+        }
     }
 
     /// The endpoints as of now.
@@ -140,13 +150,14 @@ impl Cluster {
 
     /// What the pools say; nothing where they disagree.
     fn strategy(&self) -> Option<Strategy> {
-        let mut said = self.served().filter_map(|(_, pool)| pool.strategy);
-        let first = said.next()?;
-        let agree = said.all(|other| other == first);
-        if !agree {
-            tracing::warn!("the pools' routing strategies differ: policy.strategy counts");
-        }
-        agree.then_some(first)
+        let first = self.strategies().next()?;
+        self.strategies()
+            .all(|other| other == first)
+            .then_some(first)
+    }
+
+    fn strategies(&self) -> impl Iterator<Item = Strategy> {
+        self.served().filter_map(|(_, pool)| pool.strategy)
     }
 
     fn serves(&self, pool: &str) -> bool {

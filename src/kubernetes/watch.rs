@@ -181,10 +181,8 @@ impl Watcher {
             }
             changed
         });
-        let missing = "no InferencePool of the namespace is served: does its endpointPickerRef name \
-                       fleet.kubernetes.service, or is it in fleet.kubernetes.pools?";
-        let missing = (!self.cluster.has_pools()).then(|| missing.to_owned());
-        self.readiness.remark("pools", missing);
+        let remark = self.cluster.remark().map(str::to_owned);
+        self.readiness.remark("pools", remark);
     }
 }
 

@@ -329,12 +329,13 @@ fn pools_are_served_that_refer_to_us_or_are_named_whatever_their_api() {
     let mut world = World(Cluster::new(settings, &Config::default()));
     world.pod(pod("a", "1", "10.0.0.1"));
     world.apply(GROUP, "InferencePool", pool("theirs", "other", &[9000]));
-    assert_eq!((world.names(), world.0.has_pools()), (vec![], false));
+    assert!(world.names().is_empty() && world.0.remark().is_some());
     world.apply(
         X_GROUP,
         "InferencePool",
         old_pool("mine", "kvscout", json!({})),
     );
+    assert_eq!((world.names().len(), world.0.remark()), (1, None));
     assert_eq!(world.names(), ["a 10.0.0.1:8000"]);
     // The same pods by both APIs, as while a cluster moves from one to the other.
     let before = world.serving();
@@ -406,17 +407,17 @@ fn the_pools_annotation_is_the_strategy_and_pools_that_disagree_have_none() {
             "InferencePool",
             old_pool(name, "kvscout", strategy),
         );
-        world.0.routes().strategy()
+        let strategy = world.0.routes().strategy();
+        let differ = world.0.remark().is_some_and(|said| said.contains("differ"));
+        (strategy, differ)
     };
-    assert_eq!(says("a", json!({})), None);
-    assert_eq!(says("a", json!({key: "DEFAULT"})), Some(Strategy::Default));
-    assert_eq!(
-        says("a", json!({key: "PREFIX_CACHE"})),
-        Some(Strategy::PrefixCache)
-    );
-    assert_eq!(says("b", json!({})), Some(Strategy::PrefixCache));
-    assert_eq!(says("b", json!({key: "DEFAULT"})), None);
-    assert_eq!(says("b", json!({key: "typo"})), Some(Strategy::PrefixCache));
+    let (cache, load) = (Some(Strategy::PrefixCache), Some(Strategy::Default));
+    assert_eq!(says("a", json!({})), (None, false));
+    assert_eq!(says("a", json!({key: "DEFAULT"})), (load, false));
+    assert_eq!(says("a", json!({key: "PREFIX_CACHE"})), (cache, false));
+    assert_eq!(says("b", json!({})), (cache, false));
+    assert_eq!(says("b", json!({key: "DEFAULT"})), (None, true));
+    assert_eq!(says("b", json!({key: "typo"})), (cache, false));
 }
 
 fn model(name: &str, created: &str, criticality: &str, targets: Value) -> Value {
