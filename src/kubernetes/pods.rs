@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::objects::{Pod, Pool};
+use super::objects::{Created, Pod, Pool};
 use crate::config::{Kubernetes, PodEvents};
 use crate::fleet::roster::Entry;
 use crate::fleet::{EventAddress, Publisher};
 
 /// Who has an address: whether it is ready, its age, and its endpoints there.
-type Seat<'a> = (bool, Option<i64>, &'a str, Vec<Entry>);
+type Seat = (bool, Created, Vec<Entry>);
 
 /// The endpoints of the served pools' pods: those that serve, and those that rest.
 ///
@@ -21,7 +21,7 @@ pub fn entries<'a>(
     pools: impl Iterator<Item = &'a Pool> + Clone,
     pods: impl Iterator<Item = (&'a str, &'a Pod)>,
 ) -> (Vec<Entry>, Vec<Entry>) {
-    let mut seats: BTreeMap<SocketAddr, Seat<'a>> = BTreeMap::new();
+    let mut seats: BTreeMap<SocketAddr, Seat> = BTreeMap::new();
     for (name, pod) in pods.filter(|(_, pod)| !pod.ends) {
         let Some(ip) = pod.ip else { continue };
         let ports = ports(pools.clone(), pod);
@@ -39,15 +39,15 @@ pub fn entries<'a>(
                 1 => name.to_owned(),
                 _ => format!("{name}:{port}"),
             };
-            let seat = |held: &Seat<'_>| (held.0, held.1) >= (pod.ready, pod.created);
+            let seat = |held: &Seat| (held.0, held.1) >= (pod.ready, pod.created);
             if !seats.get(&address).is_some_and(seat) {
                 let all = ranks(settings, binds, pod, &name, address, place);
-                seats.insert(address, (pod.ready, pod.created, &pod.uid, all));
+                seats.insert(address, (pod.ready, pod.created, all));
             }
         }
     }
     let (mut serve, mut rest) = (Vec::new(), Vec::new());
-    for (ready, _, _, entries) in seats.into_values() {
+    for (ready, _, entries) in seats.into_values() {
         if ready { &mut serve } else { &mut rest }.extend(entries);
     }
     (serve, rest)
