@@ -161,7 +161,7 @@ fn work_on_a_pod_that_is_gone_keeps_its_endpoint() {
     let mut world = World::of_pool(settings(), &[8000]);
     world.pod(pod("a", "1", "10.0.0.1"));
     let endpoint = world.serving().pop().expect("one");
-    let booking = crate::fleet::Booking::new(endpoint.clone(), 100, 1);
+    let booking = crate::fleet::Booking::new(endpoint.clone(), 100, 1, std::time::Instant::now());
     world.delete("a");
     assert!(world.serving().is_empty());
     assert_eq!(endpoint.load.requests(), 1);
