@@ -54,6 +54,7 @@ impl Picker {
         let pods: Vec<_> = (0..2).map(pod).collect();
         let (sender, fleet) = watch::channel(Arc::new(Fleet {
             endpoints: pods.clone(),
+            ..Fleet::default()
         }));
         let replicas = Replicas::new(index.clone());
         let mut config = Config::default();
@@ -260,7 +261,7 @@ impl Process {
         std::fs::write(path("fleet.yaml"), fleet).expect("written");
         let any = "127.0.0.1:0".parse().expect("an address");
         let mut config = Config {
-            fleet_file: path("fleet.yaml"),
+            fleet: config::FleetSource::File(path("fleet.yaml")),
             tls: Tls::Off,
             share: config::Share::On,
             ..Config::default()

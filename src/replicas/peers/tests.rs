@@ -24,6 +24,7 @@ fn fleet(count: u32) -> Fleet {
     };
     Fleet {
         endpoints: (0..count).map(endpoint).collect(),
+        ..Fleet::default()
     }
 }
 
