@@ -17,6 +17,20 @@ const MOONCAKE: [f64; 3] = [3.4, 6.0, 9.0];
 const ROUNDS_PODS: usize = 32;
 /// Router replicas, on groups at the second load.
 const ROUTERS: [usize; 2] = [4, 8];
+/// What goes wrong, on groups at the second load: what people call it, changes, requests per second
+/// past the routers, share of event batches lost.
+const TROUBLES: [(&str, &[&str], f64, f64); 5] = [
+    ("a pod becomes 3x as slow", &["20:slow:0:3"], 0.0, 0.0),
+    ("an engine restarts", &["30:reset:0"], 0.0, 0.0),
+    (
+        "2 pods go, 4 come",
+        &["30:scale:-2", "60:scale:+4"],
+        0.0,
+        0.0,
+    ),
+    ("4 requests/s past the routers", &[], 4.0, 0.0),
+    ("1 % of event batches lost", &[], 0.0, 0.01),
+];
 
 /// The scenarios; without a trace, Mooncake's are left out.
 ///
@@ -87,6 +101,19 @@ pub(super) fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<S
             ..setting.clone()
         };
         scenarios.push(Scenario::new(groups(GROUPS[1]).plan(), GROUPS[1], setting));
+    }
+    for (trouble, changes, outside, event_loss) in TROUBLES {
+        let changes = changes.iter().map(|change| change.parse());
+        let changes: Result<_, String> = changes.collect();
+        let setting = Setting {
+            changes: changes.map_err(anyhow::Error::msg)?,
+            outside,
+            event_loss,
+            ..setting.clone()
+        };
+        let mut plan = groups(GROUPS[1]).plan();
+        plan.name = format!("{}, {trouble}", plan.name);
+        scenarios.push(Scenario::new(plan, GROUPS[1], setting));
     }
     Ok(scenarios)
 }
