@@ -150,7 +150,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             metrics: metrics.clone(),
             told: Arc::new({
                 let scheduler = scheduler.clone();
-                move || scheduler.load_read()
+                move || scheduler.freed()
             }),
         };
         app.spawn("load", async { Ok(scraper.run().await?) });

@@ -264,7 +264,8 @@ impl Scheduler {
         self.admission.is_saturated(endpoint)
     }
 
-    /// Somebody else's work at an endpoint became less: whoever waits may go on.
+    /// Somebody else's work at an endpoint became less, or it said how much it has to do: whoever waits
+    /// may go on.
     pub fn freed(&self) {
         self.admission.freed();
     }
@@ -408,11 +409,6 @@ impl Scheduler {
             target: None,
             rewrite: None,
         })
-    }
-
-    /// An endpoint said of itself how much it has to do: those who wait may find room.
-    pub fn load_read(&self) {
-        self.admission.freed();
     }
 
     /// Other replicas hear of it, and of its prompt where it is expected here.

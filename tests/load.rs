@@ -19,7 +19,6 @@ use kvscout::config::{self, Config, FleetSource, Tls};
 use kvscout::fleet::report::Page;
 use kvscout::fleet::scrape::Scraper;
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
-use kvscout::proto::ext_proc::processing_response::Response as Reply;
 use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::server::{self, Server};
 use kvscout_sim::timing::Timing;
@@ -89,16 +88,7 @@ impl Picker {
     /// Where a request is sent. It ends at once.
     async fn pick(&self) -> SocketAddr {
         let mut exchange = Exchange::open(self.channel.clone()).await;
-        exchange.say(headers("/v1/completions", true)).await;
-        let Reply::RequestHeaders(reply) = exchange.hear().await else {
-            panic!("not a reply to headers");
-        };
-        let mutation = reply.response.and_then(|common| common.header_mutation);
-        let set = mutation.expect("a pick").set_headers.into_iter();
-        let mut set = set.filter_map(|option| option.header);
-        let picked = set.find(|header| header.key == "x-gateway-destination-endpoint");
-        let picked = picked.expect("the pick's header").raw_value;
-        let picked = String::from_utf8(picked.to_vec()).expect("text");
+        let picked = exchange.picked().await;
         picked.parse().expect("an address")
     }
 

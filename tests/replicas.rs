@@ -8,18 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
-use harness::exchange::{Exchange, channel, headers};
+use harness::exchange::{Exchange, channel};
 use harness::http;
 use harness::nats::NatsServer;
 use harness::process::Served;
 use harness::{PATIENCE, soon, tokenizer, until};
-use kvscout::blocks::{BlockEvent, EngineHash, Group, Medium, Stored, TokenId};
+use kvscout::blocks::{BlockEvent, EngineHash, Stored, TokenId};
 use kvscout::config::{self, Config, Model, Nats, RenderSettings, Source, Tls};
 use kvscout::fleet::{Endpoint, EndpointId, Fleet, Trust};
 use kvscout::index::Index;
 use kvscout::metrics::Metrics;
 use kvscout::models::{Hub, Loader};
-use kvscout::proto::ext_proc::processing_response::Response as Reply;
 use kvscout::readiness::Readiness;
 use kvscout::replicas::Replicas;
 use kvscout::replicas::share::Share;
@@ -94,18 +93,8 @@ impl Picker {
 
     /// An event of a pod, about some other prompt.
     fn stores(&self, pod: u32, prompt: u32) {
-        let stored = Stored {
-            hashes: vec![EngineHash(prompt.into())],
-            parent: None,
-            tokens: vec![1_000 + prompt; BLOCK as usize],
-            block_size: BLOCK,
-            adapter: None,
-            adapter_id: None,
-            medium: Medium::Gpu,
-            group: Group::default(),
-            extra_keys: Some(Vec::new()),
-            lookahead: Vec::new(),
-        };
+        let tokens = vec![1_000 + prompt; BLOCK as usize];
+        let stored = Stored::plain(None, vec![EngineHash(prompt.into())], tokens);
         self.index
             .apply(EndpointId(pod), &[BlockEvent::Stored(stored)]);
     }
@@ -286,16 +275,8 @@ impl Process {
     /// A request that lasts as long as its stream, and its pod.
     async fn place(&self) -> (Exchange, String) {
         let mut exchange = Exchange::open(self.channel.clone()).await;
-        exchange.say(headers("/v1/completions", true)).await;
-        let Reply::RequestHeaders(reply) = exchange.hear().await else {
-            panic!("not a reply to headers");
-        };
-        let mutation = reply.response.and_then(|common| common.header_mutation);
-        let set = mutation.expect("a pick").set_headers.into_iter();
-        let mut set = set.filter_map(|option| option.header);
-        let picked = set.find(|header| header.key == "x-gateway-destination-endpoint");
-        let picked = picked.expect("the pick's header").raw_value;
-        let pod = match picked.ends_with(b"8000") {
+        let picked = exchange.picked().await;
+        let pod = match picked.ends_with("8000") {
             true => "pod-0",
             false => "pod-1",
         };

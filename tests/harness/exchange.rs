@@ -54,6 +54,20 @@ impl Exchange {
         let message = message.expect("no error").expect("not the end");
         message.response.expect("a response")
     }
+
+    /// Where a request without a body is sent.
+    pub async fn picked(&mut self) -> String {
+        self.say(headers("/v1/completions", true)).await;
+        let Reply::RequestHeaders(reply) = self.hear().await else {
+            panic!("not a reply to headers");
+        };
+        let mutation = reply.response.and_then(|common| common.header_mutation);
+        let set = mutation.expect("a pick").set_headers.into_iter();
+        let mut set = set.filter_map(|option| option.header);
+        let picked = set.find(|header| header.key == "x-gateway-destination-endpoint");
+        let picked = picked.expect("the pick's header").raw_value;
+        String::from_utf8(picked.to_vec()).expect("text")
+    }
 }
 
 /// The headers of a request to a path.

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::{BlockEvent, Chains, EngineHash, Group, Identity, Medium, Stored, TokenId};
+use crate::blocks::{BlockEvent, Chains, EngineHash, Identity, Stored, TokenId};
 use crate::fleet::EndpointId;
 use crate::fleet::report::Report;
 use crate::replicas::own::Own;
@@ -255,21 +255,8 @@ fn strangers_fill_no_more_than_their_places() {
 
 /// Blocks of two tokens at endpoint 0, so that it is known how it cuts.
 fn store(index: &Index, tokens: &[TokenId]) {
-    let stored = Stored {
-        hashes: tokens
-            .chunks(2)
-            .map(|two| EngineHash(two[0].into()))
-            .collect(),
-        parent: None,
-        tokens: tokens.to_vec(),
-        block_size: 2,
-        adapter: None,
-        adapter_id: None,
-        medium: Medium::Gpu,
-        group: Group::default(),
-        extra_keys: Some(Vec::new()),
-        lookahead: Vec::new(),
-    };
+    let hashes = tokens.chunks(2).map(|two| EngineHash(two[0].into()));
+    let stored = Stored::plain(None, hashes.collect(), tokens.to_vec());
     index.apply(EndpointId(0), &[BlockEvent::Stored(stored)]);
 }
 
