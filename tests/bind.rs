@@ -250,6 +250,22 @@ async fn a_topic_moves_a_publisher_from_where_its_address_led_and_binds_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_endpoint_comes_late_leaves_where_its_address_led() {
+    let ears = Ears::open(vec![endpoint(0, "pod-b", None)]);
+    let mut publisher = ears.publisher(0);
+    publisher.tell("await_subscriber");
+    store(&mut publisher, "kv@pod-a@model", 0);
+    ears.knows(0, Trust::Live, 1).await;
+    let (old, replay) = (ears.endpoint(0), Some(publisher.replay_port));
+    ears.fleet.send_replace(fleet(vec![
+        endpoint(1, "pod-a", replay),
+        endpoint(0, "pod-b", None),
+    ]));
+    ears.knows(0, Trust::Live, 1).await;
+    until("the other has none", || old.trust() == Trust::Silent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_rank_comes_to_a_port_of_its_own() {
     let ranks = (0..2).map(|rank| endpoint(rank, "pod-a", None).of_rank(rank));
     let ears = Ears::open(ranks.collect());

@@ -20,6 +20,8 @@ use crate::fleet::Endpoint;
 const TOPIC_BYTES_MAX: usize = 1_024;
 /// Peers that were warned of: an address of 16 bytes each.
 const WARNED_MAX: usize = 1_024;
+/// Why an endpoint loses a publisher that was taken for its own.
+const NAMES_ANOTHER: &str = "its topic names another endpoint";
 
 /// One connection. Dropping it frees its endpoint.
 pub(super) struct Peer {
@@ -143,7 +145,7 @@ impl Peer {
         drop(claims);
         match named {
             Some(named) if named != endpoint.id && is_first => {
-                self.release("its topic names another endpoint".to_owned());
+                self.release(NAMES_ANOTHER.to_owned());
                 Ok(())
             }
             Some(named) if named != endpoint.id => Err(LinkError::TwoTopics),
@@ -158,10 +160,20 @@ impl Peer {
             self.release("the endpoint left the fleet".to_owned());
         }
         let changes = self.shared.changes.load(Ordering::Relaxed);
-        if self.slot.is_some() || self.looked == Some(changes) {
+        if self.looked == Some(changes) {
             return;
         }
         self.looked = Some(changes);
+        if let Some((endpoint, _)) = &self.slot {
+            let claims = self.shared.claims.lock();
+            let named = claims.named(self.rank, self.topic.as_ref());
+            drop(claims);
+            if named.is_none_or(|named| named == endpoint.id) {
+                return;
+            }
+            // Its address led it elsewhere while whom its topic names was not in the fleet.
+            self.release(NAMES_ANOTHER.to_owned());
+        }
         connection.set_message_bytes_max(self.shared.stranger_bytes_max());
         let mut claims = self.shared.claims.lock();
         match claims.find(self.id, self.rank, self.topic.as_ref(), self.ip) {
