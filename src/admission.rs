@@ -3,7 +3,7 @@
 //! | criticality | where every endpoint that it may have is saturated |
 //! |---|---|
 //! | Critical | goes at once |
-//! | Standard | waits in line, by priority and then by arrival, until one has room; after `wait_ms_max` it goes all the same; where the line is full the last in it, or the new one, is refused |
+//! | Standard | waits in line, by priority, in turns ([`line`]) and by arrival, until one has room; after `wait_ms_max` it goes all the same; where the line is full the last in it, or the new one, is refused |
 //! | Sheddable | is refused |
 //!
 //! A place in the line is given back when it is dropped, so that a client that hangs up leaves at
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{oneshot, watch};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::{self, Criticality, Saturation};
 use crate::fleet::{Endpoint, Fleet};
@@ -139,18 +140,24 @@ impl Admission {
         Ok(())
     }
 
-    /// Waits for its turn, if it must. Dropping the future gives up the place.
+    /// Waits for its turn, if it must. Those of one `fairness` id have turns one after another, and
+    /// every id in each round; without one, all together. Dropping the future gives up the place.
     ///
     /// # Errors
     /// [`Shed`], as the table above says.
-    pub async fn admit(&self, class: Class, subset: Option<&[String]>) -> Result<Turn<'_>, Shed> {
+    pub async fn admit(
+        &self,
+        class: Class,
+        fairness: Option<&str>,
+        subset: Option<&[String]>,
+    ) -> Result<Turn<'_>, Shed> {
         self.at_once(class, subset)?;
         let waits = class.criticality == Criticality::Standard && self.settings.queue_max > 0;
         // With room, only those who came before stand in the way.
         if !waits || (self.has_room(subset) && self.waiting() == 0) {
             return Ok(Turn { _place: None });
         }
-        let (mut place, called) = self.enter(class, subset)?;
+        let (mut place, called) = self.enter(class, fairness, subset)?;
         // Room may have come meanwhile, or be there for this one and for none before it.
         self.freed();
         let wait = Duration::from_millis(self.settings.wait_ms_max);
@@ -209,6 +216,7 @@ impl Admission {
     fn enter(
         &self,
         class: Class,
+        fairness: Option<&str>,
         subset: Option<&[String]>,
     ) -> Result<(Place<'_>, oneshot::Receiver<Called>), Shed> {
         let (call, called) = oneshot::channel();
@@ -216,10 +224,10 @@ impl Admission {
             subset: subset.map(<[String]>::to_vec),
             call,
         };
+        let flow = fairness.map_or(0, |id| xxh3_64(id.as_bytes()));
+        let max = self.settings.queue_max;
         let mut state = self.state.lock();
-        let entered = state
-            .line
-            .enter(class.priority, self.settings.queue_max, waiting);
+        let entered = state.line.enter(class.priority, flow, max, waiting);
         drop(state);
         let Ok((rank, last)) = entered else {
             return Err(self.shed(Shed::QueueFull, class));

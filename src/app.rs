@@ -326,8 +326,8 @@ fn settings(config: &Config) -> ExtProcSettings {
         rules: Rules {
             body_bytes_max: config.limits.body_bytes_max,
             decision_header: config.replies.decision_header,
+            conformance: config.replies.conformance_tests,
             session_headers: config.policy.session_headers.clone().into(),
-            ..Rules::default()
         },
         held_bytes_max: config.limits.held_bytes_max,
         reading_max: config.limits.exchanges_max,

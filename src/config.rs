@@ -131,6 +131,8 @@ pub struct Policy {
     pub session_headers: Vec<String>,
     /// Whether a conversation whose prompt cannot be read stays on its endpoint.
     pub session_affinity: bool,
+    /// Endpoints that a reply names beside the best, for gateways that read a list.
+    pub fallbacks: usize,
 }
 
 /// Shares of a computed token's cost that a cached one spares, 0 to 1.
@@ -185,6 +187,9 @@ pub struct Limits {
 pub struct Replies {
     /// Add the response header `x-kvscout-decision`: who, why, predicted tokens.
     pub decision_header: bool,
+    /// Obey the request header `test-epp-endpoint-selection`, and say in
+    /// `x-conformance-test-served-endpoint` who served.
+    pub conformance_tests: bool,
 }
 
 /// How logs look.
@@ -195,6 +200,9 @@ pub enum LogFormat {
     /// A JSON object a line.
     Json,
 }
+
+/// Each is a choice of its own, and Envoy tries few.
+const FALLBACKS_MAX: usize = 8;
 
 /// Thirty million tokens of text and their ids: the working set of some thousand conversations.
 pub const TOKEN_CACHE_BYTES_MAX: u64 = 256 << 20;
@@ -234,6 +242,8 @@ impl Default for Config {
                 // llm-d's name. None of a user: behind one account may be everybody.
                 session_headers: vec!["x-session-id".to_owned()],
                 session_affinity: true,
+                // Envoy AI Gateway and agentgateway answer 503 to a list.
+                fallbacks: 0,
             },
             admission: Admission::default(),
             limits: Limits {
@@ -253,6 +263,7 @@ impl Default for Config {
             },
             replies: Replies {
                 decision_header: false,
+                conformance_tests: false,
             },
             log: LogFormat::Text,
         }
@@ -323,6 +334,7 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
             .section("replies", |replies| {
                 Some(Replies {
                     decision_header: replies.get("decision_header", false),
+                    conformance_tests: replies.get("conformance_tests", false),
                 })
             })
             .unwrap_or(defaults.replies),
@@ -414,6 +426,7 @@ fn read_policy(policy: &mut Section<'_>) -> Policy {
             .unwrap_or(defaults.media),
         session_headers: read_headers(policy).unwrap_or(defaults.session_headers),
         session_affinity: policy.get("session_affinity", defaults.session_affinity),
+        fallbacks: policy.within("fallbacks", (0, FALLBACKS_MAX), defaults.fallbacks),
     }
 }
 

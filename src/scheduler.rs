@@ -24,6 +24,7 @@ use crate::parity::{self, Parity, Placed, Watch};
 use crate::replicas::{Replicas, Told};
 use crate::routes::Routes;
 
+mod fallbacks;
 mod home;
 mod intent;
 mod placement;
@@ -41,7 +42,7 @@ pub struct Scheduler {
 }
 
 /// A request that wants an endpoint.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ask {
     /// `x-request-id`.
     pub request_id: String,
@@ -56,6 +57,10 @@ pub struct Ask {
     pub subset: Option<Vec<String>>,
     /// The objective that its header names.
     pub objective: Option<String>,
+    /// Whom it is for, as its header says: those who wait take turns by it.
+    pub fairness: Option<String>,
+    /// The model that is to serve it, as its header says, where no rule says another.
+    pub target: Option<String>,
     /// The session that a header of `policy.session_headers` names.
     pub session: Option<String>,
 }
@@ -218,7 +223,9 @@ impl Scheduler {
             Strategy::PrefixCache => self.read(&ask, &intent).await,
         };
         let waits = Instant::now();
-        let turn = self.admitted(self.admission.admit(intent.class, subset).await)?;
+        let fairness = ask.fairness.as_deref();
+        let turn = self.admission.admit(intent.class, fairness, subset).await;
+        let turn = self.admitted(turn)?;
         let waited = waits.elapsed();
         // As of now, and until the turn ends without another wait: the load is booked in it.
         let allowed = self.allowed(subset)?;
@@ -394,6 +401,7 @@ impl Scheduler {
             .saturating_sub(choice.predicted_cached_tokens);
         let requests = reading.engine_requests();
         let expectation = self.parts.index.expect(choice.endpoint, prompt);
+        let fallbacks = self.fallbacks(&problem, &allowed, &candidates, &endpoint);
         Ok(Placement {
             request_id: request_id.to_owned(),
             told: self.told(&endpoint, (work, requests), expectation.is_some(), prompt),
@@ -406,6 +414,7 @@ impl Scheduler {
             choice,
             allowed,
             candidates,
+            fallbacks,
             target: None,
             rewrite: None,
         })

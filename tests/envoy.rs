@@ -12,8 +12,9 @@ use harness::pod::{Pod, STREAM};
 use harness::{Kvscout, soon, until};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use kvscout::config::Tls;
+use kvscout::config::{Config, Policy, Tls};
 use kvscout::ext_proc::{ExtProcSettings, Rules};
+use kvscout::routes::Routes;
 
 const BOTH: [Bodies; 2] = [Bodies::FullDuplex, Bodies::Buffered];
 const SELECT: &str = "test-epp-endpoint-selection";
@@ -310,6 +311,36 @@ async fn a_pod_that_vanished_costs_a_second_try_or_a_503_where_envoy_has_no_list
         assert_eq!(world.post_to(pod, "{}").await.status, 200, "{follow:?}");
         world.idle().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_says_where_the_second_try_goes() {
+    let (pods, mut addresses) = Pod::several(3).await;
+    let gone = Pod::start().await.address;
+    addresses.push(gone);
+    let policy = Policy {
+        fallbacks: 1,
+        ..Config::default().policy
+    };
+    let (tls, routes) = (Tls::SelfSigned, Routes::default());
+    let kvscout = Kvscout::ruled(&addresses, tls, settings(), routes, policy).await;
+    let (bodies, follow) = (Bodies::FullDuplex, Follow::Metadata);
+    let envoy = Envoy::start(&addresses, kvscout.address, bodies, follow).await;
+    let second = pods[1].address.to_string();
+    let mut gone_came_first = false;
+    for _ in 0..100 {
+        let request = post("/v1/completions").header(SELECT, format!("{gone},{second}"));
+        let answer = http::send(envoy.routed, request.body(full("{}")).expect("a request")).await;
+        // Least request alone would often have said another one.
+        assert_eq!((answer.status, answer.header("x-pod")), (200, &second[..]));
+        gone_came_first = answer
+            .header("x-kvscout-decision")
+            .contains("endpoint=pod-3;");
+        if gone_came_first {
+            break;
+        }
+    }
+    assert!(gone_came_first, "one time in two");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -431,11 +431,8 @@ fn chat(blank: usize) -> Ask {
     Ask {
         request_id: "r".into(),
         path: "/v1/chat/completions".into(),
-        content_type: None,
         body: body.to_string().into(),
-        subset: None,
-        objective: None,
-        session: None,
+        ..Ask::default()
     }
 }
 

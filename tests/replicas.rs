@@ -105,9 +105,7 @@ impl Picker {
             path: "/v1/completions".into(),
             content_type: Some("application/json".into()),
             body: format!("{{\"model\": \"{MODEL}\", \"prompt\": {tokens:?}}}").into(),
-            subset: None,
-            objective: None,
-            session: None,
+            ..Ask::default()
         };
         let placed = soon("a choice", self.scheduler.place(ask)).await;
         placed.expect("placed")

@@ -85,6 +85,7 @@ impl World {
         config.limits.drain_notice_ms = 0;
         config.replies = Replies {
             decision_header: true,
+            ..config.replies
         };
         config.models.push(Model {
             names: vec![MODEL.into()],

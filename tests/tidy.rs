@@ -124,6 +124,7 @@ const CORE: &[&str] = &[
     "events/silence.rs",
     "ext_proc/exchange",
     "ext_proc/reply",
+    "ext_proc/restore",
     "ext_proc/usage",
 ];
 

@@ -54,7 +54,7 @@ impl World {
         let (admission, endpoint) = (self.admission.clone(), self.endpoints[0].clone());
         let before = self.admission.waiting();
         let waits = tokio::spawn(async move {
-            let turn = admission.admit(class, None).await.ok()?;
+            let turn = admission.admit(class, None, None).await.ok()?;
             let booking = Booking::new(endpoint, tokens, 1, Instant::now());
             drop(turn);
             Some(booking)
@@ -100,7 +100,10 @@ async fn with_room_everybody_goes_at_once() {
         Criticality::Standard,
         Criticality::Sheddable,
     ] {
-        let admitted = world.admission.admit(class(criticality, 0), None).await;
+        let admitted = world
+            .admission
+            .admit(class(criticality, 0), None, None)
+            .await;
         assert!(admitted.is_ok(), "{criticality:?}");
     }
     assert_eq!(world.admission.waiting(), 0);
@@ -111,7 +114,10 @@ async fn without_room_the_critical_goes_and_the_sheddable_is_refused() {
     let world = world(1, 10, PATIENCE);
     let _full = world.book(0, 101);
     let admit = async |criticality| {
-        let turn = world.admission.admit(class(criticality, 0), None).await;
+        let turn = world
+            .admission
+            .admit(class(criticality, 0), None, None)
+            .await;
         turn.map(|_| ())
     };
     assert_eq!(admit(Criticality::Critical).await, Ok(()));
@@ -196,7 +202,7 @@ async fn a_client_that_hangs_up_leaves_at_once_even_if_it_was_just_called() {
     gone.abort();
     world.until(|| world.admission.waiting() == 0).await;
     // One that is called and dropped before it hears of it: the call goes to the next.
-    let mut called = Box::pin(world.admission.admit(STANDARD, None));
+    let mut called = Box::pin(world.admission.admit(STANDARD, None, None));
     assert!(futures::poll!(&mut called).is_pending());
     let next = world.waits(STANDARD, 101).await;
     drop(full);
@@ -221,20 +227,24 @@ async fn a_full_line_refuses_the_last_and_a_line_of_nobody_nobody() {
     let full_line = world(1, 1, PATIENCE);
     let _full = full_line.book(0, 101);
     let last = full_line.waits(STANDARD, 1).await;
-    let refused = full_line.admission.admit(STANDARD, None).await.map(|_| ());
+    let refused = full_line
+        .admission
+        .admit(STANDARD, None, None)
+        .await
+        .map(|_| ());
     assert_eq!(refused, Err(Shed::QueueFull));
-    let mut important = Box::pin(
-        full_line
-            .admission
-            .admit(class(Criticality::Standard, 1), None),
-    );
+    let mut important = Box::pin(full_line.admission.admit(
+        class(Criticality::Standard, 1),
+        None,
+        None,
+    ));
     assert!(futures::poll!(&mut important).is_pending());
     assert!(soon(last).await.expect("no panic").is_none(), "put out");
     assert_eq!(full_line.admission.waiting(), 1);
 
     let no_line = world(1, 0, PATIENCE);
     let _full = no_line.book(0, 101);
-    assert!(no_line.admission.admit(STANDARD, None).await.is_ok());
+    assert!(no_line.admission.admit(STANDARD, None, None).await.is_ok());
 }
 
 #[tokio::test]
@@ -244,7 +254,7 @@ async fn a_newcomer_does_not_pass_those_who_wait() {
     let first = world.waits(STANDARD, 101).await;
     // There is room, and nobody has said so yet.
     drop(full);
-    let mut second = Box::pin(world.admission.admit(STANDARD, None));
+    let mut second = Box::pin(world.admission.admit(STANDARD, None, None));
     assert!(futures::poll!(&mut second).is_pending());
     assert!(soon(first).await.expect("no panic").is_some());
 }

@@ -107,6 +107,7 @@ impl Config {
             media_storage = self.policy.media.storage,
             session_headers = serde_json::json!(self.policy.session_headers),
             session_affinity = self.policy.session_affinity,
+            fallbacks = self.policy.fallbacks,
             queued_tokens_max = self.admission.queued_tokens_max,
             queue_max = self.admission.queue_max,
             wait_ms_max = self.admission.wait_ms_max,
@@ -121,6 +122,7 @@ impl Config {
             drain_notice_ms = self.limits.drain_notice_ms,
             drain_ms_max = self.limits.drain_ms_max,
             decision_header = self.replies.decision_header,
+            conformance_tests = self.replies.conformance_tests,
             log = word(LOG_FORMATS, &self.log),
         )
     }

@@ -83,6 +83,7 @@ fn what_is_printed_reads_back() {
             },
             session_headers: vec!["x-chat".into(), "x-user".into()],
             session_affinity: false,
+            fallbacks: 2,
         },
         events: Events {
             source: EventSourceKind::Nats,

@@ -199,6 +199,7 @@ impl Drive {
             Ok(mut placement) => {
                 let pick = Pick {
                     address: placement.address(),
+                    fallbacks: placement.take_fallbacks(),
                     rank: placement.endpoint().rank,
                 };
                 let placed = Placed {

@@ -12,9 +12,10 @@
 //! * **Buffered**: Envoy keeps the body, and sends it only after the header reply. So headers
 //!   pass at once, and the pick is in the body's reply, which may still change headers.
 //! * **Streamed or none**: the headers must be answered before the body is known, so the pick
-//!   rests on load.
+//!   rests on load. So do an upgrade's (a WebSocket, CONNECT), whose body has no end.
 //!
-//! On the way back nothing is ever held: headers pass, and every chunk is echoed as it comes.
+//! On the way back nothing is ever held: headers pass, and every chunk is echoed as it comes, with
+//! the model's name that the client knows where another model serves it.
 
 use std::sync::Arc;
 
@@ -136,6 +137,8 @@ struct Head {
     content_type: Option<String>,
     subset: Option<Vec<String>>,
     objective: Option<String>,
+    fairness: Option<String>,
+    target: Option<String>,
     session: Option<String>,
 }
 
@@ -222,17 +225,17 @@ impl Exchange {
         };
         self.summary = self.rules.decision_header.then_some(summary);
         match owed {
-            Owed::Headers => vec![send(reply::headers_with_pick(pick, None))],
+            Owed::Headers => vec![send(reply::headers_with_pick(&pick, None))],
             Owed::Body(body) => {
-                let new = rewrite.map(|rewrite| rewrite.apply(&body));
+                let new = self.rewritten(rewrite, &body);
                 let length = self.length(new.as_ref());
-                vec![send(reply::body_with_pick(pick, new, length))]
+                vec![send(reply::body_with_pick(&pick, new, length))]
             }
             Owed::HeadersAndBody(body, end) => {
-                let new = rewrite.map(|rewrite| rewrite.apply(&body));
+                let new = self.rewritten(rewrite, &body);
                 let length = self.length(new.as_ref());
                 let body = new.unwrap_or(body);
-                let mut steps = vec![send(reply::headers_with_pick(pick, length))];
+                let mut steps = vec![send(reply::headers_with_pick(&pick, length))];
                 let ended = end == End::LastChunk;
                 steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
                 if end == End::Trailers {
@@ -241,6 +244,13 @@ impl Exchange {
                 steps
             }
         }
+    }
+
+    /// The body for another model, whose answer is to bear the name that this one asks for.
+    fn rewritten(&mut self, rewrite: Option<Replacement>, body: &Bytes) -> Option<Bytes> {
+        let rewrite = rewrite?;
+        self.response.restores(rewrite.before(body));
+        Some(rewrite.apply(body))
     }
 
     /// The length that headers must say of another body, where they say one.
@@ -298,6 +308,9 @@ impl Exchange {
         if headers.end_of_stream {
             return Ok(self.place_by_load(head, "no_body", Owed::Headers));
         }
+        if read::upgrades(headers) {
+            return Ok(self.place_by_load(head, "upgrade", Owed::Headers));
+        }
         Ok(match self.request_mode {
             Mode::FullDuplex => {
                 self.request = Request::Holding(head, BytesMut::new());
@@ -305,9 +318,9 @@ impl Exchange {
             }
             Mode::Buffered => {
                 self.request = Request::Awaiting(head);
-                vec![send(reply::headers(Side::Request, &[]))]
+                vec![send(reply::headers(Side::Request, &[], &[]))]
             }
-            Mode::Unseen => self.place_by_load(head, "body_unseen", Owed::Headers),
+            Mode::Streamed | Mode::Unseen => self.place_by_load(head, "body_unseen", Owed::Headers),
         })
     }
 
@@ -327,7 +340,7 @@ impl Exchange {
             }
             Request::Placed => {
                 self.request = Request::Placed;
-                Ok(pass(self.request_mode, Side::Request, body).collect())
+                Ok(pass(self.request_mode, Side::Request, body, None).collect())
             }
             Request::Over => Ok(Vec::new()),
             Request::Fresh | Request::Placing(_) => Err(OutOfOrder("a request body")),
@@ -382,6 +395,8 @@ impl Exchange {
             body,
             subset: head.subset,
             objective: head.objective,
+            fairness: head.fairness,
+            target: head.target,
             session: head.session,
         }))]
     }
@@ -413,21 +428,24 @@ impl Exchange {
             content_type: read::header(headers, "content-type"),
             subset: chosen.or_else(|| read::subset(metadata)),
             objective: read::first(headers, &read::OBJECTIVE),
+            fairness: read::first(headers, &read::FAIRNESS),
+            target: read::first(headers, &read::TARGET),
             session: read::first(headers, &self.rules.session_headers),
         }
     }
 }
 
-/// A body's bytes on their way, as the mode wants them answered.
-fn pass(mode: Mode, side: Side, body: HttpBody) -> impl Iterator<Item = Step> {
-    let (chunks, untouched) = match mode {
+/// A body's bytes on their way, or `new` ones in their place, as the mode wants them answered.
+fn pass(mode: Mode, side: Side, body: HttpBody, new: Option<Bytes>) -> impl Iterator<Item = Step> {
+    let (chunks, kept) = match mode {
         Mode::FullDuplex => {
-            let chunks = reply::body_chunks(side, body.body, body.end_of_stream);
+            let bytes = new.unwrap_or(body.body);
+            let chunks = reply::body_chunks(side, bytes, body.end_of_stream);
             (Some(chunks), None)
         }
-        Mode::Buffered | Mode::Unseen => (None, Some(reply::body_untouched(side))),
+        Mode::Buffered | Mode::Streamed | Mode::Unseen => (None, Some(reply::body_kept(side, new))),
     };
-    chunks.into_iter().flatten().chain(untouched).map(send)
+    chunks.into_iter().flatten().chain(kept).map(send)
 }
 
 fn send(message: ProcessingResponse) -> Step {

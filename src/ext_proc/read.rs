@@ -16,11 +16,20 @@ const SERVED: &str = "x-gateway-destination-endpoint-served";
 /// The request header by which upstream's conformance suite names endpoints.
 pub const CONFORMANCE_SELECTION: &str = "test-epp-endpoint-selection";
 
-/// The request headers that name an InferenceObjective: llm-d's comes first, as there.
+// Request headers of two names: llm-d's comes first, as there.
+
+/// Those that name an InferenceObjective.
 pub const OBJECTIVE: [&str; 2] = [
     "x-llm-d-inference-objective",
     "x-gateway-inference-objective",
 ];
+/// Those that name whom a request is for, so that nobody's wait behind all of somebody else's.
+pub const FAIRNESS: [&str; 2] = [
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
+];
+/// Those by which a gateway says which model serves a request, in place of the one in its body.
+pub const TARGET: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
 
 /// How Envoy shows us a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +40,9 @@ pub enum Mode {
     FullDuplex,
     /// In one message, of which it keeps a copy.
     Buffered,
-    /// Not at all, or too late to matter.
+    /// In chunks, of which it keeps each until it is answered: a request's come too late to matter.
+    Streamed,
+    /// Not at all.
     Unseen,
 }
 
@@ -51,7 +62,8 @@ fn mode(mode: BodySendMode) -> Mode {
     match mode {
         BodySendMode::FullDuplexStreamed | BodySendMode::Grpc => Mode::FullDuplex,
         BodySendMode::Buffered | BodySendMode::BufferedPartial => Mode::Buffered,
-        BodySendMode::Streamed | BodySendMode::None => Mode::Unseen,
+        BodySendMode::Streamed => Mode::Streamed,
+        BodySendMode::None => Mode::Unseen,
     }
 }
 
@@ -67,6 +79,13 @@ pub fn header(headers: &HttpHeaders, name: &str) -> Option<String> {
     std::str::from_utf8(&found.raw_value)
         .ok()
         .map(str::to_owned)
+}
+
+/// Whether the client wants another protocol from here on, so that its body has no end: HTTP/1's
+/// `upgrade`, which Envoy has of HTTP/2's extended CONNECT, too, or a tunnel.
+#[must_use]
+pub fn upgrades(headers: &HttpHeaders) -> bool {
+    header(headers, "upgrade").is_some() || header(headers, ":method").as_deref() == Some("CONNECT")
 }
 
 /// The first of these headers that says something.

@@ -30,12 +30,23 @@ pub const DROPPED_REASON: &str = "x-llm-d-request-dropped-reason";
 pub const RANK: &str = "x-data-parallel-rank";
 
 /// Where a request goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pick {
     /// What Envoy connects to.
     pub address: SocketAddr,
+    /// What it may try next, in this order, where it reads a list.
+    pub fallbacks: Vec<SocketAddr>,
     /// Which of the engines behind it; none where there is only one.
     pub rank: Option<u32>,
+}
+
+impl Pick {
+    /// As the protocol writes it: `ip:port,ip:port`.
+    fn list(&self) -> String {
+        let all = std::iter::once(&self.address).chain(&self.fallbacks);
+        let all: Vec<String> = all.map(ToString::to_string).collect();
+        all.join(",")
+    }
 }
 
 /// The most body bytes in one message. Envoy's gRPC buffers start at 64 KiB; the protocol's
@@ -53,35 +64,37 @@ pub enum Side {
 
 /// The answer to request headers: go there, with a body of so many bytes where it changed.
 #[must_use]
-pub fn headers_with_pick(pick: Pick, length: Option<usize>) -> ProcessingResponse {
+pub fn headers_with_pick(pick: &Pick, length: Option<usize>) -> ProcessingResponse {
     let headers = HeadersResponse {
         response: Some(to_pick(pick, length)),
     };
-    with_metadata(Response::RequestHeaders(headers), pick.address)
+    with_metadata(Response::RequestHeaders(headers), pick)
 }
 
 /// The answer to a buffered request body: go there, with this body in its place, or as it is. Envoy
 /// answers 500 where the length that a header says is not the new body's.
 #[must_use]
-pub fn body_with_pick(pick: Pick, new: Option<Bytes>, length: Option<usize>) -> ProcessingResponse {
-    let body_mutation = new.map(|new| BodyMutation {
-        mutation: Some(Mutation::Body(new)),
-    });
+pub fn body_with_pick(
+    pick: &Pick,
+    new: Option<Bytes>,
+    length: Option<usize>,
+) -> ProcessingResponse {
     let body = BodyResponse {
         response: Some(CommonResponse {
-            body_mutation,
+            body_mutation: new.map(whole),
             ..to_pick(pick, length)
         }),
     };
-    with_metadata(Response::RequestBody(body), pick.address)
+    with_metadata(Response::RequestBody(body), pick)
 }
 
-/// Headers pass, with these set.
+/// Headers pass, with these set and those removed.
 #[must_use]
-pub fn headers(side: Side, set: &[(&str, String)]) -> ProcessingResponse {
-    let mutation = (!set.is_empty()).then(|| HeaderMutation {
+pub fn headers(side: Side, set: &[(&str, String)], remove: &[&str]) -> ProcessingResponse {
+    let change = !(set.is_empty() && remove.is_empty());
+    let mutation = change.then(|| HeaderMutation {
         set_headers: set.iter().map(|(k, v)| header(k, v)).collect(),
-        remove_headers: Vec::new(),
+        remove_headers: remove.iter().map(ToString::to_string).collect(),
     });
     let common = CommonResponse {
         header_mutation: mutation,
@@ -96,10 +109,15 @@ pub fn headers(side: Side, set: &[(&str, String)]) -> ProcessingResponse {
     })
 }
 
-/// A body passes untouched, in the modes where Envoy kept it.
+/// In the modes where Envoy kept a body, or a piece of one: it passes untouched, or these bytes do in its
+/// place.
 #[must_use]
-pub fn body_untouched(side: Side) -> ProcessingResponse {
-    body(side, CommonResponse::default())
+pub fn body_kept(side: Side, new: Option<Bytes>) -> ProcessingResponse {
+    let common = CommonResponse {
+        body_mutation: new.map(whole),
+        ..Default::default()
+    };
+    body(side, common)
 }
 
 /// A body's bytes back to Envoy, in the mode where it kept none, in as many messages as they
@@ -203,9 +221,15 @@ fn immediate(
     }))
 }
 
-fn to_pick(pick: Pick, length: Option<usize>) -> CommonResponse {
+fn whole(bytes: Bytes) -> BodyMutation {
+    BodyMutation {
+        mutation: Some(Mutation::Body(bytes)),
+    }
+}
+
+fn to_pick(pick: &Pick, length: Option<usize>) -> CommonResponse {
     let rank = pick.rank.map(|rank| header(RANK, &rank.to_string()));
-    let address = header(DESTINATION, &pick.address.to_string());
+    let address = header(DESTINATION, &pick.list());
     let length = length.map(|length| header("content-length", &length.to_string()));
     let mutation = HeaderMutation {
         set_headers: [address].into_iter().chain(rank).chain(length).collect(),
@@ -231,8 +255,8 @@ fn header(key: &str, value: &str) -> HeaderValueOption {
     }
 }
 
-fn with_metadata(response: Response, address: SocketAddr) -> ProcessingResponse {
-    let pick = Kind::StringValue(address.to_string());
+fn with_metadata(response: Response, pick: &Pick) -> ProcessingResponse {
+    let pick = Kind::StringValue(pick.list());
     let inner = Kind::StructValue(one_field(DESTINATION, pick));
     ProcessingResponse {
         dynamic_metadata: Some(one_field(METADATA, inner)),
@@ -305,9 +329,10 @@ mod tests {
     fn the_pick_stands_in_header_and_metadata_as_the_same_string() {
         let pick = Pick {
             address: "[fd00::7]:8000".parse().expect("an address"),
+            fallbacks: vec!["10.0.0.8:8001".parse().expect("an address")],
             rank: None,
         };
-        let message = headers_with_pick(pick, None);
+        let message = headers_with_pick(&pick, None);
         let Some(Response::RequestHeaders(headers)) = &message.response else {
             panic!("not headers: {message:?}");
         };
@@ -319,22 +344,26 @@ mod tests {
             .expect("mutation")
             .set_headers;
         let header = set[0].header.as_ref().expect("header");
-        assert_eq!(header.raw_value, "[fd00::7]:8000");
+        assert_eq!(header.raw_value, "[fd00::7]:8000,10.0.0.8:8001");
         let metadata = message.dynamic_metadata.expect("metadata");
         let Some(Kind::StructValue(lb)) = &metadata.fields["envoy.lb"].kind else {
             panic!("not a struct");
         };
         assert_eq!(
             lb.fields[DESTINATION].kind,
-            Some(Kind::StringValue("[fd00::7]:8000".into()))
+            Some(Kind::StringValue("[fd00::7]:8000,10.0.0.8:8001".into()))
         );
     }
 
     #[test]
     fn a_rank_is_named_in_a_header_of_its_own() {
         let set = |rank| {
-            let address = "10.0.0.7:8000".parse().expect("an address");
-            let message = headers_with_pick(Pick { address, rank }, None);
+            let pick = Pick {
+                address: "10.0.0.7:8000".parse().expect("an address"),
+                fallbacks: Vec::new(),
+                rank,
+            };
+            let message = headers_with_pick(&pick, None);
             let Some(Response::RequestHeaders(headers)) = message.response else {
                 panic!("not headers");
             };

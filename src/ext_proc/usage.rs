@@ -56,9 +56,7 @@ impl UsageScanner {
     /// compressed or not JSON.
     #[must_use]
     pub fn new(content_type: Option<&str>, content_encoding: Option<&str>) -> Self {
-        let readable = content_type.is_some_and(is_json_or_events)
-            && content_encoding.is_none_or(|e| e.trim().eq_ignore_ascii_case("identity"));
-        let state = if readable {
+        let state = if readable(content_type, content_encoding) {
             State::Key(0)
         } else {
             State::Blind
@@ -146,6 +144,12 @@ impl Object {
             Progress::Open
         }
     }
+}
+
+/// Whether a response with these headers is text that we know: not compressed, and JSON or events.
+pub(super) fn readable(content_type: Option<&str>, content_encoding: Option<&str>) -> bool {
+    content_type.is_some_and(is_json_or_events)
+        && content_encoding.is_none_or(|e| e.trim().eq_ignore_ascii_case("identity"))
 }
 
 fn is_json_or_events(content_type: &str) -> bool {

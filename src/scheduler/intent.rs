@@ -27,7 +27,8 @@ impl Scheduler {
     /// on the pool, which may be busy: another model than the server's would be an error of ours.
     pub(super) fn intent(&self, ask: &Ask) -> Intent {
         let routes = self.parts.routes.borrow().clone();
-        let outline = routes.name_models().then(|| Outline::of(&ask.body));
+        let looks = routes.name_models() || ask.target.is_some();
+        let outline = looks.then(|| Outline::of(&ask.body));
         let outline = outline.flatten();
         let named = outline.as_ref().and_then(|outline| outline.json("model"));
         let name = named.as_ref().and_then(Json::as_str);
@@ -52,11 +53,15 @@ impl Scheduler {
         if let Some(target) = target {
             self.parts.metrics.served_by(name, target);
         }
-        let other = target.filter(|target| ***target != *name);
+        let said = || ask.target.as_deref().map(Arc::from);
+        let other = target.cloned().or_else(said);
+        let other = other.filter(|target| **target != *name);
         Intent {
             class,
-            target: other.cloned(),
-            rewrite: other.map(|target| outline.replaced("model", target)),
+            rewrite: other
+                .as_deref()
+                .map(|target| outline.replaced("model", target)),
+            target: other,
         }
     }
 

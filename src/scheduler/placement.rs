@@ -33,6 +33,8 @@ pub struct Placement {
     /// Who could have got it, and the same as candidates, in the same order.
     pub(super) allowed: Arc<Fleet>,
     pub(super) candidates: Vec<Candidate>,
+    /// Where it may go next.
+    pub(super) fallbacks: Vec<SocketAddr>,
     /// Which model serves it in place of the one that it names, and the change of its body.
     pub(super) target: Option<Arc<str>>,
     pub(super) rewrite: Option<Replacement>,
@@ -70,6 +72,11 @@ impl Placement {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.endpoint().address
+    }
+
+    /// Where Envoy may try next; asked for once.
+    pub fn take_fallbacks(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.fallbacks)
     }
 
     /// With what the rules say of its model.

@@ -102,9 +102,7 @@ fn ask(request_id: &str, path: &str, body: impl Into<Bytes>) -> Ask {
         path: path.into(),
         content_type: Some("application/json".into()),
         body: body.into(),
-        subset: None,
-        objective: None,
-        session: None,
+        ..Ask::default()
     }
 }
 
@@ -159,6 +157,52 @@ async fn the_endpoint_that_holds_the_prefix_gets_the_request() {
             placed.summary()
         );
     }
+}
+
+#[tokio::test]
+async fn a_list_goes_on_with_the_next_best_where_it_is_asked_for() {
+    let mut world = world(4).await;
+    hold(&world, 1, &PROMPT[..8], None);
+    hold(&world, 3, &PROMPT[..8], None);
+    let mut placed = world.scheduler.place(ids("a", &PROMPT, "")).await;
+    let one = placed.as_mut().expect("placed");
+    assert!(one.take_fallbacks().is_empty(), "one alone by default");
+    drop(placed);
+    for (fallbacks, length) in [(1, 1), (2, 2), (8, 3)] {
+        world.scheduler.parts.policy.fallbacks = fallbacks;
+        let placed = world.scheduler.place(ids("a", &PROMPT, "")).await;
+        let mut placed = placed.expect("placed");
+        let next = placed.take_fallbacks();
+        let mut all = vec![placed.address()];
+        all.extend(&next);
+        let mut ports: Vec<u16> = all.iter().map(|address| address.port()).collect();
+        ports[..2].sort_unstable();
+        assert_eq!(ports[..2], [8001, 8003], "who holds it comes first");
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!((next.len(), ports.len()), (length, length + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_header_names_the_target_where_no_rule_does() {
+    let world = world(1).await;
+    chat_served_by(&world, &[("sql", 1)]);
+    let target = async |model: &str| {
+        let request = Ask {
+            target: Some("other".into()),
+            ..ask(
+                "a",
+                "/v1/completions",
+                format!("{{\"model\": \"{model}\"}}"),
+            )
+        };
+        let placed = world.scheduler.place(request).await.expect("placed");
+        placed.target.map(|target| target.to_string())
+    };
+    assert_eq!(target("chat").await.as_deref(), Some("sql"));
+    assert_eq!(target("else").await.as_deref(), Some("other"));
+    assert_eq!(target("other").await, None, "it is that already");
 }
 
 #[tokio::test]

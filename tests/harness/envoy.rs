@@ -20,6 +20,8 @@ pub enum Bodies {
     Buffered,
     /// Both buffered.
     AllBuffered,
+    /// Both in chunks that Envoy keeps until they are answered.
+    Streamed,
     /// Neither shown.
     Unseen,
 }
@@ -53,9 +55,14 @@ impl Envoy {
         bodies: Bodies,
         follow: Follow,
     ) -> Self {
+        Self::run(&configured(pods, kvscout, bodies, follow)).await
+    }
+
+    /// Starts with this configuration.
+    pub async fn run(text: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("envoy.yaml");
-        std::fs::write(&config, configured(pods, kvscout, bodies, follow)).expect("written");
+        std::fs::write(&config, text).expect("written");
         let child = spawn(folder.path(), &config);
         let admin_file = folder.path().join("admin");
         let mut envoy = Self {
@@ -138,7 +145,13 @@ fn binary() -> PathBuf {
     }
 }
 
-fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: Follow) -> String {
+/// The example with other addresses, modes and ways.
+pub fn configured(
+    pods: &[SocketAddr],
+    kvscout: SocketAddr,
+    bodies: Bodies,
+    follow: Follow,
+) -> String {
     let text = envoy::configure(&Ports::FREE, pods, kvscout);
     let mut text = text.expect("the example has its places");
     if bodies == Bodies::FullDuplexOnce {
@@ -154,6 +167,7 @@ fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: 
         }
         Bodies::Buffered => ("BUFFERED", "STREAMED"),
         Bodies::AllBuffered => ("BUFFERED", "BUFFERED"),
+        Bodies::Streamed => ("STREAMED", "STREAMED"),
         Bodies::Unseen => ("NONE", "NONE"),
     };
     for (side, mode) in [("request", request), ("response", response)] {
@@ -176,6 +190,6 @@ fn configured(pods: &[SocketAddr], kvscout: SocketAddr, bodies: Bodies, follow: 
 }
 
 /// Replaces what stands in the example exactly once.
-fn swap(text: &str, from: &str, to: &str) -> String {
+pub fn swap(text: &str, from: &str, to: &str) -> String {
     envoy::swap(text, from, to).expect("the example has it once")
 }

@@ -22,6 +22,7 @@ pub struct Answer {
     pub status: u16,
     pub headers: hyper::HeaderMap,
     pub body: Bytes,
+    pub trailers: hyper::HeaderMap,
 }
 
 impl Answer {
@@ -104,12 +105,15 @@ pub async fn open(
     Ok((sender.send_request(request).await?, connection))
 }
 
-async fn whole(response: Response<Incoming>) -> anyhow::Result<Answer> {
+/// A response with its whole body.
+pub async fn whole(response: Response<Incoming>) -> anyhow::Result<Answer> {
     let (parts, body) = response.into_parts();
+    let body = body.collect().await?;
     Ok(Answer {
         status: parts.status.as_u16(),
         headers: parts.headers,
-        body: body.collect().await?.to_bytes(),
+        trailers: body.trailers().cloned().unwrap_or_default(),
+        body: body.to_bytes(),
     })
 }
 

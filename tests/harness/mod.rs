@@ -5,6 +5,7 @@
 pub mod ears;
 pub mod envoy;
 pub mod exchange;
+pub mod golden;
 pub mod http;
 pub mod hub;
 pub mod kube;
@@ -12,6 +13,7 @@ pub mod nats;
 pub mod pod;
 pub mod process;
 pub mod publisher;
+pub mod script;
 pub mod sim;
 
 use std::net::SocketAddr;
@@ -19,11 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvscout::config::{Config, Tls};
+use kvscout::config::{Config, Policy, Tls};
 use kvscout::ext_proc::{self, ExtProcSettings, Health};
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
 use kvscout::metrics::Metrics;
 use kvscout::models::Models;
+use kvscout::routes::Routes;
 use kvscout::scheduler::{Parts, Reader, Scheduler};
 use kvscout::tokens::TokenPool;
 use tokio::net::TcpListener;
@@ -76,10 +79,28 @@ pub struct Kvscout {
 impl Kvscout {
     /// Starts over these pods.
     pub async fn start(pods: &[SocketAddr], tls: Tls, settings: ExtProcSettings) -> Self {
+        Self::ruled(
+            pods,
+            tls,
+            settings,
+            Routes::default(),
+            Config::default().policy,
+        )
+        .await
+    }
+
+    /// The same with rules for models, and of choosing.
+    pub async fn ruled(
+        pods: &[SocketAddr],
+        tls: Tls,
+        settings: ExtProcSettings,
+        routes: Routes,
+        policy: Policy,
+    ) -> Self {
         let endpoints: Vec<_> = pods.iter().enumerate().map(endpoint).collect();
         let fleet = Fleet::of(endpoints.clone());
         let (sender, fleet) = watch::channel(Arc::new(fleet));
-        let scheduler = Arc::new(scheduler(fleet));
+        let scheduler = Arc::new(scheduler(fleet, routes, policy));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let health = Health::new().await;
@@ -131,11 +152,15 @@ fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
 }
 
 /// A scheduler that knows no model, so that load decides.
-fn scheduler(fleet: watch::Receiver<Arc<Fleet>>) -> Scheduler {
+fn scheduler(fleet: watch::Receiver<Arc<Fleet>>, routes: Routes, policy: Policy) -> Scheduler {
     let (_, models) = watch::channel(Arc::default());
     let metrics = Arc::<Metrics>::default();
     let pool = TokenPool::of_all_cores(64, PATIENCE, metrics.tokenizer());
-    over(fleet, models, Arc::new(pool), metrics)
+    Scheduler::new(Parts {
+        routes: watch::channel(Arc::new(routes)).1,
+        policy,
+        ..parts(fleet, models, Arc::new(pool), metrics)
+    })
 }
 
 /// A scheduler that reads prompts of these models on this pool.
@@ -145,7 +170,16 @@ pub fn over(
     pool: Arc<TokenPool>,
     metrics: Arc<Metrics>,
 ) -> Scheduler {
-    Scheduler::new(Parts {
+    Scheduler::new(parts(fleet, models, pool, metrics))
+}
+
+fn parts(
+    fleet: watch::Receiver<Arc<Fleet>>,
+    models: watch::Receiver<Arc<Models>>,
+    pool: Arc<TokenPool>,
+    metrics: Arc<Metrics>,
+) -> Parts {
+    Parts {
         fleet,
         index: Arc::default(),
         replicas: None,
@@ -157,5 +191,5 @@ pub fn over(
         admission: Config::default().admission,
         decision_max: PATIENCE,
         metrics,
-    })
+    }
 }

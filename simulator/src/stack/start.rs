@@ -141,6 +141,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
         },
         replies: Replies {
             decision_header: true,
+            ..Kvscout::default().replies
         },
         ..Kvscout::default()
     })

@@ -1,11 +1,12 @@
-//! The way back: nothing is held.
+//! The way back: nothing is held, and no byte changes but a model's name, where the request's did.
 
 use std::net::SocketAddr;
 
 use super::{Step, pass, send};
 use crate::ext_proc::read::{self, Mode};
 use crate::ext_proc::reply::{self, Side};
-use crate::ext_proc::usage::UsageScanner;
+use crate::ext_proc::restore::Restorer;
+use crate::ext_proc::usage::{self, UsageScanner};
 use crate::proto::core::Metadata;
 use crate::proto::ext_proc::{HttpBody, HttpHeaders};
 use crate::scheduler::Outcome;
@@ -17,6 +18,9 @@ pub(super) struct Response {
     status: Option<u16>,
     served: Option<SocketAddr>,
     scanner: UsageScanner,
+    /// The model that the client asked for, where another one serves it.
+    asked: Option<String>,
+    restorer: Option<Restorer>,
     streams: bool,
     output: bool,
     finished: bool,
@@ -36,6 +40,11 @@ impl Response {
             mode,
             ..Self::default()
         }
+    }
+
+    /// Another model than this one answers, which is what the client asked for.
+    pub fn restores(&mut self, asked: Option<String>) {
+        self.asked = asked;
     }
 
     /// Its headers came.
@@ -64,8 +73,11 @@ impl Response {
         let content_type = text("content-type");
         let is_stream = |kind: &str| kind.starts_with("text/event-stream");
         self.streams = content_type.as_deref().is_some_and(is_stream);
-        self.scanner =
-            UsageScanner::new(content_type.as_deref(), text("content-encoding").as_deref());
+        let (kind, encoding) = (content_type.as_deref(), text("content-encoding"));
+        self.scanner = UsageScanner::new(kind, encoding.as_deref());
+        let asked = self.asked.take();
+        let asked = asked.filter(|_| usage::readable(kind, encoding.as_deref()));
+        self.restorer = asked.map(|name| Restorer::new(&name, self.streams));
         self.hear_served(metadata);
         let mut set = Vec::new();
         if let Some(summary) = tell.summary {
@@ -74,7 +86,7 @@ impl Response {
         if let Some(served) = self.served.filter(|_| tell.served) {
             set.push((reply::CONFORMANCE_SERVED, served.to_string()));
         }
-        let mut steps = vec![send(reply::headers(Side::Response, &set))];
+        let mut steps = vec![send(reply::headers(Side::Response, &set, self.untrue()))];
         if headers.end_of_stream {
             steps.extend(self.finish());
         }
@@ -90,7 +102,9 @@ impl Response {
         }
         self.scanner.feed(&body.body);
         let ended = body.end_of_stream;
-        steps.extend(pass(self.mode, Side::Response, body));
+        let restorer = self.restorer.as_mut();
+        let new = restorer.and_then(|restorer| restorer.feed(&body.body));
+        steps.extend(pass(self.mode, Side::Response, body, new));
         if ended {
             steps.extend(self.finish());
         }
@@ -102,6 +116,15 @@ impl Response {
         let mut steps = vec![send(reply::trailers(Side::Response))];
         steps.extend(self.finish());
         steps
+    }
+
+    /// Headers that would not be true of a body with another name in it. Envoy takes a length away by
+    /// itself in full duplex, and answers 500 to a wrong one where it keeps the body.
+    fn untrue(&self) -> &'static [&'static str] {
+        match self.restorer {
+            Some(_) if self.mode != Mode::Unseen => &["content-length"],
+            _ => &[],
+        }
     }
 
     fn finish(&mut self) -> Option<Step> {

@@ -98,6 +98,7 @@ fn placed(exchange: &mut Exchange) -> Vec<Step> {
 fn placed_with(exchange: &mut Exchange, rewrite: Option<Replacement>) -> Vec<Step> {
     let pick = Pick {
         address: POD.parse().expect("an address"),
+        fallbacks: Vec::new(),
         rank: None,
     };
     exchange.placed(Ok(Placed {
@@ -189,9 +190,7 @@ fn full_duplex_holds_the_header_reply_until_the_body_has_ended() {
         path: "/v1/completions?x=1".into(),
         content_type: Some("application/json".into()),
         body: Bytes::from_static(b"{\"prompt\":\"hi\"}"),
-        subset: None,
-        objective: None,
-        session: None,
+        ..Ask::default()
     };
     assert_eq!(**ask, expected);
     assert_eq!(
@@ -201,7 +200,7 @@ fn full_duplex_holds_the_header_reply_until_the_body_has_ended() {
 }
 
 #[test]
-fn headers_name_the_objective_and_the_session() {
+fn headers_say_what_a_request_is_by_either_of_their_names() {
     let rules = Rules {
         session_headers: ["x-session-id".to_owned(), "x-chat".to_owned()].into(),
         ..Rules::default()
@@ -213,19 +212,122 @@ fn headers_name_the_objective_and_the_session() {
             message(Message::RequestHeaders(headers(pairs, false))),
         );
         match on(&mut exchange, request_body(b"{}", true)).as_slice() {
-            [Step::Place(ask)] => (ask.objective.clone(), ask.session.clone()),
+            [Step::Place(ask)] => [&ask.objective, &ask.fairness, &ask.target, &ask.session]
+                .map(|said| said.clone().unwrap_or_default()),
             other => panic!("{other:?}"),
         }
     };
     let both = [
         ("x-gateway-inference-objective", "theirs"),
+        ("x-gateway-inference-fairness-id", "tenant"),
+        ("x-gateway-model-name-rewrite", "chat-v2"),
         ("x-llm-d-inference-objective", " ours "),
+        ("x-llm-d-inference-fairness-id", "team"),
+        ("x-llm-d-model-name-rewrite", "chat-v3"),
         ("x-chat", "7"),
         ("x-session-id", " "),
     ];
-    assert_eq!(said(&both), (Some("ours".into()), Some("7".into())));
-    assert_eq!(said(&both[..1]), (Some("theirs".into()), None));
-    assert_eq!(said(&[]), (None, None));
+    assert_eq!(said(&both), ["ours", "team", "chat-v3", "7"]);
+    assert_eq!(said(&both[..3]), ["theirs", "tenant", "chat-v2", ""]);
+    assert_eq!(said(&[]), [""; 4]);
+}
+
+#[test]
+fn an_upgrade_has_no_end_to_wait_for() {
+    let connect = [(":method", "CONNECT")];
+    let socket = [(":method", "GET"), ("upgrade", "websocket")];
+    for pairs in [&connect[..], &socket] {
+        let mut exchange = exchange();
+        let first = message(Message::RequestHeaders(headers(pairs, false)));
+        let steps = on(&mut exchange, first);
+        assert!(matches!(&steps[..], [Step::PlaceByLoad(ask)] if ask.reason == "upgrade"));
+        assert_eq!(all_told(&placed(&mut exchange)), [pick("request headers")]);
+        let steps = on(&mut exchange, request_body(b"frame", false));
+        assert_eq!(all_told(&steps), ["request body 5 bytes"]);
+    }
+}
+
+/// Of a request for "chat" that "chat-v2" serves: what its client reads of an answer to it in these
+/// chunks, and the steps to its headers.
+fn answered(mode: BodySendMode, head: &[(&str, &str)], chunks: &[&str]) -> (String, Vec<Step>) {
+    let body = br#"{"model":"chat"}"#;
+    let mut exchange = exchange();
+    on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
+    exchange.response = Response::new(
+        read::modes(Some(ProtocolConfiguration {
+            response_body_mode: mode.into(),
+            ..Default::default()
+        }))
+        .1,
+    );
+    on(&mut exchange, request_body(body, true));
+    let outline = Outline::of(body).expect("an object");
+    placed_with(&mut exchange, Some(outline.replaced("model", "chat-v2")));
+    let head = message(Message::ResponseHeaders(headers(head, false)));
+    let steps = on(&mut exchange, head);
+    let mut read = Vec::new();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let last = i + 1 == chunks.len();
+        let said = message(Message::ResponseBody(self::body(chunk.as_bytes(), last)));
+        for step in on(&mut exchange, said) {
+            let Step::Send(reply) = step else { continue };
+            let Some(Reply::ResponseBody(reply)) = reply.response else {
+                panic!("no body");
+            };
+            let mutation = reply.response.and_then(|common| common.body_mutation);
+            match mutation.and_then(|mutation| mutation.mutation) {
+                None => read.extend_from_slice(chunk.as_bytes()),
+                Some(Mutation::Body(bytes)) => read.extend_from_slice(&bytes),
+                Some(Mutation::StreamedResponse(chunk)) => read.extend_from_slice(&chunk.body),
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+    }
+    (String::from_utf8(read).expect("text"), steps)
+}
+
+/// The headers that a step takes away.
+fn removed(steps: &[Step]) -> Vec<String> {
+    let [Step::Send(reply)] = steps else {
+        panic!("{steps:?}");
+    };
+    let Some(Reply::ResponseHeaders(headers)) = &reply.response else {
+        panic!("{reply:?}");
+    };
+    let mutation = common(&headers.response).header_mutation.clone();
+    mutation.map_or_else(Vec::new, |mutation| mutation.remove_headers)
+}
+
+#[test]
+fn an_answer_bears_the_name_that_its_client_asked_for_in_every_mode() {
+    let json = [(":status", "200"), ("content-type", "application/json")];
+    let chunks = ["{\"id\":1,\"model\":\"cha", "t-v2\",\"x\":\"chat-v2\"}", ""];
+    for mode in [
+        BodySendMode::FullDuplexStreamed,
+        BodySendMode::Streamed,
+        BodySendMode::Buffered,
+    ] {
+        let (read, steps) = answered(mode, &json, &chunks);
+        assert_eq!(read, r#"{"id":1,"model":"chat","x":"chat-v2"}"#, "{mode:?}");
+        assert_eq!(removed(&steps), ["content-length"], "{mode:?}");
+    }
+    let (_, steps) = answered(BodySendMode::None, &json, &[]);
+    assert!(removed(&steps).is_empty(), "what nobody shows us stays");
+}
+
+#[test]
+fn what_cannot_be_read_keeps_its_name_and_its_length() {
+    for head in [
+        &[
+            ("content-type", "application/json"),
+            ("content-encoding", "gzip"),
+        ][..],
+        &[("content-type", "application/octet-stream")],
+    ] {
+        let text = "{\"model\":\"chat-v2\"}";
+        let (read, steps) = answered(BodySendMode::FullDuplexStreamed, head, &[text]);
+        assert_eq!((&read[..], removed(&steps)), (text, Vec::new()));
+    }
 }
 
 /// What a step sets of a header, and the body that it sends in place of the client's.

@@ -103,6 +103,13 @@ pub struct Replacement {
 }
 
 impl Replacement {
+    /// The text that stands there before; of several places the last, which counts.
+    #[must_use]
+    pub fn before(&self, body: &[u8]) -> Option<String> {
+        let value = Json::loads_bytes(&body[self.at.last()?.clone()]).ok()?;
+        value.as_str().map(str::to_owned)
+    }
+
     /// The body with it; everything else stays as it is, to the byte. The same body, of course, whose
     /// outline it came from.
     #[must_use]
@@ -261,6 +268,8 @@ mod tests {
         assert_eq!(renamed(twice).as_deref(), Some(expected));
         let outline = Outline::of(twice.as_bytes()).expect("an object");
         assert_eq!(outline.get("model"), Some(&b"\"c\""[..]), "the last counts");
+        let before = outline.replaced("model", "b").before(twice.as_bytes());
+        assert_eq!(before.as_deref(), Some("c"));
     }
 
     #[test]
