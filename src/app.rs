@@ -227,6 +227,7 @@ impl App {
         self.health.set_ready(false).await;
         // Gateways and probes get the time to see it before new requests are refused.
         tokio::time::sleep(self.notice).await;
+        tracing::info!("draining: no new streams");
         self.ending.send_replace(true);
         self.drain().await
     }

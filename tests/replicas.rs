@@ -3,7 +3,6 @@
 mod harness;
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -337,9 +336,7 @@ async fn who_joins_late_learns_what_is_in_flight_and_who_is_gone_is_forgotten() 
     let mut third = Process::start(&settings).await;
     third.says(&requests(&other, 1)).await;
     let mut second = second;
-    let pid = second.served.child.id().to_string();
-    let told = Command::new("kill").args(["-TERM", &pid]).status();
-    assert!(told.expect("kill runs").success());
+    second.served.terminate();
     let bye = "kvscout_replica_messages_total{direction=\"received\",kind=\"bye\"} 1";
     third.says(bye).await;
     third.says(&requests(&other, 0)).await;

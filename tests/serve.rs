@@ -3,7 +3,7 @@
 mod harness;
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use harness::PATIENCE;
@@ -301,12 +301,7 @@ fn it_serves_rereads_its_fleet_and_ends_when_told() {
     served.line("fleet read");
     assert!(get("/metrics").contains("kvscout_endpoint_requests{endpoint=\"new\"} 0"));
 
-    let pid = served.child.id().to_string();
-    let told = Command::new("kill")
-        .args(["-TERM", &pid])
-        .status()
-        .expect("kill runs");
-    assert!(told.success());
+    served.terminate();
     served.line("draining");
     served.line("ended");
     let status = served.child.wait().expect("it ends");

@@ -43,6 +43,7 @@ pub struct Envoy {
     pub plain: SocketAddr,
     /// By way of kvscout.
     pub routed: SocketAddr,
+    pub admin: SocketAddr,
     child: Child,
     _folder: tempfile::TempDir,
 }
@@ -68,11 +69,14 @@ impl Envoy {
         let mut envoy = Self {
             plain: SocketAddr::from(([127, 0, 0, 1], 0)),
             routed: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             child,
             _folder: folder,
         };
-        let admin = soon("Envoy is ready", envoy.ready(&admin_file)).await;
-        let listeners = http::get(admin, "/listeners?format=json").await.json();
+        envoy.admin = soon("Envoy is ready", envoy.ready(&admin_file)).await;
+        let listeners = http::get(envoy.admin, "/listeners?format=json")
+            .await
+            .json();
         let port = |name: &str| {
             let all = listeners["listener_statuses"].as_array().expect("a list");
             let one = all

@@ -93,6 +93,13 @@ impl Served {
         lines[lines.len().saturating_sub(count)..].to_vec()
     }
 
+    /// Tells it to end, as Kubernetes does.
+    pub fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(told.expect("kill runs").success());
+    }
+
     /// Where it listens: ext_proc and admin.
     pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
         let line = self.line("listening");
