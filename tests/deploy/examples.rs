@@ -1,0 +1,113 @@
+//! What `deploy/examples` promises: what its objects refer to, and what kvscout is told in them.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::harness;
+use super::harness::process::{output, text};
+use super::rendered::*;
+
+/// A pool, a policy or a route that leads nowhere is no error to Kubernetes.
+#[test]
+fn examples_lead_to_services_that_there_are() {
+    let names = |kind: &str| -> Vec<&Value> {
+        let all = EXAMPLES.iter().flat_map(|(_, all)| of(all, kind));
+        all.map(|one| &one["metadata"]["name"]).collect()
+    };
+    let kvscout = json!("kvscout");
+    let (services, pools) = (
+        [names("Service"), vec![&kvscout]].concat(),
+        names("InferencePool"),
+    );
+    let mut found = 0;
+    for (name, all) in EXAMPLES.iter() {
+        let named: Vec<_> = all.iter().map(|one| &one["metadata"]["name"]).collect();
+        for one in all {
+            let spec = &one["spec"];
+            for key in ["endpointPickerRef", "extensionRef"] {
+                let picker = &spec[key]["name"];
+                assert!(picker.is_null() || *picker == kvscout, "{name}: {picker}");
+            }
+            for target in list(&spec["targetRefs"]) {
+                let there = named.contains(&&target["name"]) || target["name"] == kvscout;
+                assert!(there, "{name}: {target}");
+            }
+            let rules = list(&spec["rules"]).chain(list(&spec["extProc"]));
+            for backend in rules.flat_map(|rule| list(&rule["backendRefs"])) {
+                let there = match backend["kind"] == "InferencePool" {
+                    true => &pools,
+                    false => &services,
+                };
+                assert!(there.contains(&&backend["name"]), "{name}: {backend}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 7, "{found}");
+}
+
+/// Where vLLM publishes is where kvscout is told to listen.
+#[test]
+fn the_servers_of_the_examples_tell_what_they_hold_where_kvscout_listens() {
+    let mut servers = 0;
+    for (name, all) in EXAMPLES.iter() {
+        for (_, pod) in pods(all) {
+            for container in list(&pod["spec"]["containers"]) {
+                let args: Vec<_> = list(&container["args"]).filter_map(Value::as_str).collect();
+                let events = args.iter().position(|arg| *arg == "--kv-events-config");
+                let events: Value = serde_json::from_str(args[events.expect("KV events") + 1])
+                    .unwrap_or_else(|error| panic!("{name}: {error}"));
+                let expected = json!({
+                    "enable_kv_cache_events": true,
+                    "publisher": "zmq",
+                    "endpoint": "tcp://*:5557",
+                    "replay_endpoint": "tcp://*:5558",
+                });
+                assert_eq!(events, expected, "{name}");
+                for flag in ["--enable-prefix-caching", "--enable-prompt-tokens-details"] {
+                    assert!(args.contains(&flag), "{name}: {flag}");
+                }
+                servers += 1;
+            }
+        }
+    }
+    assert_eq!(servers, 2);
+    for (name, all) in RENDERINGS.iter() {
+        if name.contains("examples") && !name.contains("bridge-sidecar") {
+            let written = configuration(all);
+            assert!(written.contains("replay_port: 5558"), "{name}");
+        }
+    }
+}
+
+/// Envoy gives up a request when kvscout has not answered by then, so it must be the one that waits longer.
+#[test]
+fn envoy_waits_longer_than_kvscout_does() {
+    let defaults = fs::read_to_string(root().join("deploy/kvscout.yaml")).expect("text");
+    let limit = |key| number(&defaults, key).expect(key);
+    let kvscout_ms = limit("wait_ms_max") + limit("decision_ms_max");
+    let all = EXAMPLES.iter().flat_map(|(_, all)| all);
+    let waits: Vec<_> = all
+        .flat_map(|one| list(&one["spec"]["extProc"]))
+        .map(|one| one["messageTimeout"].as_str().expect("a time"))
+        .collect();
+    assert_eq!(waits.len(), 2);
+    for wait in waits {
+        let seconds = wait.strip_suffix('s').map(str::parse::<u64>);
+        let seconds = seconds.expect("in seconds").expect("a number");
+        assert!(seconds * 1000 > kvscout_ms, "{wait}");
+    }
+}
+
+#[test]
+fn kvscout_accepts_the_configuration_of_the_sidecar() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let all = EXAMPLES
+        .iter()
+        .find(|(name, _)| name.contains("bridge-sidecar"));
+    let written = mounted(configuration(&all.expect("the example").1), folder.path());
+    let file = harness::process::write(folder.path(), "kvscout.yaml", &written);
+    let checked = output(&["check", &file]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+}
