@@ -44,6 +44,10 @@ fn the_chart_refuses_what_it_does_not_know_and_says_what_is_missing() {
         ("tls: {mode: secret}", "tls.secret: name the Secret"),
         ("nats: {enabled: true}", "nats.servers: name the cluster's"),
         (
+            "config: {events: {bind: 'tcp://0.0.0.0:5557'}}",
+            "is for one picker or one bridge",
+        ),
+        (
             "networkPolicy: {enabled: true}",
             "networkPolicy.gateways: say where",
         ),
@@ -183,10 +187,12 @@ fn what_one_object_refers_to_another_is() {
             let pods = selected(&service["spec"]["selector"]);
             assert_eq!(pods.len(), 1, "{name}: {}", service["metadata"]["name"]);
             for port in list(&service["spec"]["ports"]) {
-                assert!(
-                    ports(pods[0]).contains(&port["targetPort"]),
-                    "{name}: {port}"
-                );
+                // Ports of events.bind have no name in the pod.
+                let bound = port["name"]
+                    .as_str()
+                    .is_some_and(|name| name.starts_with("kv-events-"));
+                let there = bound || ports(pods[0]).contains(&port["targetPort"]);
+                assert!(there, "{name}: {port}");
             }
         }
         for kind in [
@@ -277,4 +283,26 @@ fn nats_starts_with_the_configuration_that_the_chart_writes() {
     let checked = Command::new(server).args(["-t", "-c", &file]).output();
     let checked = checked.expect("make setup installs it");
     assert!(checked.status.success(), "{}", text(&checked.stderr));
+}
+
+/// A Service has no ranges: each rank's port is one of its own, at the one process that listens.
+#[test]
+fn publishers_that_connect_find_a_port_for_each_rank() {
+    for (set, service) in [("single", "kvscout"), ("nats", "kvscout-bridge")] {
+        let ending = format!("{set}-values.yaml");
+        let found = RENDERINGS.iter().find(|(name, _)| name.ends_with(&ending));
+        let (_, all) = found.expect("the value set");
+        let mut bound = Vec::new();
+        for one in of(all, "Service") {
+            let ports = list(&one["spec"]["ports"]).filter_map(|port| port["port"].as_u64());
+            let ports = ports.filter(|port| (5557..9000).contains(port));
+            bound.extend(ports.map(|port| (one["metadata"]["name"].clone(), port)));
+        }
+        assert_eq!(bound, [(json!(service), 5557), (json!(service), 5558)]);
+        let allowed = of(all, "NetworkPolicy")
+            .filter(|one| one["metadata"]["name"] == service)
+            .flat_map(|one| list(&one["spec"]["ingress"]))
+            .any(|rule| rule["ports"] == json!([{"port": 5557, "endPort": 5558}]));
+        assert!(allowed, "{set}");
+    }
 }

@@ -65,6 +65,27 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- mergeOverwrite $ours (deepCopy .Values.config) | toYaml -}}
 {{- end -}}
 
+{{/* Where vLLM connects to: the first port, if it does. A publisher connects to one address. */}}
+{{- define "kvscout.bindPort" -}}
+{{- $bind := dig "events" "bind" "" .Values.config -}}
+{{- if and $bind (not (include "kvscout.bridges" .)) (gt (int .Values.replicas) 1) -}}
+{{- fail "config.events.bind: is for one picker or one bridge; say replicas: 1, or nats.enabled" -}}
+{{- end -}}
+{{- if $bind -}}{{- regexFind "[0-9]+$" $bind -}}{{- end -}}
+{{- end -}}
+
+{{- define "kvscout.bridges" -}}
+{{- if and .Values.nats.enabled .Values.bridge.enabled }}true{{ end -}}
+{{- end -}}
+
+{{/* A Service's ports for it. */}}
+{{- define "kvscout.bindPorts" -}}
+{{- $first := include "kvscout.bindPort" . | int -}}
+{{- range $rank := until (int .Values.service.eventRanks) }}
+- {name: kv-events-{{ $rank }}, port: {{ add $first $rank }}, targetPort: {{ add $first $rank }}}
+{{- end -}}
+{{- end -}}
+
 {{/* Milliseconds of the configuration's limits, its defaults included, as whole seconds, and five to join. */}}
 {{- define "kvscout.graceSeconds" -}}
 {{- $limits := .Values.config.limits | default dict -}}
