@@ -123,10 +123,7 @@ impl Index {
     /// The way in for whoever applies an endpoint's events for long.
     #[must_use]
     pub fn feed(&self, endpoint: EndpointId) -> Feed {
-        let book = self.book(endpoint).unwrap_or_else(|| {
-            let mut seats = self.shared.seats.write();
-            seats.by_endpoint.entry(endpoint).or_default().book.clone()
-        });
+        let book = self.seat(endpoint, |seat| seat.book.clone());
         Feed { endpoint, book }
     }
 
@@ -246,8 +243,8 @@ impl Index {
     pub fn expect_reports(&self, endpoint: EndpointId, chain: &Chain, blocks: u32, answers: u32) {
         let reports = answers.saturating_sub(u32::from(blocks == 0));
         if reports > 0 && !chain.keys.is_empty() {
-            let prompt = chain.keys.clone();
-            self.with_new_book(endpoint, |book| book.expect_reports(prompt, reports));
+            let expected = self.seat(endpoint, |seat| seat.reports.clone());
+            expected.lock().expect(chain.keys.clone(), reports);
         }
     }
 
@@ -343,6 +340,17 @@ impl Index {
     fn book(&self, endpoint: EndpointId) -> Option<Arc<Mutex<Book>>> {
         let seats = self.shared.seats.read();
         Some(seats.by_endpoint.get(&endpoint)?.book.clone())
+    }
+
+    /// A part of an endpoint's seat; it has one from now on.
+    fn seat<T>(&self, endpoint: EndpointId, part: impl Fn(&seats::Seat) -> T) -> T {
+        let known = self.shared.seats.read();
+        if let Some(seat) = known.by_endpoint.get(&endpoint) {
+            return part(seat);
+        }
+        drop(known);
+        let mut seats = self.shared.seats.write();
+        part(seats.by_endpoint.entry(endpoint).or_default())
     }
 
     /// Changes an endpoint's book, and shows what became of it; nothing where there is none.

@@ -7,9 +7,9 @@
 //! lock of the tree that it is about, or a few if it is long. What is given up at once is not taken out piece by piece: the
 //! cache gets another number, and the old one is cleaned up when nobody sees it any more.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
+use parking_lot::{Mutex, RwLockWriteGuard};
 use smallvec::SmallVec;
 
 use crate::blocks::{BlockEvent, EngineHash, Medium, Rule};
@@ -27,7 +27,7 @@ use crate::index::{Applied, Seen};
 mod reports;
 mod store;
 
-use reports::Awaited;
+pub(super) use reports::Reports;
 use store::Lists;
 
 /// Engine hashes kept per endpoint: 64 GiB of KV cache in 16-token blocks of a 7B model make
@@ -49,8 +49,10 @@ pub(super) struct Book {
     pub(super) any_sure: bool,
     /// Blocks to be stored until what is unsure is given up; none where all is sure.
     unsure_for: Option<u64>,
+    /// Blocks of orphans that were named since the tree was let go.
+    pub(super) named: usize,
     /// Prompts whose leading blocks are to be reported.
-    reports: VecDeque<Awaited>,
+    pub(super) reports: Arc<Mutex<Reports>>,
     pub(super) adapters: Vec<String>,
     /// Whether this server's events show cache salts; none before its first store.
     pub(super) shows_salt: Option<bool>,
@@ -134,7 +136,7 @@ impl Book {
             self.empty(at, shared, false);
         }
         self.caches.clear();
-        self.reports.clear();
+        self.reports.lock().clear();
         self.orphans.clear();
         self.retired.extend(self.expected.end());
         self.unsure_for = None;
@@ -150,7 +152,7 @@ impl Book {
                 self.empty(at, shared, true);
             }
         }
-        self.reports.clear();
+        self.reports.lock().clear();
         self.orphans.clear();
         self.retired.extend(self.expected.end());
         self.changed = true;

@@ -1,10 +1,14 @@
 //! Engine hashes → our names, by parent and tokens.
 
-use std::collections::VecDeque;
+use parking_lot::RwLockWriteGuard;
 
 use crate::blocks::{BlockKey, EngineHash, Shape, Stored};
 use crate::index::book::Book;
 use crate::index::tree::{BlockId, Tree};
+
+/// Blocks of orphans that are named before whoever waits for the tree is let in: half a millisecond, or
+/// twice that on a busy machine. Unit tests have few.
+pub(super) const NAMED_AT_ONCE: usize = if cfg!(test) { 2 } else { 1024 };
 
 /// What stands before a store's first block.
 #[derive(Debug, Clone, Copy)]
@@ -12,6 +16,12 @@ pub(super) enum Before {
     /// Nothing: a prompt starts here, under this root.
     Start(BlockKey),
     Block(BlockId),
+}
+
+/// An orphan, and the block that it waited for, which is kept in the tree meanwhile.
+struct Found {
+    parent: BlockId,
+    orphan: Stored,
 }
 
 impl Before {
@@ -25,41 +35,85 @@ impl Before {
 
 impl Book {
     /// Tells which block a hash stands for to every copy of it that has none, and to the orphans that
-    /// waited for it. All of them are in one tree, as they begin the same prompt.
-    pub(super) fn name(&mut self, at: usize, hash: EngineHash, block: BlockId, tree: &mut Tree) {
-        let mut named = VecDeque::from([(hash, block)]);
-        let mut ends = Vec::new();
-        while let Some((hash, block)) = named.pop_front() {
-            for other in 0..self.caches.len() {
-                if !self.caches[other].names_as(&self.caches[at]) {
-                    continue;
-                }
-                let cache = &mut self.caches[other];
-                let Ok(slot) = cache.copies.find(hash) else {
-                    continue;
+    /// waited for it. All of them are in one tree, as they begin the same prompt. Whoever waits for the
+    /// tree is let in after every so many; what is not pinned or held may be gone then.
+    pub(super) fn name(
+        &mut self,
+        at: usize,
+        hash: EngineHash,
+        block: BlockId,
+        tree: &mut RwLockWriteGuard<'_, Tree>,
+    ) {
+        let mut found = Vec::new();
+        self.name_one(at, hash, block, tree, &mut found);
+        while let Some(Found { parent, orphan }) = found.pop() {
+            let (key, mut keys) = (tree.key(parent), Vec::with_capacity(orphan.hashes.len()));
+            let mut hash = || keys_of(key, &orphan, &mut keys);
+            // What is short is seen at once.
+            match orphan.hashes.len() > NAMED_AT_ONCE {
+                true => RwLockWriteGuard::unlocked(tree, hash),
+                false => hash(),
+            }
+            let mut before = parent;
+            let pieces = orphan.hashes.chunks(NAMED_AT_ONCE);
+            for (hashes, keys) in pieces.zip(keys.chunks(NAMED_AT_ONCE)) {
+                let mut blocks = Vec::with_capacity(keys.len());
+                let age = tree.age(before);
+                tree.grow(Some(before), keys, age, &mut blocks);
+                let Some(last) = blocks.last().copied() else {
+                    break;
                 };
-                let mut copies = cache.copies.at(slot);
-                if copies.block.is_none() {
-                    copies.block = Some(block);
-                    cache.copies.set(slot, copies);
-                    self.unnamed -= 1;
-                    cache.hold(tree, &[block], copies.unsure);
+                tree.pin(last);
+                tree.unpin(std::mem::replace(&mut before, last));
+                for (hash, block) in hashes.iter().zip(&blocks) {
+                    self.name_one(at, *hash, *block, tree, &mut found);
+                }
+                self.named += blocks.len();
+                if self.named >= NAMED_AT_ONCE {
+                    self.named = 0;
+                    RwLockWriteGuard::bump(tree);
+                }
+                if blocks.len() < keys.len() {
+                    break;
                 }
             }
-            let orphans = match self.caches[at].shape {
-                Some(shape) => self.orphans.take(shape, hash),
-                None => Vec::new(),
+            tree.unpin(before);
+        }
+    }
+
+    /// The same without the orphans, which it adds to those that were found.
+    fn name_one(
+        &mut self,
+        at: usize,
+        hash: EngineHash,
+        block: BlockId,
+        tree: &mut Tree,
+        found: &mut Vec<Found>,
+    ) {
+        for other in 0..self.caches.len() {
+            if !self.caches[other].names_as(&self.caches[at]) {
+                continue;
+            }
+            let cache = &mut self.caches[other];
+            let Ok(slot) = cache.copies.find(hash) else {
+                continue;
             };
-            for orphan in orphans {
-                let mut keys = Vec::with_capacity(orphan.hashes.len());
-                keys_of(tree.key(block), &orphan, &mut keys);
-                let mut blocks = Vec::with_capacity(keys.len());
-                tree.grow(Some(block), &keys, tree.age(block), &mut blocks);
-                ends.extend(blocks.last().copied());
-                named.extend(orphan.hashes.iter().copied().zip(blocks));
+            let mut copies = cache.copies.at(slot);
+            if copies.block.is_none() {
+                copies.block = Some(block);
+                cache.copies.set(slot, copies);
+                self.unnamed -= 1;
+                cache.hold(tree, &[block], copies.unsure);
             }
         }
-        ends.into_iter().for_each(|end| tree.prune(end));
+        let Some(shape) = self.caches[at].shape else {
+            return;
+        };
+        for orphan in self.orphans.take(shape, hash) {
+            tree.pin(block);
+            let parent = block;
+            found.push(Found { parent, orphan });
+        }
     }
 
     pub(super) fn name_of(&self, hash: EngineHash, at: usize) -> Option<BlockId> {

@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::blocks::{Rule, Shape};
 use crate::fleet::EndpointId;
-use crate::index::book::Book;
+use crate::index::book::{Book, Reports};
 use crate::index::cache::Place;
 use crate::index::forest::Forest;
 use crate::index::keyed::KeyedMap;
@@ -32,10 +32,23 @@ pub(super) struct Seats {
     holders: Holders,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seat {
     pub book: Arc<Mutex<Book>>,
+    /// The book's.
+    pub reports: Arc<Mutex<Reports>>,
     pub view: View,
+}
+
+impl Default for Seat {
+    fn default() -> Self {
+        let book = Book::default();
+        Self {
+            reports: book.reports.clone(),
+            book: Arc::new(Mutex::new(book)),
+            view: View::default(),
+        }
+    }
 }
 
 /// An endpoint's caches, as lookups see them. It changes at once: what a cache held before goes
@@ -175,12 +188,13 @@ struct Holders {
 }
 
 impl Holders {
-    /// None where all are in use: 65,535 caches.
+    /// None where all are in use: 65,534 caches. Blocks count who holds them in 16 bits, and who pins
+    /// them while they are named.
     fn take(&mut self) -> Option<Holder> {
         if let Some(free) = self.free.pop_first() {
             return Some(Holder(free));
         }
-        let next = self.given.checked_add(1)?;
+        let next = self.given.checked_add(1).filter(|next| *next < u16::MAX)?;
         Some(Holder(std::mem::replace(&mut self.given, next)))
     }
 

@@ -101,6 +101,18 @@ fn an_announced_report_adds_no_copies() {
 }
 
 #[test]
+fn a_report_is_announced_beside_a_book_that_is_busy() {
+    let index = Index::default();
+    index.apply(POD, &[store(None, &[1], &[1, 1])]);
+    let book = index.book(POD).expect("a book");
+    {
+        let _locked = book.lock();
+        index.expect_reports(POD, &chain(&[1, 1]), 1, 1);
+    }
+    assert_eq!(index.apply(POD, &[store(None, &[1], &[1, 1])]).reported, 1);
+}
+
+#[test]
 fn every_group_reports_and_none_of_it_counts() {
     let index = Index::default();
     let tokens = [1, 1, 2, 2];
@@ -560,6 +572,39 @@ fn a_long_store_is_worth_what_short_ones_are() {
     long.apply(POD, &[gone.clone(), gone]);
     assert_eq!((blocks(&long, &tokens), long.physical(POD)), (7, 7));
     long.shared.forest.assert_sound();
+}
+
+/// Piece by piece too: what is named stays though others let go of it meanwhile.
+#[test]
+fn long_orphans_are_named_while_others_come_and_go() {
+    let index = Index::default();
+    let tokens: Vec<TokenId> = (0..80).collect();
+    let names: Vec<u64> = (1..=40).collect();
+    let rest = store(Some(names[0]), &names[1..20], &tokens[2..40]);
+    let last = store(Some(names[19]), &names[20..], &tokens[40..]);
+    let first = store(None, &names[..1], &tokens[..2]);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            for _ in 0..200 {
+                index.apply(EndpointId(9), &[store(None, &names, &tokens)]);
+                index.empty(EndpointId(9));
+            }
+        });
+        while !other.is_finished() {
+            index.apply(POD, &[rest.clone(), last.clone(), remove(names[19])]);
+            index.apply(POD, &[remove(names[5]), first.clone()]);
+            assert_eq!(blocks(&index, &tokens), 5, "up to the first that is gone");
+            let filled = store(Some(names[4]), &names[5..6], &tokens[10..12]);
+            index.apply(POD, &[filled]);
+            assert_eq!(blocks(&index, &tokens), 19);
+            let filled = store(Some(names[18]), &names[19..20], &tokens[38..40]);
+            index.apply(POD, &[filled]);
+            assert_eq!(blocks(&index, &tokens), 40);
+            index.empty(POD);
+        }
+    });
+    index.shared.forest.assert_sound();
+    assert_eq!(index.size(), Size::default());
 }
 
 /// A prompt of its own behind one that all begin with: 64 blocks and 64.

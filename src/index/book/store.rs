@@ -237,7 +237,7 @@ impl Book {
         hashes: &[EngineHash],
         blocks: &[BlockId],
         held: &mut Held,
-        tree: &mut Tree,
+        tree: &mut RwLockWriteGuard<'_, Tree>,
         applied: &mut Applied,
     ) {
         let named = blocks.iter().copied().map(Some);
@@ -246,12 +246,14 @@ impl Book {
             self.add_one(at, *hash, block, held, applied);
         }
         held.tell(&mut self.caches[at], tree);
+        let Some(last) = blocks.last() else { return };
         if self.unnamed > 0 {
+            tree.pin(*last);
             for (hash, block) in hashes.iter().zip(blocks) {
                 self.name(at, *hash, *block, tree);
             }
-        }
-        if let Some(last) = blocks.last() {
+            tree.unpin(*last);
+        } else {
             tree.prune(*last);
         }
     }

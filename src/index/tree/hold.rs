@@ -186,6 +186,15 @@ impl Tree {
         }
     }
 
+    /// Keeps a block, whoever lets go of it, and all before it.
+    pub fn pin(&mut self, block: BlockId) {
+        self.blocks[block.place()].refs += 1;
+    }
+
+    pub fn unpin(&mut self, block: BlockId) {
+        self.let_go(block.place());
+    }
+
     /// One holder less.
     fn let_go(&mut self, place: u32) {
         let block = &mut self.blocks[place];
