@@ -153,9 +153,12 @@ struct Churn {
     /// How much that differs: the standard deviation of its logarithm
     #[arg(long, value_name = "NUMBER", default_value_t = 0.5)]
     event_jitter: f64,
-    /// The share of event batches that never arrive, 0 to 1
+    /// The share of event batches that do not arrive, 0 to 1; with the next one they are asked for again
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     event_loss: f64,
+    /// Nobody can be asked: what is lost is lost for good
+    #[arg(long)]
+    no_replay: bool,
     /// Changes: SECONDS:scale:+N or :-N pods, SECONDS:reset:POD, SECONDS:slow:POD:FACTOR
     #[arg(long, value_name = "CHANGE", num_args = 1.., allow_hyphen_values = true)]
     change: Vec<Change>,
@@ -384,6 +387,7 @@ impl Args {
             event_delay: churn.event_delay_ms / 1000.0,
             event_jitter: churn.event_jitter,
             event_loss: churn.event_loss,
+            event_replay: !churn.no_replay,
             changes: churn.change.clone(),
             outside: churn.outside,
             seed: self.seed,

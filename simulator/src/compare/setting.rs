@@ -21,8 +21,10 @@ pub struct Setting {
     pub event_delay: f64,
     /// How much delays differ: the standard deviation of their logarithm.
     pub event_jitter: f64,
-    /// The share of batches that never arrive.
+    /// The share of batches that do not arrive.
     pub event_loss: f64,
+    /// Lost batches are asked for when the next one shows the gap, as vLLM's replay socket lets us.
+    pub event_replay: bool,
     /// What changes meanwhile.
     pub changes: Vec<Change>,
     /// Requests per second that come past the routers, to any pod.
@@ -47,6 +49,7 @@ impl Default for Setting {
             event_delay: 0.005,
             event_jitter: 0.5,
             event_loss: 0.0,
+            event_replay: true,
             changes: Vec::new(),
             outside: 0.0,
             seed: 0,

@@ -18,19 +18,21 @@ const ROUNDS_PODS: usize = 32;
 /// Router replicas, on groups at the second load.
 const ROUTERS: [usize; 2] = [4, 8];
 /// What goes wrong, on groups at the second load: what people call it, changes, requests per second
-/// past the routers, share of event batches lost.
-const TROUBLES: [(&str, &[&str], f64, f64); 5] = [
-    ("a pod becomes 3x as slow", &["20:slow:0:3"], 0.0, 0.0),
-    ("an engine restarts", &["30:reset:0"], 0.0, 0.0),
+/// past the routers, share of event batches lost and whether they can be asked for.
+const TROUBLES: [(&str, &[&str], f64, (f64, bool)); 6] = [
+    ("a pod becomes 3x as slow", &["20:slow:0:3"], 0.0, NO_LOSS),
+    ("an engine restarts", &["30:reset:0"], 0.0, NO_LOSS),
     (
         "2 pods go, 4 come",
         &["30:scale:-2", "60:scale:+4"],
         0.0,
-        0.0,
+        NO_LOSS,
     ),
-    ("4 requests/s past the routers", &[], 4.0, 0.0),
-    ("1 % of event batches lost", &[], 0.0, 0.01),
+    ("4 requests/s past the routers", &[], 4.0, NO_LOSS),
+    ("1 % of event batches lost", &[], 0.0, (0.01, true)),
+    ("1 % of event batches lost for good", &[], 0.0, (0.01, false)),
 ];
+const NO_LOSS: (f64, bool) = (0.0, true);
 
 /// The scenarios; without a trace, Mooncake's are left out.
 ///
@@ -102,13 +104,14 @@ pub(super) fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<S
         };
         scenarios.push(Scenario::new(groups(GROUPS[1]).plan(), GROUPS[1], setting));
     }
-    for (trouble, changes, outside, event_loss) in TROUBLES {
+    for (trouble, changes, outside, (event_loss, event_replay)) in TROUBLES {
         let changes = changes.iter().map(|change| change.parse());
         let changes: Result<_, String> = changes.collect();
         let setting = Setting {
             changes: changes.map_err(anyhow::Error::msg)?,
             outside,
             event_loss,
+            event_replay,
             ..setting.clone()
         };
         let mut plan = groups(GROUPS[1]).plan();

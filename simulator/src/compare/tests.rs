@@ -90,15 +90,19 @@ fn the_oracle_never_hits_less_than_a_blind_policy() {
 
 #[test]
 fn what_was_not_heard_cannot_be_used() {
-    let deaf = Setting {
-        event_loss: 1.0,
-        ..small()
+    let of = |event_loss, event_replay| {
+        let setting = Setting {
+            event_loss,
+            event_replay,
+            ..small()
+        };
+        hit_rate(Policy::Kvscout, &setting)
     };
-    let (hears, deaf) = (
-        hit_rate(Policy::Kvscout, &small()),
-        hit_rate(Policy::Kvscout, &deaf),
-    );
+    let (hears, deaf) = (of(0.0, false), of(1.0, false));
     assert!(hears > deaf + 0.1, "{hears} against {deaf}");
+    let (asks, resigned) = (of(0.2, true), of(0.2, false));
+    assert!(asks > resigned + 0.01, "{asks} against {resigned}");
+    assert!(asks > hears - 0.01, "{asks} against {hears}");
 }
 
 /// Prompts that share starts of many lengths, through a cache that holds a few of them.

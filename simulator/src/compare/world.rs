@@ -22,6 +22,8 @@ const SCRAPED_EVERY: Time = SECOND / 20;
 const SCRAPED_BY_US_EVERY: Time = SECOND;
 /// From one router's choice to what another knows of it: two hops through a NATS server.
 const SHARED_AFTER: Time = SECOND / 500;
+/// What a replay takes: a connection, a question, an answer. The batch that showed the gap waits for it.
+const REPLAYED_AFTER: Time = SECOND / 100;
 /// Points in time at which load is looked at, of a whole run.
 const SAMPLES: u64 = 240;
 /// A request from outside: a prompt that nobody else has, and its answer.
@@ -77,6 +79,8 @@ pub struct World<'a> {
     arrives: Vec<Time>,
     /// Batches of it were lost since.
     gaps: Vec<bool>,
+    /// What was in them, where it can be asked for.
+    missed: Vec<Vec<BlockEvent>>,
     bookings: Vec<Option<Booking>>,
     asked_at: Vec<Option<Time>>,
     waits_for: Vec<usize>,
@@ -143,6 +147,7 @@ impl<'a> World<'a> {
             scraped: None,
             arrives: Vec::new(),
             gaps: Vec::new(),
+            missed: Vec::new(),
             bookings: vec![None; requests],
             asked_at: vec![None; requests],
             waits_for: plan
@@ -175,6 +180,7 @@ impl<'a> World<'a> {
         self.gauges.push(Gauges::default());
         self.arrives.push(0);
         self.gaps.push(false);
+        self.missed.push(Vec::new());
     }
 
     fn happen(&mut self, due: Due, progress: &dyn Fn()) {
@@ -358,16 +364,25 @@ impl<'a> World<'a> {
         waits.fold(asked.at, Time::max)
     }
 
-    fn publish(&mut self, pod: usize, events: Vec<BlockEvent>) {
+    fn publish(&mut self, pod: usize, mut events: Vec<BlockEvent>) {
         if self.setting.event_loss > 0.0 && self.dice.share() < self.setting.event_loss {
-            self.gaps[pod] = true;
+            match self.setting.event_replay {
+                true => self.missed[pod].append(&mut events),
+                false => self.gaps[pod] = true,
+            }
             return;
         }
+        let missed = std::mem::take(&mut self.missed[pod]);
+        let replayed = !missed.is_empty();
+        events.splice(0..0, missed);
         // Two dice make the usual bell curve (Box and Muller).
         let (one, two) = (1.0 - self.dice.share(), self.dice.share());
         let bell = (-2.0 * one.ln()).sqrt() * (std::f64::consts::TAU * two).cos();
         let delay = self.setting.event_delay * (self.setting.event_jitter * bell).exp();
-        let at = (self.queue.now() + seconds(delay)).max(self.arrives[pod]);
+        let mut at = (self.queue.now() + seconds(delay)).max(self.arrives[pod]);
+        if replayed {
+            at += REPLAYED_AFTER;
+        }
         self.arrives[pod] = at;
         let (life, gap) = (self.pods[pod].life, std::mem::take(&mut self.gaps[pod]));
         self.queue.put(
@@ -408,6 +423,7 @@ impl<'a> World<'a> {
                     return;
                 };
                 let lost = process.restart();
+                self.missed[pod].clear();
                 self.forget(pod);
                 self.trust[pod] = Trust::Live;
                 for number in lost.into_iter().filter(|number| *number != usize::MAX) {
