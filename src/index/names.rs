@@ -51,7 +51,7 @@ impl Book {
             let mut hash = || keys_of(key, &orphan, &mut keys);
             // What is short is seen at once.
             match orphan.hashes.len() > NAMED_AT_ONCE {
-                true => RwLockWriteGuard::unlocked(tree, hash),
+                true => RwLockWriteGuard::unlocked_fair(tree, hash),
                 false => hash(),
             }
             let mut before = parent;
