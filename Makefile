@@ -107,6 +107,11 @@ bench-qa: setup ## Run multi-round QA through Envoy, plain and routed, beside pu
 	@cargo build --release --workspace
 	@target/release/kvscout-sim bench-qa $(FLAGS)
 
+.PHONY: bench-decision
+bench-decision: setup ## Time decisions over ext_proc, as Envoy asks for them, and through Envoy (two minutes).
+	@cargo build --release --workspace
+	@target/release/kvscout-sim bench-decision $(FLAGS)
+
 # Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
 # without it, they are left out.
 .PHONY: bench-policy

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kvscout::config::Tls;
 use kvscout_sim::demo::{compare, story};
 use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::load::{Load, Schedule};
@@ -32,6 +33,7 @@ fn plan() -> Plan {
         },
         timing: Timing::INSTANT,
         ports: Ports::FREE,
+        tls: Tls::default(),
     }
 }
 

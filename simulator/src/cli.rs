@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare;
+use crate::decisions;
 use crate::demo;
 use crate::engine::{EngineConfig, FreeOrder};
 use crate::events::{EventConfig, Faults, Layout};
@@ -76,6 +77,12 @@ pub enum Command {
     /// itself in two and a half minutes. Exit status 1 if a request failed, or if the routed mean
     /// TTFT is above the published one.
     BenchQa(qa::mission::Args),
+    /// Time kvscout's decisions over ext_proc as Envoy asks for them, and through Envoy
+    ///
+    /// Conversations of 1,000 to 100,000 tokens, each asked one new question after the other, over TLS
+    /// and full-duplex bodies, at four simulated servers that answer. CPU time is kvscout's alone, from
+    /// /proc, with as many requests as go at once; latencies are of half as many.
+    BenchDecision(decisions::command::Args),
     /// Show kvscout at work: four servers, Envoy, a chat of two rounds, a load
     ///
     /// Ends by itself in about a minute and a half, and leaves nothing running. Exit status 1 if

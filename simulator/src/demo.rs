@@ -11,6 +11,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use kvscout::config::Tls;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::engine::EngineConfig;
@@ -88,6 +89,7 @@ impl Args {
             engine: settings.engine.clone(),
             timing: settings.timing,
             ports: self.ports,
+            tls: Tls::default(),
         })
     }
 }

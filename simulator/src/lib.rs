@@ -27,6 +27,7 @@ pub mod load;
 pub mod stack;
 pub mod qa;
 pub mod demo;
+pub mod decisions;
 pub mod compare;
 pub mod cli;
 

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use kvscout::config::Tls;
 use tempfile::TempDir;
 
 use crate::engine::EngineConfig;
@@ -48,6 +49,8 @@ pub struct Plan {
     pub timing: Timing,
     /// Where to listen.
     pub ports: Ports,
+    /// How kvscout shows itself to Envoy.
+    pub tls: Tls,
 }
 
 /// A simulated server and the name that kvscout knows it by.
@@ -75,6 +78,8 @@ pub struct Stack {
     pub plain: SocketAddr,
     /// Envoy's listener that kvscout routes.
     pub routed: SocketAddr,
+    /// Where Envoy asks kvscout.
+    pub ext_proc: SocketAddr,
     /// kvscout's /metrics.
     pub admin: SocketAddr,
     kvscout: Child,
@@ -111,6 +116,7 @@ impl Stack {
             pods,
             plain,
             routed,
+            ext_proc,
             admin,
             kvscout,
             envoy,

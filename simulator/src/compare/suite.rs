@@ -17,22 +17,58 @@ const MOONCAKE: [f64; 3] = [3.4, 6.0, 9.0];
 const ROUNDS_PODS: usize = 32;
 /// Router replicas, on groups at the second load.
 const ROUTERS: [usize; 2] = [4, 8];
-/// What goes wrong, on groups at the second load: what people call it, changes, requests per second
-/// past the routers, share of event batches lost and whether they can be asked for.
-const TROUBLES: [(&str, &[&str], f64, (f64, bool)); 6] = [
-    ("a pod becomes 3x as slow", &["20:slow:0:3"], 0.0, NO_LOSS),
-    ("an engine restarts", &["30:reset:0"], 0.0, NO_LOSS),
-    (
-        "2 pods go, 4 come",
-        &["30:scale:-2", "60:scale:+4"],
-        0.0,
-        NO_LOSS,
-    ),
-    ("4 requests/s past the routers", &[], 4.0, NO_LOSS),
-    ("1 % of event batches lost", &[], 0.0, (0.01, true)),
-    ("1 % of event batches lost for good", &[], 0.0, (0.01, false)),
+/// What goes wrong, on groups at the second load.
+const TROUBLES: [Trouble; 6] = [
+    Trouble {
+        name: "a pod becomes 3x as slow",
+        changes: &["20:slow:0:3"],
+        ..NOTHING
+    },
+    Trouble {
+        name: "an engine restarts",
+        changes: &["30:reset:0"],
+        ..NOTHING
+    },
+    Trouble {
+        name: "2 pods go, 4 come",
+        changes: &["30:scale:-2", "60:scale:+4"],
+        ..NOTHING
+    },
+    Trouble {
+        name: "4 requests/s past the routers",
+        outside: 4.0,
+        ..NOTHING
+    },
+    Trouble {
+        name: "1 % of event batches lost",
+        event_loss: 0.01,
+        ..NOTHING
+    },
+    Trouble {
+        name: "1 % of event batches lost for good",
+        event_loss: 0.01,
+        event_replay: false,
+        ..NOTHING
+    },
 ];
-const NO_LOSS: (f64, bool) = (0.0, true);
+
+struct Trouble {
+    name: &'static str,
+    changes: &'static [&'static str],
+    /// Requests per second past the routers.
+    outside: f64,
+    /// The share of event batches lost, and whether they can be asked for.
+    event_loss: f64,
+    event_replay: bool,
+}
+
+const NOTHING: Trouble = Trouble {
+    name: "",
+    changes: &[],
+    outside: 0.0,
+    event_loss: 0.0,
+    event_replay: true,
+};
 
 /// The scenarios; without a trace, Mooncake's are left out.
 ///
@@ -104,18 +140,18 @@ pub(super) fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<S
         };
         scenarios.push(Scenario::new(groups(GROUPS[1]).plan(), GROUPS[1], setting));
     }
-    for (trouble, changes, outside, (event_loss, event_replay)) in TROUBLES {
-        let changes = changes.iter().map(|change| change.parse());
+    for trouble in TROUBLES {
+        let changes = trouble.changes.iter().map(|change| change.parse());
         let changes: Result<_, String> = changes.collect();
         let setting = Setting {
             changes: changes.map_err(anyhow::Error::msg)?,
-            outside,
-            event_loss,
-            event_replay,
+            outside: trouble.outside,
+            event_loss: trouble.event_loss,
+            event_replay: trouble.event_replay,
             ..setting.clone()
         };
         let mut plan = groups(GROUPS[1]).plan();
-        plan.name = format!("{}, {trouble}", plan.name);
+        plan.name = format!("{}, {}", plan.name, trouble.name);
         scenarios.push(Scenario::new(plan, GROUPS[1], setting));
     }
     Ok(scenarios)

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use kvscout::config::Tls;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::prompt::Texts;
@@ -82,6 +83,7 @@ impl Args {
                 decode_rate: DECODE_RATE * compress,
             },
             ports: self.ports,
+            tls: Tls::default(),
         })
     }
 

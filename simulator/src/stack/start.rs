@@ -126,6 +126,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
             health: local(plan.ports.health),
             admin: local(plan.ports.admin),
         },
+        tls: plan.tls.clone(),
         fleet: FleetSource::File(folder.join("fleet.yaml")),
         models: vec![Model {
             names: vec![plan.model.clone()],

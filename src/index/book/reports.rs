@@ -51,12 +51,7 @@ impl Reports {
 impl Book {
     /// A report starts at the prompt's start, names only what is held, and was announced. Those of a
     /// window name what is not held, too: every block before it.
-    pub(super) fn is_report(
-        &self,
-        at: usize,
-        stored: &Stored,
-        last: Option<&BlockKey>,
-    ) -> bool {
+    pub(super) fn is_report(&self, at: usize, stored: &Stored, last: Option<&BlockKey>) -> bool {
         if stored.parent.is_some() {
             return false;
         }

@@ -1,0 +1,12 @@
+//! `kvscout-sim bench-decision`: what a decision costs, and what it adds to a request.
+//!
+//! ```text
+//! conversation → body → ext_proc stream, as Envoy's → pick, body again → CPU, latency, memory
+//!                     → Envoy plain, Envoy routed ──────────────────────→ latency added
+//! ```
+
+mod bodies;
+pub mod command;
+mod measure;
+mod process;
+mod stream;

@@ -1,0 +1,233 @@
+//! The command: a stack, each size in turn, a table.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use kvscout::config::Tls;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::bodies::Conversation;
+use super::measure::{Bench, Found, Size};
+use super::{process, stream};
+use crate::engine::EngineConfig;
+use crate::load::Spread;
+use crate::outgoing;
+use crate::stack::{PartsArgs, Plan, Ports, Stack};
+use crate::table::table;
+use crate::timing::Timing;
+
+/// The flags of `bench-decision`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Seconds for each of a size's two parts
+    #[arg(long, value_name = "SECONDS", default_value_t = 8.0)]
+    seconds: f64,
+    /// Only sizes whose name has this in it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    #[command(flatten)]
+    parts: PartsArgs,
+}
+
+const MODEL: &str = "qwen";
+const PODS: usize = 4;
+/// Blocks of a pod: room for all conversations.
+const BLOCKS: u32 = 80_000;
+/// Requests through each of Envoy's listeners, in turn.
+const THROUGH_ENVOY: u64 = 60;
+
+const SIZES: [Size; 4] = [
+    Size {
+        name: "1k",
+        tokens: 1_000,
+        conversations: 64,
+        held: 512,
+    },
+    Size {
+        name: "8k",
+        tokens: 8_000,
+        conversations: 16,
+        held: 512,
+    },
+    Size {
+        name: "32k",
+        tokens: 32_000,
+        conversations: 8,
+        held: 512,
+    },
+    Size {
+        name: "100k",
+        tokens: 100_000,
+        conversations: 4,
+        held: 512,
+    },
+];
+
+/// Runs it.
+///
+/// # Errors
+/// Something does not start, or a request failed.
+pub async fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(
+        args.seconds > 0.0 && args.seconds.is_finite(),
+        "--seconds {}: must be above 0",
+        args.seconds
+    );
+    let folder = tempfile::Builder::new().prefix("kvscout-tls-").tempdir()?;
+    let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+    let made = rcgen::generate_simple_self_signed(["kvscout".to_owned()])?;
+    std::fs::write(&cert, made.cert.pem())?;
+    std::fs::write(&key, made.signing_key.serialize_pem())?;
+    let plan = Plan {
+        parts: args.parts.parts()?,
+        model: MODEL.to_owned(),
+        pods: PODS,
+        engine: EngineConfig {
+            num_gpu_blocks: BLOCKS,
+            max_num_batched_tokens: 131_072,
+            ..EngineConfig::default()
+        },
+        timing: Timing::INSTANT,
+        ports: Ports::FREE,
+        tls: Tls::Files {
+            cert: cert.clone(),
+            key,
+        },
+    };
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    say("Starting servers, kvscout and Envoy ...\n")?;
+    let stack = tokio::select! {
+        stack = Stack::start(plan) => stack?,
+        _ = interrupted.recv() => bail!("interrupted"),
+    };
+    let measured = tokio::select! {
+        measured = measure(args, &stack, &cert) => measured,
+        _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
+    };
+    stack.stop().await;
+    say(&measured?)
+}
+
+async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<String> {
+    let channel = stream::connect(stack.ext_proc, certificate).await?;
+    let processes = stack.process_ids();
+    let kvscout = *processes.first().context("kvscout runs")?;
+    let bench = Arc::new(Bench::new(channel, kvscout, MODEL, args.seconds)?);
+    let mut rows = vec![heading()];
+    let sizes = SIZES.iter().filter(|size| size.name.contains(&args.only));
+    // What was held once may stay the process's own: so this comes first, and each size holds many times
+    // what the one before did. But what the process takes for its first prompts is not for bodies.
+    for size in sizes.clone() {
+        bench.first(size).await.with_context(|| size.name)?;
+    }
+    let (mut held, idle) = (Vec::new(), process::resident(kvscout)?);
+    for size in sizes.clone() {
+        held.push(bench.hold(size, idle).await.with_context(|| size.name)?);
+    }
+    let before = stack.scrape().await?;
+    for (size, held) in sizes.zip(held) {
+        let found = bench.measure(size).await.with_context(|| size.name)?;
+        let added = through_envoy(stack, size)
+            .await
+            .with_context(|| size.name)?;
+        say(&format!(
+            "  {} done: {} requests\n",
+            size.name, found.requests
+        ))?;
+        rows.push(row(size, held, &found, added));
+    }
+    let after = stack.scrape().await?;
+    let since = |name: &str, label: &str| {
+        let at = |scrape: &crate::stack::Scrape| scrape.sum(name, label).unwrap_or(0.0);
+        at(&after) - at(&before)
+    };
+    let [exact, over, under] = ["exact", "over", "under"]
+        .map(|verdict| since("kvscout_predictions_total", &format!("verdict={verdict:?}")));
+    let [all, known] =
+        ["", "basis=\"overlap\""].map(|label| since("kvscout_requests_total", label));
+    Ok(format!(
+        "\n{}\n  {known} of {all} requests read to the token; predictions: {exact} exact, {over} over, {under} under\n",
+        table(1, &rows)
+    ))
+}
+
+/// By how much the median grows when kvscout is asked: requests one by one, in turn.
+async fn through_envoy(stack: &Stack, size: &Size) -> anyhow::Result<[Spread; 2]> {
+    let http = outgoing::client()
+        .timeout(Duration::from_secs(30))
+        .build()?;
+    let conversation = Conversation::new(size.tokens as u64, size.tokens, MODEL);
+    let mut took = [Vec::new(), Vec::new()];
+    // Every pod has the conversation, so that both ways find the same.
+    for pod in &stack.pods {
+        send(&http, pod.address(), conversation.body(0)).await?;
+    }
+    for number in 0..THROUGH_ENVOY {
+        for (to, took) in [stack.plain, stack.routed].into_iter().zip(&mut took) {
+            let body = conversation.body(1 << 40 | number);
+            took.push(send(&http, to, body).await?);
+        }
+    }
+    Ok(took.map(Spread::of))
+}
+
+async fn send(
+    http: &reqwest::Client,
+    to: std::net::SocketAddr,
+    body: Bytes,
+) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    let request = http.post(format!("http://{to}/v1/chat/completions"));
+    let request = request
+        .header("content-type", "application/json")
+        .body(body);
+    request.send().await?.error_for_status()?.bytes().await?;
+    Ok(began.elapsed())
+}
+
+fn heading() -> [String; 12] {
+    [
+        "prompt",
+        "body",
+        "CPU each",
+        "a core does",
+        "asked",
+        "pick p50",
+        "p99",
+        "body back p50",
+        "p99",
+        "warm",
+        "held",
+        "Envoy: plain, routed",
+    ]
+    .map(str::to_owned)
+}
+
+fn row(size: &Size, held: f64, found: &Found, [plain, routed]: [Spread; 2]) -> [String; 12] {
+    let millis = |of: Duration| format!("{:.2} ms", 1e3 * of.as_secs_f64());
+    [
+        size.name.to_owned(),
+        format!("{} kB", found.body / 1000),
+        millis(found.cpu),
+        format!("{:.0}/s", 1.0 / found.cpu.as_secs_f64()),
+        format!("{:.0}/s", found.rate),
+        millis(found.pick.p50),
+        millis(found.pick.p99),
+        millis(found.back.p50),
+        millis(found.back.p99),
+        format!("{:.0} %", 100.0 * found.warm),
+        format!("{held:.2}x"),
+        format!("{}, {}", millis(plain.p50), millis(routed.p50)),
+    ]
+}
+
+/// Standard output may be a closed pipe, which is an error like any other.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,243 @@
+//! One size of prompt, measured.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use futures::future::try_join_all;
+use tokio::time::{Instant, sleep_until};
+use tonic::transport::Channel;
+
+use super::bodies::Conversation;
+use super::process;
+use super::stream::{Stream, Took};
+use crate::dice::Dice;
+use crate::load::Spread;
+use crate::outgoing;
+
+/// A size of prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// What people call it.
+    pub name: &'static str,
+    /// Tokens of each prompt, about.
+    pub tokens: usize,
+    /// Conversations, each of which fits into its pod's cache beside the others.
+    pub conversations: u64,
+    /// Bodies that are held at once to see what one takes.
+    pub held: usize,
+}
+
+/// What was found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Bytes of a body.
+    pub body: usize,
+    /// kvscout's CPU time for a request, from its headers to its answer's end.
+    pub cpu: Duration,
+    /// Requests that this comes from: as many as this machine, pods and all, carried in that time.
+    pub requests: u64,
+    /// Requests a second in the second part.
+    pub rate: f64,
+    /// From a stream's begin to the pick, and to the body's return, at that rate.
+    pub pick: Spread,
+    /// See `pick`.
+    pub back: Spread,
+    /// Requests that went where their conversation had been.
+    pub warm: f64,
+}
+
+/// Streams at once in the first part: four for each of two cores.
+const STREAMS: u64 = 8;
+/// How much of what went at once is asked in the second part.
+const ASKED: f64 = 0.5;
+/// A stream that takes longer is an error.
+const TAKES_MAX: Duration = Duration::from_secs(30);
+
+/// Who asks.
+#[derive(Debug)]
+pub struct Bench {
+    /// To kvscout.
+    pub channel: Channel,
+    /// kvscout.
+    pub process: u32,
+    /// The model's name.
+    pub model: String,
+    /// How long each part lasts.
+    pub seconds: f64,
+    http: reqwest::Client,
+    /// Questions so far: each is new.
+    asked: AtomicU64,
+}
+
+impl Bench {
+    /// Over this connection.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn new(channel: Channel, process: u32, model: &str, seconds: f64) -> anyhow::Result<Self> {
+        Ok(Self {
+            channel,
+            process,
+            model: model.to_owned(),
+            seconds,
+            http: outgoing::client().timeout(TAKES_MAX).build()?,
+            asked: AtomicU64::new(0),
+        })
+    }
+
+    /// All of one size.
+    ///
+    /// # Errors
+    /// A stream is lost, or a pod does not answer.
+    pub async fn measure(self: &Arc<Self>, size: &Size) -> anyhow::Result<Found> {
+        let conversations = self.conversations(size);
+        let homes = self.first(size).await?;
+        let body = conversations[0].body(0).len();
+        let (cpu, requests) = self.all_at_once(&conversations).await?;
+        let rate = ASKED * requests as f64 / self.seconds;
+        let took = self.now_and_then(&conversations, rate).await?;
+        let is_warm = |(at, took): &&(usize, Took)| homes[*at] == took.endpoint;
+        let warm = took.iter().filter(is_warm).count();
+        let of = |part: fn(&Took) -> Duration| took.iter().map(|(_, took)| part(took)).collect();
+        Ok(Found {
+            body,
+            cpu,
+            requests,
+            rate,
+            pick: Spread::of(of(|took| took.pick)),
+            back: Spread::of(of(|took| took.body)),
+            warm: warm as f64 / took.len().max(1) as f64,
+        })
+    }
+
+    /// Each conversation once, and where it went.
+    ///
+    /// # Errors
+    /// A stream is lost, or a pod does not answer.
+    pub async fn first(&self, size: &Size) -> anyhow::Result<Vec<String>> {
+        let mut homes = Vec::new();
+        for conversation in self.conversations(size).iter() {
+            homes.push(self.ask(conversation).await?.endpoint);
+        }
+        Ok(homes)
+    }
+
+    fn conversations(&self, size: &Size) -> Arc<[Conversation]> {
+        let seed = |number| (size.tokens as u64) << 20 | number;
+        let conversations = (0..size.conversations)
+            .map(|number| Conversation::new(seed(number), size.tokens, &self.model));
+        conversations.collect()
+    }
+
+    /// A request, as Envoy has it: asked, sent on where kvscout says, and answered.
+    async fn ask(&self, conversation: &Conversation) -> anyhow::Result<Took> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let body = conversation.body(number);
+        let ask = async {
+            let mut stream = Stream::open(&self.channel, number).await?;
+            stream.send(&body, true).await?;
+            let took = stream.placed(body.len()).await?;
+            let answer = self.post(&took.endpoint, body.clone()).await?;
+            stream.answered(&answer).await?;
+            Ok(took)
+        };
+        let asked = tokio::time::timeout(TAKES_MAX, ask).await;
+        asked.context("a stream takes too long")?
+    }
+
+    async fn post(&self, endpoint: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        let to: SocketAddr = endpoint.parse()?;
+        let url = format!("http://{to}/v1/chat/completions");
+        let request = self
+            .http
+            .post(url)
+            .header("content-type", "application/json");
+        let answer = request.body(body).send().await?.error_for_status()?;
+        Ok(answer.bytes().await?)
+    }
+
+    /// As many as go: kvscout's CPU time for each, and how many there were.
+    async fn all_at_once(
+        self: &Arc<Self>,
+        conversations: &Arc<[Conversation]>,
+    ) -> anyhow::Result<(Duration, u64)> {
+        let (before, first) = (
+            process::cpu(self.process)?,
+            self.asked.load(Ordering::Relaxed),
+        );
+        let ends = Instant::now() + Duration::from_secs_f64(self.seconds);
+        let streams = (0..STREAMS).map(|stream| {
+            let (bench, conversations) = (Arc::clone(self), Arc::clone(conversations));
+            let asked = tokio::spawn(async move {
+                let mut dice = Dice::new(stream);
+                while Instant::now() < ends {
+                    bench
+                        .ask(&conversations[dice.below(conversations.len())])
+                        .await?;
+                }
+                anyhow::Ok(())
+            });
+            async { asked.await? }
+        });
+        try_join_all(streams).await?;
+        let requests = self.asked.load(Ordering::Relaxed) - first;
+        let cpu = process::cpu(self.process)?.saturating_sub(before);
+        let each = cpu.div_f64(requests.max(1) as f64);
+        ensure!(
+            !each.is_zero(),
+            "no CPU time is told of process {}",
+            self.process
+        );
+        Ok((each, requests))
+    }
+
+    /// At this rate, by chance: which conversation, and how long it took.
+    async fn now_and_then(
+        self: &Arc<Self>,
+        conversations: &Arc<[Conversation]>,
+        rate: f64,
+    ) -> anyhow::Result<Vec<(usize, Took)>> {
+        let (mut dice, mut at) = (Dice::new(7), 0.0);
+        let began = Instant::now();
+        let mut requests = Vec::new();
+        while at < self.seconds {
+            at += -(1.0 - dice.share()).ln() / rate;
+            let which = dice.below(conversations.len());
+            let (bench, conversations) = (Arc::clone(self), Arc::clone(conversations));
+            sleep_until(began + Duration::from_secs_f64(at)).await;
+            let asked = tokio::spawn(async move { bench.ask(&conversations[which]).await });
+            requests.push(async move { anyhow::Ok((which, asked.await??)) });
+        }
+        try_join_all(requests).await
+    }
+
+    /// What kvscout takes beside `idle` bytes for each byte of bodies that are not all there yet.
+    ///
+    /// # Errors
+    /// A stream is lost.
+    pub async fn hold(&self, size: &Size, idle: u64) -> anyhow::Result<f64> {
+        let conversations = self.conversations(size);
+        let bodies =
+            (0..size.held).map(|number| conversations[number % conversations.len()].body(0));
+        let bodies: Vec<Bytes> = bodies.collect();
+        let bytes: usize = bodies.iter().map(Bytes::len).sum();
+        let mut streams = Vec::new();
+        for (number, body) in (0..).zip(&bodies) {
+            let stream = Stream::open(&self.channel, number).await?;
+            stream.send(&body.slice(..body.len() - 1), false).await?;
+            streams.push(stream);
+        }
+        // All of a stream has come once its rest is answered.
+        let (Some(mut last), Some(body)) = (streams.pop(), bodies.last()) else {
+            return Ok(0.0);
+        };
+        last.send(&body.slice(body.len() - 1..), true).await?;
+        last.placed(body.len()).await?;
+        let resident = process::resident(self.process)?;
+        Ok(resident.saturating_sub(idle) as f64 / bytes as f64)
+    }
+}
