@@ -138,6 +138,10 @@ alerts: $(PROMTOOL) ## Test the alert rules with promtool.
 	@$(PROMTOOL) check rules deploy/alerts/*.yaml
 	@$(PROMTOOL) test rules deploy/alerts/tests/*.yaml
 
+.PHONY: metrics-page
+metrics-page: ## Write what the metrics mean to docs/metrics.md.
+	@cargo run --quiet -- serve --print-metrics > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+
 .PHONY: config
 config: ## Write the documented default configuration to deploy/kvscout.yaml.
 	@cargo run --quiet -- serve --print-config > deploy/kvscout.yaml.new && mv deploy/kvscout.yaml.new deploy/kvscout.yaml

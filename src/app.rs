@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin, EndpointState};
+use crate::admin::{self, Admin, EndpointScore, EndpointState};
+use crate::audit::Audit;
 use crate::config::{Config, EventSourceKind, Model, Saturation};
+use crate::decisions::{self, Decisions};
 use crate::discovery::Discovery;
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
@@ -66,7 +68,8 @@ const JOIN_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// Whatever an operator must mend: a taken port, a bad fleet file, no credentials; each says which.
 pub async fn build(config: Config) -> anyhow::Result<App> {
-    let (metrics, readiness) = (Arc::new(Metrics::default()), Readiness::default());
+    let metrics = Arc::new(Metrics::new(&config.metrics));
+    let readiness = Readiness::default();
     let discovery = Discovery::open(&config, &metrics, &readiness).await?;
     let (fleet, routes) = (discovery.fleet(), discovery.routes());
     let [ext_proc, health_port, admin_port] = bind(&config).await?;
@@ -86,10 +89,22 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         metrics.tokenizer(),
     ));
     let replicas = config.shares().then(|| Replicas::new(index.clone()));
+    let audit = Arc::new(Audit::new(metrics.clone()));
+    let (log, logged) = match &config.decisions.log {
+        Some(log) => {
+            let (sender, logged) = mpsc::channel(decisions::log::QUEUE_MAX);
+            (Some(sender), Some((log.clone(), logged)))
+        }
+        None => (None, None),
+    };
+    let kept_bytes_max = config.decisions.kept_bytes_max;
+    let decisions = Arc::new(Decisions::new(kept_bytes_max, log, metrics.clone()));
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
         index: index.clone(),
         replicas: replicas.clone(),
+        audit: audit.clone(),
+        decisions: decisions.clone(),
         parity: parity.clone(),
         routes,
         reader: Reader::new(models.clone(), pool.clone()),
@@ -155,6 +170,12 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         };
         app.spawn("load", async { Ok(scraper.run().await?) });
     }
+    if let Some((log, logged)) = logged {
+        app.spawn(
+            "decisions",
+            decisions::log::run(log, logged, metrics.clone()),
+        );
+    }
     app.spawn("upkeep", upkeep(metrics.clone()));
     // Probes are answered until the very end: health and admin are never told to end.
     let (health, never) = (app.health.clone(), std::future::pending());
@@ -162,6 +183,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         Ok(health.serve(health_port, never).await?)
     });
     let (watched, pictures, waits) = (fleet.clone(), index.clone(), scheduler.clone());
+    let audited = fleet.clone();
     let saturation = config.load.saturation;
     let admin = Admin {
         endpoints: Arc::new(move || {
@@ -188,6 +210,16 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             );
         }),
         readiness: app.readiness.clone(),
+        audit: Arc::new(move || {
+            let fleet = audited.borrow().clone();
+            let scores = fleet.endpoints.iter();
+            scores.map(|endpoint| score(endpoint, &audit)).collect()
+        }),
+        decisions,
+        scheduler: scheduler.clone(),
+        explaining: Arc::new(Semaphore::new(admin::explain::AT_ONCE_MAX)),
+        pages: config.decisions.pages,
+        body_bytes_max: config.limits.body_bytes_max,
     };
     app.spawn("admin", async {
         Ok(admin::serve(admin_port, admin).await?)
@@ -351,6 +383,16 @@ fn state(endpoint: &Endpoint, index: &Index) -> EndpointState {
     }
 }
 
+fn score(endpoint: &Endpoint, audit: &Audit) -> EndpointScore {
+    let trust = endpoint.trust_since();
+    EndpointScore {
+        name: endpoint.name.clone(),
+        trust: trust.trust.as_str().to_owned(),
+        reason: trust.reason,
+        score: audit.score(endpoint.id),
+    }
+}
+
 async fn report_readiness(
     health: Health,
     mut readiness: watch::Receiver<std::collections::BTreeMap<&'static str, usize>>,
@@ -394,6 +436,8 @@ fn observe(
         requests: endpoint.load.requests(),
         queued_tokens: endpoint.load.prefill_tokens(),
         blocks: index.blocks_of(endpoint.id),
+        pace: endpoint.load.pace(),
+        avoided: endpoint.avoided(Instant::now()),
         said: said(endpoint, saturation),
     });
     let models = models.states().map(|(name, cache)| ModelSizes {
