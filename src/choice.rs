@@ -148,16 +148,16 @@ fn prefix_aware(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<bool>
     Some(exceeds(problem, cached.max()?))
 }
 
+/// The best so far.
+type Ranked<'a> = Option<(Cost, &'a Candidate)>;
+
 /// The candidate whose first token comes soonest; none without candidates.
 #[must_use]
 pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice> {
     let prefix_aware = prefix_aware(problem, candidates)?;
     let crowd = Crowd::of(candidates);
-    let (mut best, mut second): (Option<(Cost, &Candidate)>, Option<(Cost, &Candidate)>) =
-        (None, None);
-    let comes_before = |cost: &Cost, than: &Option<(Cost, &Candidate)>| {
-        than.is_none_or(|(other, _)| *cost < other)
-    };
+    let (mut best, mut second): (Ranked<'_>, Ranked<'_>) = (None, None);
+    let comes_before = |cost: &Cost, than: &Ranked<'_>| than.is_none_or(|(other, _)| *cost < other);
     for candidate in candidates {
         let cost = cost(problem, candidate, prefix_aware, &crowd);
         if comes_before(&cost, &best) {
