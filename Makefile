@@ -190,6 +190,10 @@ sbom: $(TOOLS)/bin/cargo-cyclonedx ## Write what is in the binary as CycloneDX: 
 	  --describe binaries --target $(MUSL) --quiet
 	@mkdir -p target/image && mv kvscout_bin.cdx.json target/image/kvscout.cdx.json
 
+.PHONY: metrics-page
+metrics-page: ## Write what the metrics mean to docs/metrics.md.
+	@cargo run --quiet -- serve --print-metrics > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+
 .PHONY: config
 config: ## Write the documented default configuration to deploy/kvscout.yaml.
 	@cargo run --quiet -- serve --print-config > deploy/kvscout.yaml.new && mv deploy/kvscout.yaml.new deploy/kvscout.yaml

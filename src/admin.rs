@@ -1,17 +1,30 @@
-//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/endpoints`. None of them shows a prompt.
+//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/endpoints`, `/audit`, and, for whoever may ask
+//! ([`guard`]), `/decisions` and `/explain`. None of them shows a prompt.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
+use crate::audit::score::Tally;
+use crate::config::Pages;
+use crate::decisions::Decisions;
 use crate::readiness::Readiness;
+use crate::scheduler::Scheduler;
+
+mod decisions;
+pub mod explain;
+mod guard;
+mod query;
 
 /// What the pages show.
 #[derive(Clone)]
@@ -24,6 +37,31 @@ pub struct Admin {
     pub readiness: Readiness,
     /// What is known of each endpoint.
     pub endpoints: Arc<dyn Fn() -> Vec<EndpointState> + Send + Sync>,
+    /// How predictions have come out.
+    pub audit: Arc<dyn Fn() -> Vec<EndpointScore> + Send + Sync>,
+    /// What was decided lately.
+    pub decisions: Arc<Decisions>,
+    /// Who decides.
+    pub scheduler: Arc<Scheduler>,
+    /// Turns at explaining: [`explain::AT_ONCE_MAX`].
+    pub explaining: Arc<Semaphore>,
+    /// Who may ask about decisions.
+    pub pages: Pages,
+    /// The longest body that is explained, in bytes.
+    pub body_bytes_max: usize,
+}
+
+/// How an endpoint's predictions have come out since it joined: one of the list that `/audit` answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EndpointScore {
+    /// The endpoint's name.
+    pub name: String,
+    /// How complete the picture of its cache is: `live`, `learning`, `doubtful` or `silent`.
+    pub trust: String,
+    /// Why.
+    pub reason: String,
+    /// Null where nothing was placed there yet.
+    pub score: Option<Tally>,
 }
 
 /// What is known of one endpoint.
@@ -49,19 +87,35 @@ pub struct EndpointState {
 
 /// Serves until dropped.
 pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
+    let guarded = Router::new()
+        .route("/decisions", get(decisions::newest))
+        .route("/decisions/{id}", get(decisions::one))
+        .route("/explain", post(explain::explain))
+        .layer(DefaultBodyLimit::max(admin.body_bytes_max))
+        .layer(from_fn_with_state(admin.pages, guard::guard));
     let pages = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/endpoints", get(endpoints))
-        .with_state(admin);
+        .route("/audit", get(audit))
+        .merge(guarded)
+        .with_state(admin)
+        .into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, pages).await
 }
 
-async fn endpoints(State(admin): State<Admin>) -> impl IntoResponse {
-    let states = (admin.endpoints)();
-    let json = serde_json::to_string(&states).expect("plain data is written");
-    ([(header::CONTENT_TYPE, "application/json")], json + "\n")
+fn json(page: &impl Serialize) -> Response {
+    let json = serde_json::to_string(page).expect("plain data is written");
+    ([(header::CONTENT_TYPE, "application/json")], json + "\n").into_response()
+}
+
+async fn audit(State(admin): State<Admin>) -> Response {
+    json(&(admin.audit)())
+}
+
+async fn endpoints(State(admin): State<Admin>) -> Response {
+    json(&(admin.endpoints)())
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

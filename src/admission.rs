@@ -63,6 +63,29 @@ pub struct Turn<'a> {
     _place: Option<Place<'a>>,
 }
 
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlook {
+    /// It goes on.
+    AtOnce,
+    /// It waits in line, or is refused where that is full of more important ones.
+    Waits,
+    /// It is refused.
+    Refused,
+}
+
+impl Outlook {
+    /// The word for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AtOnce => "at_once",
+            Self::Waits => "waits",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Tells that an endpoint may have room again, when it is dropped.
 pub struct Frees(pub Arc<Admission>);
 
@@ -138,6 +161,22 @@ impl Admission {
             return Err(self.shed(Shed::Saturated, class));
         }
         Ok(())
+    }
+
+    /// What would become of a request by now. Changes nothing.
+    #[must_use]
+    pub fn outlook(&self, class: Class, subset: Option<&[String]>) -> Outlook {
+        let has_room = self.has_room(subset);
+        match class.criticality {
+            Criticality::Sheddable if !has_room => Outlook::Refused,
+            Criticality::Standard if self.settings.queue_max > 0 => {
+                match has_room && self.waiting() == 0 {
+                    true => Outlook::AtOnce,
+                    false => Outlook::Waits,
+                }
+            }
+            _ => Outlook::AtOnce,
+        }
     }
 
     /// Waits for its turn, if it must. Those of one `fairness` id have turns one after another, and

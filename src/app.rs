@@ -8,30 +8,35 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin, EndpointState};
-use crate::config::{Config, EventSourceKind, Model, Saturation};
+use crate::admin::{self, Admin};
+use crate::audit::Audit;
+use crate::config::{Config, EventSourceKind, Model};
+use crate::decisions::{self, Decisions};
 use crate::discovery::Discovery;
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
 use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
 use crate::fleet::scrape::Scraper;
-use crate::fleet::{Endpoint, EndpointId, Fleet};
-use crate::index::Index;
-use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes, Sizes};
-use crate::models::{Hub, Loader, Models};
+use crate::fleet::{EndpointId, Fleet};
+use crate::metrics::Metrics;
+use crate::models::{Hub, Loader};
 use crate::parity::Parity;
 use crate::readiness::{Readiness, Ticket};
 use crate::replicas::Replicas;
 use crate::replicas::share::{Farewell, Share};
 use crate::scheduler::{Parts, Reader, Scheduler};
 use crate::tokens::TokenPool;
+
+mod sights;
+
+use sights::Sights;
 
 /// Where we listen, with the ports that port 0 became.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +71,8 @@ const JOIN_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// Whatever an operator must mend: a taken port, a bad fleet file, no credentials; each says which.
 pub async fn build(config: Config) -> anyhow::Result<App> {
-    let (metrics, readiness) = (Arc::new(Metrics::default()), Readiness::default());
+    let metrics = Arc::new(Metrics::new(&config.metrics));
+    let readiness = Readiness::default();
     let discovery = Discovery::open(&config, &metrics, &readiness).await?;
     let (fleet, routes) = (discovery.fleet(), discovery.routes());
     let [ext_proc, health_port, admin_port] = bind(&config).await?;
@@ -86,10 +92,22 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         metrics.tokenizer(),
     ));
     let replicas = config.shares().then(|| Replicas::new(index.clone()));
+    let audit = Arc::new(Audit::new(metrics.clone()));
+    let (log, logged) = match &config.decisions.log {
+        Some(log) => {
+            let (sender, logged) = mpsc::channel(decisions::log::QUEUE_MAX);
+            (Some(sender), Some((log.clone(), logged)))
+        }
+        None => (None, None),
+    };
+    let kept_bytes_max = config.decisions.kept_bytes_max;
+    let decisions = Arc::new(Decisions::new(kept_bytes_max, log, metrics.clone()));
     let scheduler = Arc::new(Scheduler::new(Parts {
         fleet: fleet.clone(),
         index: index.clone(),
         replicas: replicas.clone(),
+        audit: audit.clone(),
+        decisions: decisions.clone(),
         parity: parity.clone(),
         routes,
         reader: Reader::new(models.clone(), pool.clone()),
@@ -155,39 +173,42 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         };
         app.spawn("load", async { Ok(scraper.run().await?) });
     }
+    if let Some((log, logged)) = logged {
+        app.spawn(
+            "decisions",
+            decisions::log::run(log, logged, metrics.clone()),
+        );
+    }
     app.spawn("upkeep", upkeep(metrics.clone()));
     // Probes are answered until the very end: health and admin are never told to end.
     let (health, never) = (app.health.clone(), std::future::pending());
     app.spawn("health", async move {
         Ok(health.serve(health_port, never).await?)
     });
-    let (watched, pictures, waits) = (fleet.clone(), index.clone(), scheduler.clone());
-    let saturation = config.load.saturation;
+    let sights = Arc::new(Sights {
+        fleet,
+        index,
+        parity,
+        models,
+        pool,
+        replicas,
+        audit,
+        scheduler: scheduler.clone(),
+        saturation: config.load.saturation,
+        metrics: metrics.clone(),
+    });
+    let [states, scores, sizes] = std::array::from_fn(|_| sights.clone());
     let admin = Admin {
-        endpoints: Arc::new(move || {
-            let fleet = watched.borrow().clone();
-            let states = fleet.endpoints.iter();
-            states.map(|endpoint| state(endpoint, &pictures)).collect()
-        }),
         metrics: metrics.handle(),
-        observe: Arc::new(move || {
-            let (fleet, models) = (fleet.borrow(), models.borrow());
-            metrics.waiting(waits.waiting());
-            if let Some(replicas) = &replicas {
-                let sizes = replicas.sizes(Instant::now());
-                metrics.replicas(sizes.peers, sizes.in_flight, sizes.oldest_word);
-            }
-            observe(
-                &metrics,
-                &index,
-                &parity,
-                &fleet,
-                &models,
-                &pool,
-                &saturation,
-            );
-        }),
+        observe: Arc::new(move || sizes.observe()),
         readiness: app.readiness.clone(),
+        endpoints: Arc::new(move || states.endpoints()),
+        audit: Arc::new(move || scores.scores()),
+        decisions,
+        scheduler: scheduler.clone(),
+        explaining: Arc::new(Semaphore::new(admin::explain::AT_ONCE_MAX)),
+        pages: config.decisions.pages,
+        body_bytes_max: config.limits.body_bytes_max,
     };
     app.spawn("admin", async {
         Ok(admin::serve(admin_port, admin).await?)
@@ -337,21 +358,6 @@ fn settings(config: &Config) -> ExtProcSettings {
     }
 }
 
-fn state(endpoint: &Endpoint, index: &Index) -> EndpointState {
-    let trust = endpoint.trust_since();
-    let (copies, digest) = index.digest(endpoint.id);
-    EndpointState {
-        name: endpoint.name.clone(),
-        address: endpoint.address.to_string(),
-        trust: trust.trust.as_str(),
-        reason: trust.reason,
-        since_s: trust.since.elapsed().as_secs_f64(),
-        blocks: index.blocks_of(endpoint.id),
-        copies,
-        digest: format!("{digest:016x}"),
-    }
-}
-
 async fn report_readiness(
     health: Health,
     mut readiness: watch::Receiver<std::collections::BTreeMap<&'static str, usize>>,
@@ -361,63 +367,4 @@ async fn report_readiness(
         health.set_ready(ready).await;
         readiness.changed().await?;
     }
-}
-
-/// What an endpoint says of its load, as of now.
-fn said(endpoint: &Endpoint, saturation: &Saturation) -> Option<SaidSizes> {
-    let (now, load) = (Instant::now(), &endpoint.load);
-    let (report, age) = load.report(now)?;
-    let outside = load.outside(now);
-    Some(SaidSizes {
-        age,
-        waiting: report.waiting,
-        running: report.running,
-        kv_usage: report.kv_usage,
-        outside_requests: outside.requests,
-        outside_tokens: outside.prefill_tokens,
-        saturated: load.saturated(now, saturation),
-    })
-}
-
-fn observe(
-    metrics: &Metrics,
-    index: &Index,
-    parity: &Parity,
-    fleet: &Fleet,
-    models: &Models,
-    pool: &TokenPool,
-    saturation: &Saturation,
-) {
-    let (size, records) = (index.size(), parity.records());
-    let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
-        name: &endpoint.name,
-        trust: endpoint.trust().as_str(),
-        requests: endpoint.load.requests(),
-        queued_tokens: endpoint.load.prefill_tokens(),
-        blocks: index.blocks_of(endpoint.id),
-        said: said(endpoint, saturation),
-    });
-    let models = models.states().map(|(name, cache)| ModelSizes {
-        name,
-        loaded: cache.is_some(),
-        cache: cache.unwrap_or_default(),
-    });
-    let parity = records.iter().map(|(name, record)| ParitySizes {
-        name,
-        agree: record.agree,
-        differ: record.differ,
-        unjudged: record.unjudged,
-        prompts_doubtful: record.is_doubtful(),
-    });
-    metrics.observe(&Sizes {
-        index_blocks: size.blocks,
-        index_pairs: size.pairs,
-        index_bytes: index.bytes(),
-        index_given_up: index.given_up(),
-        tokenizer_waiting: pool.waiting(),
-        tokenizer_working: pool.working(),
-        endpoints: endpoints.collect(),
-        models: models.collect(),
-        parity: parity.collect(),
-    });
 }

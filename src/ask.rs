@@ -77,20 +77,42 @@ impl Client {
     }
 
     async fn fetch(&self, url: &str, bytes_max: usize) -> Result<Vec<u8>, AskError> {
-        let failed = |error: reqwest::Error| AskError::Transport(words(&error.without_url()));
-        let mut answer = self.0.get(url).send().await.map_err(failed)?;
-        if answer.status() != StatusCode::OK {
-            return Err(AskError::Status(answer.status()));
+        match answer(self.0.get(url), bytes_max).await? {
+            (StatusCode::OK, body) => Ok(body),
+            (status, _) => Err(AskError::Status(status)),
         }
-        let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(failed)? {
-            if body.len() + piece.len() > bytes_max {
-                return Err(AskError::Long(bytes_max));
-            }
-            body.extend_from_slice(&piece);
-        }
-        Ok(body)
     }
+}
+
+/// One question with a body, by a client of its own: whatever the answer is.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn post(
+    url: &str,
+    body: Vec<u8>,
+    within: Duration,
+    bytes_max: usize,
+) -> Result<(StatusCode, Vec<u8>), AskError> {
+    let request = Client::new()?.0.post(url).body(body);
+    let answered = timeout(within, answer(request, bytes_max)).await;
+    answered.unwrap_or(Err(AskError::Late(within)))
+}
+
+async fn answer(
+    request: reqwest::RequestBuilder,
+    bytes_max: usize,
+) -> Result<(StatusCode, Vec<u8>), AskError> {
+    let failed = |error: reqwest::Error| AskError::Transport(words(&error.without_url()));
+    let mut answer = request.send().await.map_err(failed)?;
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(failed)? {
+        if body.len() + piece.len() > bytes_max {
+            return Err(AskError::Long(bytes_max));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok((answer.status(), body))
 }
 
 /// One question, by a client of its own.

@@ -1,9 +1,25 @@
 //! Predicted against reported: every response that says how much of its prompt was cached is
 //! compared with what we said when we chose.
+//!
+//! A prediction that missed has a cause ([`cause`]), which is counted, and an endpoint whose predictions
+//! keep missing without an excuse ([`score`]) is mistrusted: its listener doubts its picture and learns
+//! it again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::RwLock;
 
 use crate::choice::Basis;
-use crate::fleet::Trust;
-use crate::metrics::EndpointMetrics;
+use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
+use crate::metrics::{EndpointMetrics, Metrics};
+
+pub mod cause;
+pub mod score;
+
+pub use cause::{Cause, Evidence};
+use score::Score;
 
 /// A response's own account of its tokens: `usage`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,68 +47,128 @@ pub enum Verdict {
     Under,
 }
 
-/// What was said when a request was placed, of the endpoint that then served it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prediction {
-    /// What it rested on.
-    pub basis: Basis,
-    /// How complete our picture of the endpoint was.
-    pub trust: Trust,
-    /// Tokens that it should find in its cache.
-    pub cached_tokens: u64,
+impl Verdict {
+    fn of(predicted: u64, reported: u64) -> Self {
+        match predicted.cmp(&reported) {
+            std::cmp::Ordering::Equal => Self::Exact,
+            std::cmp::Ordering::Greater => Self::Over,
+            std::cmp::Ordering::Less => Self::Under,
+        }
+    }
+
+    /// The word for labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Over => "over",
+            Self::Under => "under",
+        }
+    }
 }
 
-/// Compares a prediction with the reported cached tokens and counts the verdict; none where
-/// nothing exact was predicted.
+/// What came of a prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audited {
+    /// How it compares.
+    pub verdict: Verdict,
+    /// Why it missed, if it did.
+    pub cause: Option<Cause>,
+}
+
+/// What is counted of one endpoint's requests.
+pub struct Counted {
+    /// For Prometheus.
+    pub metrics: EndpointMetrics,
+    /// For `/audit`.
+    pub score: Score,
+}
+
+/// The scores of a fleet.
+pub struct Audit {
+    counted: RwLock<HashMap<EndpointId, Arc<Counted>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Audit {
+    /// Of endpoints of which nothing was predicted yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            counted: RwLock::default(),
+            metrics,
+        }
+    }
+
+    /// What is counted of an endpoint; `fleet` is who else there is, and others are let go.
+    pub fn counted(&self, endpoint: &Endpoint, fleet: impl FnOnce() -> Arc<Fleet>) -> Arc<Counted> {
+        if let Some(counted) = self.counted.read().get(&endpoint.id) {
+            return counted.clone();
+        }
+        let counted = Arc::new(Counted {
+            metrics: self.metrics.endpoint(&endpoint.name),
+            score: Score::default(),
+        });
+        let fleet = fleet();
+        let mut all = self.counted.write();
+        all.retain(|id, _| fleet.heard().any(|endpoint| endpoint.id == *id));
+        all.entry(endpoint.id).or_insert(counted).clone()
+    }
+
+    /// The score of an endpoint, if anything was placed there.
+    #[must_use]
+    pub fn score(&self, endpoint: EndpointId) -> Option<score::Tally> {
+        let counted = self.counted.read();
+        Some(counted.get(&endpoint)?.score.tally())
+    }
+}
+
+/// Compares a prediction for an endpoint with the cached tokens that it reported, and counts what came
+/// of it; none where nothing exact was predicted.
 pub fn compare(
-    prediction: &Prediction,
-    reported: u64,
-    metrics: &EndpointMetrics,
-) -> Option<Verdict> {
+    endpoint: &Endpoint,
+    evidence: &Evidence,
+    counted: &Counted,
+    now: Instant,
+) -> Option<Audited> {
+    let Evidence {
+        basis,
+        trust,
+        reported,
+        ..
+    } = *evidence;
+    let metrics = &counted.metrics;
     metrics.reported.increment(reported);
-    if prediction.basis != Basis::Overlap || prediction.trust == Trust::Silent {
+    let salted = basis == Basis::Partial(cause::SALT_REASON);
+    if !(basis == Basis::Overlap || salted) || trust == Trust::Silent {
         return None;
     }
-    let (verdict, counter) = match prediction.cached_tokens.cmp(&reported) {
-        std::cmp::Ordering::Equal => (Verdict::Exact, &metrics.exact),
-        std::cmp::Ordering::Greater => (Verdict::Over, &metrics.over),
-        std::cmp::Ordering::Less => (Verdict::Under, &metrics.under),
-    };
-    counter.increment(1);
-    Some(verdict)
+    let predicted = evidence.predicted.tokens();
+    let verdict = Verdict::of(predicted, reported);
+    let cause = (verdict != Verdict::Exact).then(|| cause::of(evidence));
+    if let Some(cause) = cause {
+        metrics.errors[cause as usize].increment(1);
+    }
+    // What a salted request would find was not promised.
+    if salted {
+        return None;
+    }
+    match verdict {
+        Verdict::Exact => &metrics.exact,
+        Verdict::Over => &metrics.over,
+        Verdict::Under => &metrics.under,
+    }
+    .increment(1);
+    metrics
+        .error_tokens
+        .record(predicted.abs_diff(reported) as f64);
+    let audited = Audited { verdict, cause };
+    if counted.score.note(predicted, reported, audited, now) {
+        metrics.mistrusted.increment(1);
+        endpoint.mistrust();
+    }
+    Some(audited)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metrics::Metrics;
-
-    #[test]
-    fn only_exact_predictions_are_held_against_reports() {
-        let metrics = Metrics::default();
-        let counted = metrics.endpoint("pod-1");
-        let exact = Prediction {
-            basis: Basis::Overlap,
-            trust: Trust::Live,
-            cached_tokens: 64,
-        };
-        assert_eq!(compare(&exact, 64, &counted), Some(Verdict::Exact));
-        assert_eq!(compare(&exact, 32, &counted), Some(Verdict::Over));
-        assert_eq!(compare(&exact, 96, &counted), Some(Verdict::Under));
-        let silent = Prediction {
-            trust: Trust::Silent,
-            ..exact
-        };
-        let by_load = Prediction {
-            basis: Basis::LoadOnly("unknown_model"),
-            ..exact
-        };
-        assert_eq!(compare(&silent, 64, &counted), None);
-        assert_eq!(compare(&by_load, 64, &counted), None);
-        let text = metrics.handle().render();
-        assert!(
-            text.contains("kvscout_reported_cached_tokens_total{endpoint=\"pod-1\"} 320"),
-            "{text}"
-        );
-    }
-}
+mod tests;

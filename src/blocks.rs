@@ -213,6 +213,12 @@ impl<'p> Chains<'p> {
         self.made(shape).expect("just made")
     }
 
+    /// All that were asked for.
+    #[must_use]
+    pub fn all_made(&self) -> &[Chain] {
+        &self.made
+    }
+
     /// The same, where it was asked for before.
     #[must_use]
     pub fn made(&self, shape: Shape) -> Option<&Chain> {

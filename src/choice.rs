@@ -1,12 +1,16 @@
 //! Overlap and load → [`Choice`]. Pure: the same problem has the same solution on every replica.
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
-
 use crate::config::Media;
 use crate::fleet::{EndpointId, Trust};
 use crate::index::Cached;
 
+mod account;
 pub mod affinity;
+mod cost;
+
+pub use account::{Account, Case, Entry, Weights};
+pub use cost::{Cost, Margin};
+use cost::{Crowd, cost};
 
 /// How much of a choice rests on knowledge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,25 +84,6 @@ pub struct Problem<'a> {
     pub request: &'a str,
 }
 
-/// What serving a prompt at one endpoint would cost; lower is better. Fields compare from the
-/// top down, so the order they are declared in *is* the policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cost {
-    /// A server that fails, fails fast and so would look idle: it comes last.
-    pub avoided: bool,
-    /// No count of tokens says how long we would wait until another request ends.
-    pub full: bool,
-    /// Everything computed before our first token, the queue and then our own cache misses, and
-    /// what these cost the others; in tokens of an endpoint of average pace.
-    pub prefill_tokens: u64,
-    /// Prefixes that are new to all spread over all caches, so that each loses as little as can be.
-    pub recent_tokens: u64,
-    /// Decodes that share each of our steps.
-    pub requests: u32,
-    /// Scatters strangers evenly, and identically on every replica of this scheduler.
-    pub scatter: u64,
-}
-
 /// Where a request goes, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
@@ -116,6 +101,17 @@ pub struct Choice {
     pub cost: Cost,
     /// How sure the prediction is.
     pub trust: Trust,
+    /// Who would have got it otherwise; none where nobody else could.
+    pub runner_up: Option<RunnerUp>,
+}
+
+/// The next best endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunnerUp {
+    /// Which.
+    pub endpoint: EndpointId,
+    /// What it would have cost there.
+    pub cost: Cost,
 }
 
 impl Choice {
@@ -123,6 +119,13 @@ impl Choice {
     #[must_use]
     pub fn matching_ratio(&self) -> f64 {
         matching_ratio(self.predicted_cached_tokens, self.prompt_tokens)
+    }
+
+    /// What put it before the runner-up, and by how much; none where there was nobody else.
+    #[must_use]
+    pub fn margin(&self) -> Option<Margin> {
+        let other = self.runner_up?;
+        Some(self.cost.margin(&other.cost))
     }
 }
 
@@ -134,132 +137,49 @@ fn matching_ratio(cached_tokens: u64, prompt_tokens: u64) -> f64 {
     }
 }
 
+/// Whether so many cached tokens are enough of the prompt to count.
+fn exceeds(problem: &Problem<'_>, cached_tokens: u64) -> bool {
+    matching_ratio(cached_tokens, problem.prompt_tokens) > problem.matching_ratio_min
+}
+
+/// Whether overlap counts: for all where it counts for the best. None without candidates.
+fn prefix_aware(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<bool> {
+    let cached = candidates.iter().map(|candidate| candidate.cached.tokens());
+    Some(exceeds(problem, cached.max()?))
+}
+
+/// The best so far.
+type Ranked<'a> = Option<(Cost, &'a Candidate)>;
+
 /// The candidate whose first token comes soonest; none without candidates.
 #[must_use]
 pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice> {
-    let best = candidates
-        .iter()
-        .map(|candidate| candidate.cached.tokens())
-        .max()?;
-    let exceeds =
-        |cached| matching_ratio(cached, problem.prompt_tokens) > problem.matching_ratio_min;
-    // Overlap counts for all where it counts for the best.
-    let prefix_aware = exceeds(best);
+    let prefix_aware = prefix_aware(problem, candidates)?;
     let crowd = Crowd::of(candidates);
-    let (cost, chosen) = candidates
-        .iter()
-        .map(|candidate| (cost(problem, candidate, prefix_aware, &crowd), candidate))
-        .min_by_key(|(cost, _)| *cost)?;
+    let (mut best, mut second): (Ranked<'_>, Ranked<'_>) = (None, None);
+    let comes_before = |cost: &Cost, than: &Ranked<'_>| than.is_none_or(|(other, _)| *cost < other);
+    for candidate in candidates {
+        let cost = cost(problem, candidate, prefix_aware, &crowd);
+        if comes_before(&cost, &best) {
+            second = best.replace((cost, candidate));
+        } else if comes_before(&cost, &second) {
+            second = Some((cost, candidate));
+        }
+    }
+    let (cost, chosen) = best?;
     Some(Choice {
         endpoint: chosen.endpoint,
         basis: problem.basis,
         predicted_cached_tokens: chosen.cached.tokens(),
         prompt_tokens: problem.prompt_tokens,
-        prefix_aware: exceeds(chosen.cached.tokens()),
+        prefix_aware: exceeds(problem, chosen.cached.tokens()),
         cost,
         trust: chosen.trust,
+        runner_up: second.map(|(cost, other)| RunnerUp {
+            endpoint: other.endpoint,
+            cost,
+        }),
     })
-}
-
-/// What is seen of all candidates together.
-struct Crowd {
-    /// What one uncached token of ours costs, us and the others: 1 among idle endpoints.
-    weight: f64,
-    /// The mean of the paces that are known.
-    pace: f64,
-}
-
-/// Whoever comes while a prompt is computed waits for half of it on average.
-const BUSY_WEIGHT: f64 = 0.5;
-/// A decode that waits for our prefill gives its next token late; that is a small part of what a late
-/// first token is. Simulated (`make bench-policy`): with 0.02 to 0.05, fleets full of decodes keep
-/// their caches (shared prefixes, 30 requests/s: mean TTFT 0.11 s; with none 0.37 s).
-const DECODE_WEIGHT: f64 = 0.03;
-/// And all decodes together count as one request at most: past that requests wait in front of
-/// caches for longer than these save.
-const DECODES_WEIGHT_MAX: f64 = 1.0;
-/// Endpoints whose paces differ by less are taken for equal: so much is noise, and equals should tie.
-const EQUAL_PACE: f64 = 1.5;
-/// A pace is a mean of a few prompts: one odd figure must neither draw everybody nor repel them.
-const PACE_RATIO_MAX: f64 = 8.0;
-
-impl Crowd {
-    fn of(candidates: &[Candidate]) -> Self {
-        let (mut busy, mut requests) = (0_u32, 0.0);
-        let (mut paces, mut known) = (0.0, 0.0);
-        for candidate in candidates {
-            busy += u32::from(candidate.queued_tokens > 0);
-            requests += f64::from(candidate.requests);
-            if let Some(pace) = candidate.pace {
-                paces += pace;
-                known += 1.0;
-            }
-        }
-        let all = candidates.len().max(1) as f64;
-        let decodes = (DECODE_WEIGHT * requests / all).min(DECODES_WEIGHT_MAX);
-        Self {
-            weight: 1.0 + BUSY_WEIGHT * f64::from(busy) / all + decodes,
-            pace: paces / f64::max(known, 1.0),
-        }
-    }
-
-    /// How many times as long as on average a token takes there.
-    fn slowness(&self, pace: Option<f64>) -> f64 {
-        let slowness = pace.filter(|pace| *pace > 0.0).map(|pace| self.pace / pace);
-        match slowness {
-            Some(slowness) if !(1.0 / EQUAL_PACE..=EQUAL_PACE).contains(&slowness) => {
-                slowness.clamp(1.0 / PACE_RATIO_MAX, PACE_RATIO_MAX)
-            }
-            _ => 1.0,
-        }
-    }
-}
-
-fn cost(problem: &Problem<'_>, candidate: &Candidate, prefix_aware: bool, crowd: &Crowd) -> Cost {
-    let spared = if prefix_aware {
-        credit(problem, candidate)
-    } else {
-        0
-    };
-    let scatter = xxh3_64_with_seed(problem.request.as_bytes(), u64::from(candidate.endpoint.0));
-    let uncached = problem.prompt_tokens.saturating_sub(spared) as f64;
-    let work = candidate.queued_tokens as f64 + uncached * crowd.weight;
-    Cost {
-        avoided: candidate.avoided,
-        full: candidate.full,
-        prefill_tokens: (work * crowd.slowness(candidate.pace)) as u64,
-        recent_tokens: candidate.recent_tokens,
-        requests: candidate.requests,
-        scatter,
-    }
-}
-
-/// Cached tokens that a choice may count on. What a `Doubtful` or `Learning` endpoint is seen
-/// to hold it most likely holds (its picture was rebuilt from live events), so it counts, but
-/// an endpoint known to hold the same wins. What any endpoint holds of a doubtful prompt is worth
-/// no more. What may have been removed in a gap counts half, and what has to be loaded from a
-/// slower medium is worth less than what need not be.
-fn credit(problem: &Problem<'_>, candidate: &Candidate) -> u64 {
-    let Cached {
-        own,
-        unsure,
-        expected,
-        cpu,
-        storage,
-    } = candidate.cached;
-    let Media {
-        gpu,
-        cpu: of_cpu,
-        storage: of_storage,
-    } = problem.media;
-    // What is computed there first costs its own request; whoever comes behind it finds it done.
-    let own = (own + expected) as f64 - unsure as f64 / 2.0;
-    let worth = own * gpu + cpu as f64 * of_cpu + storage as f64 * of_storage;
-    match (candidate.trust, problem.prompt_doubtful) {
-        (Trust::Live, false) => worth as u64,
-        (Trust::Live, true) | (Trust::Learning | Trust::Doubtful, _) => worth as u64 * 9 / 10,
-        (Trust::Silent, _) => 0,
-    }
 }
 
 #[cfg(test)]
@@ -491,6 +411,41 @@ mod tests {
             counts.iter().all(|count| (850..1150).contains(count)),
             "{counts:?}"
         );
+    }
+
+    #[test]
+    fn a_choice_says_who_came_second_and_what_decided() {
+        let candidates = [
+            candidate(0, 0, 700),
+            candidate(1, 800, 0),
+            candidate(2, 0, 0),
+        ];
+        let choice = choose(&PROBLEM, &candidates).expect("a choice");
+        assert_eq!(choice.endpoint, EndpointId(1));
+        assert_eq!(
+            choice.runner_up.map(|other| other.endpoint),
+            Some(EndpointId(2))
+        );
+        // 1,166 tokens' work (a third of the endpoints is busy) against 233.
+        let margin = choice.margin().expect("two could have got it");
+        assert_eq!((margin.field, margin.by), ("prefill_tokens", 933));
+        let alone = choose(&PROBLEM, &candidates[..1]).expect("a choice");
+        assert_eq!((alone.runner_up, alone.margin()), (None, None));
+    }
+
+    #[test]
+    fn whoever_comes_second_is_the_choice_without_the_first() {
+        let candidates: Vec<_> = (0..9)
+            .map(|id| candidate(id, u64::from(id * 7 % 5) * 200, u64::from(id * 5 % 7) * 90))
+            .collect();
+        let first = choose(&PROBLEM, &candidates).expect("a choice");
+        let others: Vec<_> = candidates
+            .iter()
+            .filter(|candidate| candidate.endpoint != first.endpoint)
+            .copied()
+            .collect();
+        let second = choose(&PROBLEM, &others).expect("a choice").endpoint;
+        assert_eq!(first.runner_up.map(|other| other.endpoint), Some(second));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::tools::{bridge, check, crds, record, replay, serve, tokenize};
+use crate::tools::{audit, bridge, check, crds, explain, record, replay, serve, tokenize, what_if};
 
 /// An endpoint picker that knows where every prompt's KV cache is.
 ///
@@ -33,6 +33,9 @@ pub enum Command {
     Tokenize(tokenize::Args),
     Record(record::Args),
     Crds(crds::Args),
+    Explain(explain::Args),
+    WhatIf(what_if::Args),
+    Audit(audit::Args),
 }
 
 impl Cli {
@@ -47,6 +50,9 @@ impl Cli {
             Command::Tokenize(args) => tokenize::run(&args).map(|()| true),
             Command::Record(args) => record::run(args).await.map(|()| true),
             Command::Crds(args) => crds::run(&args).map(|()| true),
+            Command::Explain(args) => explain::run(&args).await.map(|()| true),
+            Command::WhatIf(args) => what_if::run(&args).map(|()| true),
+            Command::Audit(args) => audit::run(&args).await,
         };
         match done {
             Ok(true) => ExitCode::SUCCESS,

@@ -8,9 +8,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 mod admission;
+mod decisions;
 mod fleet;
 mod inference;
 mod load;
+mod metrics;
 mod model;
 mod nats;
 mod print;
@@ -19,9 +21,11 @@ mod replicas;
 pub mod yaml;
 
 pub use admission::Admission;
+pub use decisions::{DecisionLog, Decisions, Pages};
 pub use fleet::{EVENTS_PORT, FleetSource, Kubernetes, PodEvents};
 pub use inference::{Criticality, InferenceModel, InferenceObjective, Target};
 pub use load::{Load, Saturation};
+pub use metrics::Metrics;
 pub use model::{Engine, Model, Repo, Source};
 pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
@@ -59,6 +63,10 @@ pub struct Config {
     pub limits: Limits,
     /// How Envoy is answered.
     pub replies: Replies,
+    /// What is kept of decisions.
+    pub decisions: Decisions,
+    /// How metrics are named.
+    pub metrics: Metrics,
     /// How logs look.
     pub log: LogFormat,
 }
@@ -70,7 +78,7 @@ pub struct Listen {
     pub ext_proc: SocketAddr,
     /// grpc.health.v1, plaintext.
     pub health: SocketAddr,
-    /// `/metrics`, `/healthz`, `/readyz`.
+    /// `/metrics`, `/healthz`, `/readyz`, and pages for people.
     pub admin: SocketAddr,
 }
 
@@ -154,6 +162,26 @@ pub enum Strategy {
     PrefixCache,
     /// Load alone.
     Default,
+}
+
+impl Strategy {
+    /// The word of the annotation.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        print::word(print::STRATEGIES, &self)
+    }
+}
+
+impl std::str::FromStr for Strategy {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let known = print::STRATEGIES.iter().find(|(known, _)| *known == word);
+        known.map(|(_, strategy)| *strategy).ok_or_else(|| {
+            let all: Vec<_> = print::STRATEGIES.iter().map(|(known, _)| *known).collect();
+            format!("{word:?} is not one of {}", all.join(", "))
+        })
+    }
 }
 
 /// What bounds a request.
@@ -265,6 +293,8 @@ impl Default for Config {
                 decision_header: false,
                 conformance_tests: false,
             },
+            decisions: Decisions::default(),
+            metrics: Metrics::default(),
             log: LogFormat::Text,
         }
     }
@@ -303,6 +333,9 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
     let events = root
         .section("events", |events| Some(read_events(events, folder)))
         .unwrap_or(defaults.events);
+    let metrics = root.section("metrics", |section| {
+        Some(metrics::read(section, &events.nats.pool))
+    });
     Config {
         listen: root
             .section("listen", |listen| Some(read_listen(listen)))
@@ -338,6 +371,12 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
                 })
             })
             .unwrap_or(defaults.replies),
+        decisions: root
+            .section("decisions", |section| {
+                Some(decisions::read(section, folder))
+            })
+            .unwrap_or(defaults.decisions),
+        metrics: metrics.unwrap_or(defaults.metrics),
         log: root.word("log", print::LOG_FORMATS, defaults.log),
     }
 }

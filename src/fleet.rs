@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 pub mod report;
+pub mod heard;
 pub mod load;
 pub mod roster;
 pub mod fixed;
@@ -63,6 +64,8 @@ pub struct Endpoint {
     pub events: Option<EventAddress>,
     /// What it has to do: ours, and what its server says of the rest.
     pub load: Load,
+    /// How much it has told of its cache.
+    pub heard: heard::Heard,
     trust: Mutex<TrustSince>,
     failures: Mutex<Failures>,
     /// It has been told of that this endpoint counts other prompt tokens.
@@ -71,6 +74,8 @@ pub struct Endpoint {
     reports: AtomicBool,
     /// It has computed a prompt since somebody asked.
     computed: AtomicBool,
+    /// Its predictions keep missing.
+    mistrusted: AtomicBool,
 }
 
 impl Endpoint {
@@ -100,11 +105,13 @@ impl Endpoint {
             address,
             events,
             load: Load::default(),
+            heard: heard::Heard::default(),
             trust: Mutex::new(trust),
             failures: Mutex::default(),
             differs_told: AtomicBool::new(false),
             reports: AtomicBool::new(false),
             computed: AtomicBool::new(false),
+            mistrusted: AtomicBool::new(false),
         }
     }
 
@@ -166,6 +173,16 @@ impl Endpoint {
     /// Whether it has computed a prompt of some length since the last time this was asked.
     pub fn take_computed(&self) -> bool {
         self.computed.swap(false, Ordering::Relaxed)
+    }
+
+    /// What its picture predicts keeps missing: whoever hears it is to learn it again.
+    pub fn mistrust(&self) {
+        self.mistrusted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that is so, since the last time this was asked.
+    pub fn take_mistrusted(&self) -> bool {
+        self.mistrusted.swap(false, Ordering::Relaxed)
     }
 
     /// Cached tokens of a response, given what it says. vLLM 0.20.2 says nothing on a miss and a

@@ -54,6 +54,7 @@ pub mod kubernetes;
 pub mod discovery;
 pub mod bridge;
 pub mod audit;
+pub mod decisions;
 pub mod replicas;
 pub mod admission;
 pub mod scheduler;

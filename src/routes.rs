@@ -87,6 +87,16 @@ impl Routes {
         !self.models.is_empty() || !self.others.is_empty()
     }
 
+    /// A name that a client gives, as a word of which there are few: `*` where no rule has it.
+    #[must_use]
+    pub fn known(&self, name: &str) -> Arc<str> {
+        Arc::from(if self.models.contains_key(name) {
+            name
+        } else {
+            "*"
+        })
+    }
+
     /// The model that serves a conversation which asks for `name`; none where that one itself does.
     /// The same on every replica, and a change of weights moves only the share that it is about.
     #[must_use]

@@ -2,20 +2,28 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::ask;
 use crate::config::yaml::Complaints;
-use crate::config::{Config, FleetSource, LogFormat};
+use crate::config::{Config, FleetSource, LogFormat, Strategy};
+use crate::decisions::what_if::Knobs;
 
+pub mod audit;
 pub mod bridge;
 pub mod check;
 pub mod crds;
+pub mod explain;
 pub mod record;
 pub mod replay;
 pub mod serve;
 pub mod tokenize;
+pub mod what_if;
 
 /// Flags of every command that reads the configuration file.
 #[derive(Debug, clap::Args)]
@@ -47,6 +55,131 @@ impl Common {
         config.log = self.log.unwrap_or(config.log);
         Ok(config)
     }
+}
+
+/// Where a running kvscout is asked.
+#[derive(Debug, clap::Args)]
+pub struct AdminPort {
+    /// The admin port of a running kvscout.
+    #[arg(
+        long = "admin",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:9090"
+    )]
+    pub address: String,
+}
+
+/// Reading a long prompt may wait for a core.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// 1,024 candidates of 500 bytes, twenty times.
+const ANSWER_BYTES_MAX: usize = 10 << 20;
+
+impl AdminPort {
+    fn url(&self, page: &str) -> String {
+        format!("http://{}{page}", self.address)
+    }
+
+    async fn get(&self, page: &str) -> anyhow::Result<Vec<u8>> {
+        let answer = ask::get(&self.url(page), ANSWER_MAX, ANSWER_BYTES_MAX).await;
+        answer.with_context(|| self.unanswered())
+    }
+
+    async fn post(&self, page: &str, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+        let answer = ask::post(&self.url(page), body, ANSWER_MAX, ANSWER_BYTES_MAX).await;
+        let (status, answer) = answer.with_context(|| self.unanswered())?;
+        if !status.is_success() {
+            bail!("{status}: {}", String::from_utf8_lossy(&answer).trim());
+        }
+        Ok(answer)
+    }
+
+    fn unanswered(&self) -> String {
+        format!(
+            "no answer of kvscout's admin port at {} (flag --admin)",
+            self.address
+        )
+    }
+}
+
+/// What of the policy is to be otherwise.
+#[derive(Debug, clap::Args)]
+pub struct WhatIf {
+    /// PREFIX_CACHE, or DEFAULT: load alone.
+    #[arg(long, value_name = "STRATEGY")]
+    pub strategy: Option<Strategy>,
+    /// As policy.matching_ratio_min.
+    #[arg(long, value_name = "0..1", value_parser = share)]
+    pub matching_ratio_min: Option<f64>,
+    /// As policy.media.gpu.
+    #[arg(long, value_name = "0..1", value_parser = share)]
+    pub media_gpu: Option<f64>,
+    /// As policy.media.cpu.
+    #[arg(long, value_name = "0..1", value_parser = share)]
+    pub media_cpu: Option<f64>,
+    /// As policy.media.storage.
+    #[arg(long, value_name = "0..1", value_parser = share)]
+    pub media_storage: Option<f64>,
+    /// An endpoint that cannot be chosen, by name; may be given again.
+    #[arg(long, value_name = "ENDPOINT")]
+    pub without: Vec<String>,
+}
+
+impl WhatIf {
+    fn knobs(&self) -> Knobs {
+        Knobs {
+            strategy: self.strategy,
+            matching_ratio_min: self.matching_ratio_min,
+            media_gpu: self.media_gpu,
+            media_cpu: self.media_cpu,
+            media_storage: self.media_storage,
+            without: self.without.clone(),
+        }
+    }
+
+    /// As `/explain` is asked.
+    fn pairs(&self) -> Vec<(&'static str, String)> {
+        let shares = [
+            ("matching_ratio_min", self.matching_ratio_min),
+            ("media_gpu", self.media_gpu),
+            ("media_cpu", self.media_cpu),
+            ("media_storage", self.media_storage),
+        ];
+        let shares = shares
+            .into_iter()
+            .filter_map(|(key, share)| Some((key, share?.to_string())));
+        let strategy = self
+            .strategy
+            .map(|strategy| ("strategy", strategy.as_str().to_owned()));
+        let without = self.without.iter().map(|name| ("without", name.clone()));
+        shares.chain(strategy).chain(without).collect()
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share @ 0.0..=1.0) => Ok(share),
+        _ => Err("is not between 0 and 1".to_owned()),
+    }
+}
+
+/// Rows of equally many cells, the first column to the left and the others to the right.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..columns).filter_map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            match column {
+                0 => line += &format!("{cell:<width$}"),
+                _ => line += &format!("  {cell:>width$}"),
+            }
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
 }
 
 /// Ends with SIGTERM or Ctrl-C, which are heard from now on.

@@ -480,7 +480,7 @@ async fn rules_and_the_strategy_change_while_it_runs() {
     world.ask("chat").await;
     let placed = |reason: &str, count: u32| {
         format!(
-            "kvscout_requests_total{{basis=\"load_only\",reason=\"{reason}\",outcome=\"placed\"}} {count}"
+            "kvscout_requests_total{{pool=\"default\",basis=\"load_only\",reason=\"{reason}\",outcome=\"placed\"}} {count}"
         )
     };
     world.counts(&placed("unknown_model", 1)).await;

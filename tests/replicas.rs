@@ -12,8 +12,10 @@ use harness::http;
 use harness::nats::NatsServer;
 use harness::process::Served;
 use harness::{PATIENCE, soon, tokenizer, until};
+use kvscout::audit::Audit;
 use kvscout::blocks::{BlockEvent, EngineHash, Stored, TokenId};
 use kvscout::config::{self, Config, Model, Nats, RenderSettings, Source, Tls};
+use kvscout::decisions::Decisions;
 use kvscout::fleet::{Endpoint, EndpointId, Fleet, Trust};
 use kvscout::index::Index;
 use kvscout::metrics::Metrics;
@@ -63,6 +65,8 @@ impl Picker {
             fleet: fleet.clone(),
             index: index.clone(),
             replicas: Some(replicas.clone()),
+            audit: Arc::new(Audit::new(metrics.clone())),
+            decisions: Arc::new(Decisions::new(1 << 20, None, metrics.clone())),
             parity: Arc::default(),
             routes: watch::channel(Arc::default()).1,
             reader: reader(&metrics).await,

@@ -12,7 +12,8 @@ use harness::process::{ANY_PORT, Served, kvscout, output, text, write};
 #[test]
 fn help_teaches_every_command() {
     for command in [
-        "serve", "bridge", "check", "replay", "tokenize", "record", "crds",
+        "serve", "bridge", "check", "replay", "tokenize", "record", "crds", "explain", "what-if",
+        "audit",
     ] {
         let help = output(&[command, "--help"]);
         assert!(help.status.success(), "{command}");

@@ -501,8 +501,8 @@ async fn an_engine_is_not_believed_to_hold_more_than_it_says_it_can() {
     harness::until("one block too many", doubted).await;
 }
 
-/// A server whose events are on and do not come.
-async fn silent() -> (kvscout_sim::Bound, ears::Server) {
+/// A server that publishes, and replays if it is asked to.
+async fn server() -> (kvscout_sim::Bound, ears::Server) {
     let pod = sim::pod(64, 0, None).await.expect("it starts");
     let events = pod.addresses.events.as_ref().expect("events are on");
     let server = ears::Server {
@@ -510,10 +510,19 @@ async fn silent() -> (kvscout_sim::Bound, ears::Server) {
         address: pod.addresses.http,
         events: Some(EventAddress {
             publisher: fleet::Publisher::At(events.endpoint.clone()),
-            replay: None,
+            replay: events.replay_endpoint.clone(),
         }),
         rank: 0,
     };
+    (pod, server)
+}
+
+/// A server whose events are on and do not come.
+async fn silent() -> (kvscout_sim::Bound, ears::Server) {
+    let (pod, mut server) = server().await;
+    if let Some(events) = &mut server.events {
+        events.replay = None;
+    }
     ask(&server, "/sim/faults", json!({"silent": true})).await;
     (pod, server)
 }
@@ -587,4 +596,31 @@ async fn behind_a_bridge_the_server_is_told_and_a_missing_bridge_is_not() {
     assert!(!reason().contains("--kv-events-config"), "{}", reason());
     let _bridge = Ears::bridge(&server, &settings).await;
     is_told(&picker, "its bridge: connected; no event seen yet").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_that_keeps_missing_is_doubted_and_learnt_again() {
+    let (_pod, server) = server().await;
+    let ears = Ears::open(&server, ears::direct(), None);
+    let prompt: Vec<u32> = (0..100).collect();
+    let body = json!({"model": "sim", "prompt": prompt, "max_tokens": 1});
+    ask(&server, "/v1/completions", body).await;
+    let live = || ears.endpoint.trust() == Trust::Live;
+    harness::until("its blocks are known", || {
+        live() && !ears.copies().is_empty()
+    })
+    .await;
+    let held = ears.copies();
+
+    // As if a removal had never been told of, and no gap showed.
+    let tokens = (0..16).collect();
+    let phantom = Stored::plain(None, vec![EngineHash(7)], tokens);
+    let phantom = BlockEvent::Stored(phantom);
+    ears.index.apply(ears.endpoint.id, &[phantom]);
+    assert_ne!(ears.copies(), held);
+    ears.endpoint.mistrust();
+    harness::until("what it holds is known again", || {
+        live() && ears.copies() == held
+    })
+    .await;
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::decisions::{LOG_BYTES_MAX, LOG_FILES_MAX, PAGES};
 use super::nats::STORAGES;
 use super::replicas::SHARES;
 use super::{
@@ -38,7 +39,7 @@ pub(super) const STRATEGIES: &[(&str, Strategy)] = &[
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] =
     &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-fn word<T: PartialEq>(words: &[(&'static str, T)], value: &T) -> &'static str {
+pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: &T) -> &'static str {
     words
         .iter()
         .find(|(_, known)| known == value)
@@ -72,6 +73,7 @@ impl Config {
                 format!("  mode: files\n  cert: {cert}\n  key: {key}\n")
             }
         };
+        let log = self.decisions.log.as_ref();
         format!(
             include_str!("template.yaml.in"),
             ext_proc = quote(self.listen.ext_proc),
@@ -123,6 +125,13 @@ impl Config {
             drain_ms_max = self.limits.drain_ms_max,
             decision_header = self.replies.decision_header,
             conformance_tests = self.replies.conformance_tests,
+            kept_bytes_max = self.decisions.kept_bytes_max,
+            pages = word(PAGES, &self.decisions.pages),
+            log_file = log.map_or_else(|| "null".to_owned(), |log| quote(log.file.display())),
+            log_bytes_max = log.map_or(LOG_BYTES_MAX, |log| log.bytes_max),
+            log_files_max = log.map_or(LOG_FILES_MAX, |log| log.files_max),
+            metrics_pool = quote(&self.metrics.pool),
+            inference_extension_names = self.metrics.inference_extension_names,
             log = word(LOG_FORMATS, &self.log),
         )
     }

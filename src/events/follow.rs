@@ -334,6 +334,16 @@ impl Follower {
         followed
     }
 
+    /// What the picture says keeps missing what the server reports, and nothing that is known excuses it.
+    pub fn on_mistrusted(&mut self, index: &Index) -> Followed {
+        let mut followed = Followed::default();
+        if self.verdict.trust == Trust::Live {
+            let reason = "its predictions keep missing what it reports (kvscout audit says how)";
+            self.distrust(index, &mut followed, reason.to_owned());
+        }
+        followed
+    }
+
     /// Looks whether blocks of the endpoint were given up for room: true where that is news.
     pub fn on_room(&mut self, index: &Index) -> bool {
         let is_news = self.verdict.trust == Trust::Live && index.gave_up(self.endpoint);

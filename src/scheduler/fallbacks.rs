@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Scheduler;
-use crate::choice::{Candidate, Problem, choose};
+use crate::choice::{Candidate, Case};
 use crate::fleet::{Endpoint, Fleet};
 
 impl Scheduler {
@@ -11,19 +11,18 @@ impl Scheduler {
     /// header that names it goes with the request.
     pub(super) fn fallbacks(
         &self,
-        problem: &Problem<'_>,
+        case: &Case,
         allowed: &Fleet,
-        candidates: &[Candidate],
         chosen: &Endpoint,
     ) -> Vec<SocketAddr> {
         let mut named = vec![chosen.address];
         while named.len() <= self.parts.policy.fallbacks {
-            let others = allowed.endpoints.iter().zip(candidates);
+            let others = allowed.endpoints.iter().zip(&case.candidates);
             let others = others.filter(|(endpoint, _)| {
                 endpoint.rank == chosen.rank && !named.contains(&endpoint.address)
             });
             let (endpoints, candidates): (Vec<_>, Vec<Candidate>) = others.unzip();
-            let Some(next) = choose(problem, &candidates) else {
+            let Some(next) = case.among(&candidates) else {
                 break;
             };
             let next = endpoints.iter().find(|one| one.id == next.endpoint);

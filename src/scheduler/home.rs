@@ -30,29 +30,30 @@ impl Scheduler {
         }
     }
 
-    /// The candidate that a conversation stays at, if it is known and one is fit for it.
-    pub(super) fn home<'a>(
+    /// The place of the candidate that a conversation stays at, if it is known and one is fit for it.
+    pub(super) fn home(
         &self,
         reading: &Reading,
         allowed: &Fleet,
-        candidates: &'a [Candidate],
-    ) -> Option<&'a Candidate> {
+        candidates: &[Candidate],
+    ) -> Option<usize> {
         let conversation = reading.conversation?;
-        let fit = |(endpoint, candidate): &(&Arc<Endpoint>, &Candidate)| {
+        let fit = |(_, (endpoint, candidate)): &(usize, (&Arc<Endpoint>, &Candidate))| {
             !candidate.avoided && !self.saturated(endpoint)
         };
-        let fit = allowed.endpoints.iter().zip(candidates).filter(fit);
-        let (seats, fit): (Vec<Seat<'_>>, Vec<&Candidate>) = fit
-            .map(|(endpoint, candidate)| {
+        let all = allowed.endpoints.iter().zip(candidates).enumerate();
+        let (seats, places): (Vec<Seat<'_>>, Vec<usize>) = all
+            .filter(fit)
+            .map(|(place, (endpoint, candidate))| {
                 let seat = Seat {
                     name: &endpoint.name,
                     queued_tokens: candidate.queued_tokens,
                     requests: candidate.requests,
                 };
-                (seat, candidate)
+                (seat, place)
             })
             .unzip();
         let home = affinity::home(conversation, reading.prompt_tokens, &seats)?;
-        fit.get(home).copied()
+        places.get(home).copied()
     }
 }

@@ -12,14 +12,33 @@ use crate::prompt::{Api, PromptError, conversation};
 use crate::routes::Class;
 
 /// What the rules say of a request.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Intent {
     /// How important it is.
     pub class: Class,
+    /// What its objective or model is known by; `false` where it names one that nobody declared.
+    pub objective_known: bool,
+    /// The model that it asks for, where rules give that targets: its name, or `*` where no rule has it.
+    pub named: Option<Arc<str>>,
+    /// Which target serves it, also where that is the model itself.
+    pub served_by: Option<Arc<str>>,
     /// The model that serves it in place of the one that it names.
     pub target: Option<Arc<str>>,
     /// The change of its body that makes it so.
     pub rewrite: Option<Replacement>,
+}
+
+impl Default for Intent {
+    fn default() -> Self {
+        Self {
+            class: Class::default(),
+            objective_known: true,
+            named: None,
+            served_by: None,
+            target: None,
+            rewrite: None,
+        }
+    }
 }
 
 impl Scheduler {
@@ -32,17 +51,21 @@ impl Scheduler {
         let outline = outline.flatten();
         let named = outline.as_ref().and_then(|outline| outline.json("model"));
         let name = named.as_ref().and_then(Json::as_str);
-        let class = match Api::of_path(&ask.path) {
+        let (class, objective_known) = match Api::of_path(&ask.path) {
             // What the engine has no work with needs no room.
-            Err(PromptError::NoPrefill) => Class {
-                criticality: Criticality::Critical,
-                ..Class::default()
-            },
+            Err(PromptError::NoPrefill) => {
+                let class = Class {
+                    criticality: Criticality::Critical,
+                    ..Class::default()
+                };
+                (class, true)
+            }
             _ => self.class(name, ask.objective.as_deref()),
         };
         let (Some(name), Some(outline)) = (name, &outline) else {
             return Intent {
                 class,
+                objective_known,
                 ..Intent::default()
             };
         };
@@ -50,14 +73,14 @@ impl Scheduler {
         let conversation = conversation::key(ask.session.as_deref(), Some(outline));
         let conversation = conversation.unwrap_or_else(|| xxh3_64(ask.request_id.as_bytes()));
         let target = routes.target(name, conversation);
-        if let Some(target) = target {
-            self.parts.metrics.served_by(name, target);
-        }
         let said = || ask.target.as_deref().map(Arc::from);
         let other = target.cloned().or_else(said);
         let other = other.filter(|target| **target != *name);
         Intent {
             class,
+            objective_known,
+            named: target.map(|_| routes.known(name)),
+            served_by: target.cloned(),
             rewrite: other
                 .as_deref()
                 .map(|target| outline.replaced("model", target)),
@@ -65,12 +88,26 @@ impl Scheduler {
         }
     }
 
-    /// How important a request is.
-    pub(super) fn class(&self, model: Option<&str>, objective: Option<&str>) -> Class {
-        let class = self.parts.routes.borrow().class(model, objective);
-        class.unwrap_or_else(|standard| {
+    /// Counts what the rules said.
+    pub(super) fn count(&self, intent: &Intent) {
+        self.count_class(intent.objective_known);
+        if let (Some(named), Some(target)) = (&intent.named, &intent.served_by) {
+            self.parts.metrics.served_by(named, target);
+        }
+    }
+
+    /// Counts an objective that nobody declared.
+    pub(super) fn count_class(&self, known: bool) {
+        if !known {
             self.parts.metrics.objective_unknown();
-            standard
-        })
+        }
+    }
+
+    /// How important a request is, and whether its objective is a known one.
+    pub(super) fn class(&self, model: Option<&str>, objective: Option<&str>) -> (Class, bool) {
+        match self.parts.routes.borrow().class(model, objective) {
+            Ok(class) => (class, true),
+            Err(standard) => (standard, false),
+        }
     }
 }

@@ -2,42 +2,57 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::intent::Intent;
+use tokio::sync::watch;
+
 use crate::admission::Frees;
-use crate::audit::{self, Prediction, Usage, Verdict};
+use crate::audit::{self, Audit, Audited, Counted, Evidence, Usage};
 use crate::choice::{Basis, Candidate, Choice};
+use crate::decisions::{Ended, Open};
+use crate::fleet::heard::SoFar;
 use crate::fleet::{Booking, Endpoint, Fleet};
-use crate::index::Expectation;
-use crate::metrics::{EndpointMetrics, Metrics};
+use crate::index::{Expectation, Index};
+use crate::metrics::{Metrics, ModelCounts};
 use crate::parity::{Watch, epoch_s};
 use crate::prompt::json::outline::Replacement;
-use crate::replicas::Told;
+use crate::replicas;
 
 /// One placed request, from choice to the end of its response. Dropping it releases its load.
 pub struct Placement {
-    pub(super) request_id: String,
     pub(super) booking: Booking,
     /// Dropped after the booking: what that held is free.
     pub(super) frees: Frees,
-    pub(super) choice: Choice,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) counted: Arc<EndpointMetrics>,
+    /// Who could have got it, and why it went where it did.
+    pub(super) decision: Open,
+    /// When it was chosen, and how long after it the first output came.
+    pub(super) placed: Instant,
+    pub(super) first_output: Option<Duration>,
+    /// What its end is told to.
+    pub(super) parts: Parts,
+    /// What the chosen server had told of its cache by then.
+    pub(super) heard: SoFar,
+    pub(super) counted: Arc<Counted>,
+    /// By the inference extension's names, where those are wanted.
+    pub(super) model_counts: Option<Arc<ModelCounts>>,
     /// Counts its prompt as held there.
     pub(super) expectation: Option<Expectation>,
     /// Other replicas know of it.
-    pub(super) told: Option<Told>,
+    pub(super) told: Option<replicas::Told>,
     /// Waits for the events of its prompt.
     pub(super) watch: Option<Watch>,
-    /// Who could have got it, and the same as candidates, in the same order.
-    pub(super) allowed: Arc<Fleet>,
-    pub(super) candidates: Vec<Candidate>,
     /// Where it may go next.
     pub(super) fallbacks: Vec<SocketAddr>,
-    /// Which model serves it in place of the one that it names, and the change of its body.
-    pub(super) target: Option<Arc<str>>,
+    /// The change of its body that its target needs.
     pub(super) rewrite: Option<Replacement>,
+}
+
+/// What a placement takes along of its scheduler.
+pub(super) struct Parts {
+    pub index: Arc<Index>,
+    pub audit: Arc<Audit>,
+    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// How a request ended.
@@ -79,13 +94,16 @@ impl Placement {
         std::mem::take(&mut self.fallbacks)
     }
 
-    /// With what the rules say of its model.
-    pub(super) fn served_by_target(self, intent: Intent) -> Self {
-        Self {
-            target: intent.target,
-            rewrite: intent.rewrite,
-            ..self
-        }
+    /// The request's id.
+    #[must_use]
+    pub fn request_id(&self) -> &str {
+        &self.decision.case.request_id
+    }
+
+    /// The model that serves it in place of the one that it names.
+    #[must_use]
+    pub fn target(&self) -> Option<&str> {
+        self.decision.target.as_deref()
     }
 
     /// The change that its body needs on the way to the server; asked for once.
@@ -97,7 +115,7 @@ impl Placement {
     /// endpoint's is the pick, and a retry carries its rank's header along.
     fn served_by(&self, address: SocketAddr) -> Option<usize> {
         let rank = self.endpoint().rank;
-        let mut endpoints = self.allowed.endpoints.iter();
+        let mut endpoints = self.decision.fleet.endpoints.iter();
         endpoints.position(|endpoint| {
             endpoint.address == address && (endpoint.rank.is_none() || endpoint.rank == rank)
         })
@@ -106,7 +124,7 @@ impl Placement {
     /// It could not be reached, and neither can the ranks behind the same address.
     fn unreached(&self) {
         let now = Instant::now();
-        for endpoint in &self.allowed.endpoints {
+        for endpoint in &self.decision.fleet.endpoints {
             if endpoint.address == self.address() {
                 endpoint.failed(now);
             }
@@ -116,7 +134,7 @@ impl Placement {
     /// Why.
     #[must_use]
     pub fn choice(&self) -> &Choice {
-        &self.choice
+        &self.decision.choice
     }
 
     /// One line for a header: who, why, and what was predicted.
@@ -128,7 +146,7 @@ impl Placement {
             prompt_tokens,
             prefix_aware,
             ..
-        } = self.choice;
+        } = self.decision.choice;
         let name = plain(&self.endpoint().name);
         let decided = if prefix_aware { "prefix" } else { "load" };
         let mut line = format!("endpoint={name}; by={decided}; basis={}", basis.as_str());
@@ -137,9 +155,12 @@ impl Placement {
         }
         line.push_str(&format!(
             "; trust={}; predicted_cached_tokens={predicted_cached_tokens}; prompt_tokens={prompt_tokens}",
-            self.choice.trust.as_str()
+            self.choice().trust.as_str()
         ));
-        if let Some(target) = &self.target {
+        if let Some(margin) = self.choice().margin() {
+            line.push_str(&format!("; lead={}:{}", margin.field, margin.by));
+        }
+        if let Some(target) = self.target() {
             line.push_str(&format!("; model={}", plain(target)));
         }
         line
@@ -148,8 +169,15 @@ impl Placement {
     /// The first output came: the prefill is done. Of an answer that `streams` it is the first
     /// token; any other comes whole, and its time is mostly the decode's.
     pub fn first_output(&mut self, streams: bool) {
+        let now = Instant::now();
+        let after = now.saturating_duration_since(self.placed);
+        self.first_output.get_or_insert(after);
         match streams {
-            true => self.booking.first_token(Instant::now()),
+            true => {
+                let decided_by = self.decision.decided_by();
+                self.parts.metrics.first_output(decided_by, after);
+                self.booking.first_token(now);
+            }
             false => self.booking.prefilled(),
         }
         // Of one that comes whole, the end follows at once.
@@ -175,7 +203,7 @@ impl Placement {
             if let Some(told) = told {
                 told.answered();
             }
-            let ours = self.choice.prompt_tokens;
+            let ours = self.choice().prompt_tokens;
             let counted = |usage: Usage| (usage.prompt_tokens, usage.cached_tokens.unwrap_or(0));
             let (prompt, cached) = outcome.usage.map_or((ours, 0), counted);
             picked.computed(prompt.saturating_sub(cached));
@@ -187,24 +215,61 @@ impl Placement {
             Some(_) => picked.succeeded(),
             None => {}
         }
-        let Some(usage) = outcome.usage else { return };
         // A retry may have gone where we never looked.
-        if let Some(served) = self.served_by(served) {
-            self.audit(
-                &self.allowed.endpoints[served],
-                &self.candidates[served],
-                &usage,
-            );
+        let served = self.served_by(served);
+        let audited = match (served, outcome.usage) {
+            (Some(served), Some(usage)) => self.audit(served, &usage),
+            _ => None,
+        };
+        self.end(&outcome, served, audited);
+    }
+
+    /// Tells whoever keeps the decision how it ended.
+    fn end(&self, outcome: &Outcome, served: Option<usize>, audited: Option<Told>) {
+        let known = served.and_then(|served| self.decision.candidate(served));
+        let took = self.placed.elapsed();
+        self.decision.end(Ended {
+            status: outcome.status,
+            served: known.map(|(endpoint, _)| endpoint.id),
+            first_output: self.first_output,
+            took,
+            prompt_tokens: outcome.usage.map(|usage| usage.prompt_tokens),
+            cached_tokens: audited.map(|told| told.reported),
+            predicted: known.map(|(_, candidate)| candidate.cached.tokens()),
+            audited: audited.and_then(|told| told.audited),
+        });
+        if let Some(counts) = &self.model_counts {
+            let tokens = |usage: Usage| (usage.prompt_tokens, usage.completion_tokens);
+            let (status, tokens) = (outcome.status, outcome.usage.map(tokens));
+            self.parts.metrics.ended_for(counts, status, took, tokens);
+        }
+        if outcome.status != Some(200) {
+            return;
+        }
+        if let Some((endpoint, candidate)) = known {
+            let predicted = candidate.cached.tokens();
+            let saved = audited.map_or(predicted, |told| told.reported);
+            self.counted(endpoint).metrics.saved.increment(saved);
         }
     }
 
-    fn audit(&self, served: &Endpoint, candidate: &Candidate, usage: &Usage) {
+    fn counted(&self, endpoint: &Endpoint) -> Arc<Counted> {
+        if endpoint.id == self.choice().endpoint {
+            return self.counted.clone();
+        }
+        let fleet = || self.parts.fleet.borrow().clone();
+        self.parts.audit.counted(endpoint, fleet)
+    }
+
+    /// Holds what was predicted for whoever served it against what the response says.
+    fn audit(&self, served: usize, usage: &Usage) -> Option<Told> {
+        let (served, candidate) = self.decision.candidate(served)?;
         let Choice {
             basis,
             prompt_tokens: ours,
             ..
-        } = self.choice;
-        let (request, endpoint) = (&self.request_id, served.name.as_str());
+        } = *self.choice();
+        let (request, endpoint) = (self.request_id(), served.name.as_str());
         if basis == Basis::Overlap && usage.prompt_tokens != ours {
             let theirs = usage.prompt_tokens;
             if served.first_difference() {
@@ -217,32 +282,49 @@ impl Placement {
         let reported = match usage.unasked {
             true => usage.cached_tokens,
             false => served.cached_tokens(usage.cached_tokens),
-        };
-        let Some(reported) = reported else { return };
-        let counted = if served.id == self.choice.endpoint {
-            self.counted.clone()
-        } else {
-            Arc::new(self.metrics.endpoint(endpoint))
-        };
-        let Candidate { trust, cached, .. } = *candidate;
-        let predicted = cached.tokens();
-        let prediction = Prediction {
-            basis,
-            trust,
-            cached_tokens: predicted,
-        };
-        if let Some(Verdict::Over | Verdict::Under) =
-            audit::compare(&prediction, reported, &counted)
-        {
-            tracing::debug!(
-                request,
-                endpoint,
-                predicted,
-                reported,
-                "the prediction differs from the report"
-            );
+        }?;
+        let evidence = self.evidence(served, candidate, usage, reported);
+        let counted = self.counted(served);
+        let audited = audit::compare(served, &evidence, &counted, Instant::now());
+        if let Some(cause) = audited.and_then(|audited| audited.cause) {
+            let (predicted, cause) = (candidate.cached.tokens(), cause.as_str());
+            let told = "the prediction differs from the report";
+            tracing::debug!(request, endpoint, predicted, reported, cause, "{told}");
+        }
+        Some(Told { reported, audited })
+    }
+
+    fn evidence(
+        &self,
+        served: &Endpoint,
+        candidate: &Candidate,
+        usage: &Usage,
+        reported: u64,
+    ) -> Evidence {
+        let now = served.heard.so_far();
+        let shape = self.parts.index.shape(served.id);
+        Evidence {
+            basis: self.choice().basis,
+            trust: candidate.trust,
+            predicted: candidate.cached,
+            reported,
+            prompt_tokens: self.choice().prompt_tokens,
+            reported_prompt_tokens: usage.prompt_tokens,
+            block_size: shape.map(|shape| shape.block_size),
+            // Of one that we did not choose it was not noted what it had told.
+            since: match served.id == self.choice().endpoint {
+                true => now.since(self.heard),
+                false => now.anything(),
+            },
         }
     }
+}
+
+/// What a response says of its cached tokens, and what came of the prediction.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    reported: u64,
+    audited: Option<Audited>,
 }
 
 /// A name as a header may say it.

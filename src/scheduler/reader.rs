@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::{Ask, Reading};
+use super::Ask;
+use super::reading::Reading;
 use crate::blocks::Identity;
 use crate::choice::Basis;
 use crate::models::{Missing, Models};
-use crate::prompt::{PromptError, Request};
+use crate::prompt::{Prompt, PromptError, PromptText, Request};
 use crate::tokens::{self, TokenPool};
 
 /// Reads prompts of the models that are loaded as they come.
@@ -93,13 +94,22 @@ fn read(
         prompt_tokens,
         identity: Identity {
             adapter: named.adapter,
-            cache_salt: prompt.cache_salt,
+            cache_salt: prompt.cache_salt.clone(),
         },
         reads_cache: prompt.reads_cache,
         answers: request.answers(),
         wants_report: request.wants_cache_report(),
+        rendered_bytes: rendered_bytes(&prompt),
         conversation: None,
     })
+}
+
+fn rendered_bytes(prompt: &Prompt) -> Option<usize> {
+    let bytes = |text: &PromptText| match text {
+        PromptText::Text { text, .. } => Some(text.len()),
+        PromptText::Ids(_) => None,
+    };
+    prompt.texts.iter().map(bytes).sum()
 }
 
 fn explain(error: &PromptError) -> &'static str {

@@ -1,9 +1,13 @@
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+
 use super::*;
+use crate::admission::Outlook;
 use crate::audit::Usage;
-use crate::blocks::{BlockEvent, EngineHash, Stored};
+use crate::blocks::{BlockEvent, EngineHash, Shape, Stored, TokenId};
 use crate::config::{Config, Criticality, InferenceModel, Model, RenderSettings, Source, Target};
+use crate::decisions::what_if::Knobs;
 use crate::fleet::report::{Prefilled, Report};
 use crate::fleet::{EventAddress, Publisher, Trust};
 use crate::models::{Hub, Loader};
@@ -52,6 +56,8 @@ async fn world(endpoints: u32) -> World {
         fleet: receiver,
         index: index.clone(),
         replicas: None,
+        audit: Arc::new(Audit::new(metrics.clone())),
+        decisions: Arc::new(Decisions::new(1 << 20, None, metrics.clone())),
         parity: parity.clone(),
         routes: rules,
         reader,
@@ -198,7 +204,7 @@ async fn a_header_names_the_target_where_no_rule_does() {
             )
         };
         let placed = world.scheduler.place(request).await.expect("placed");
-        placed.target.map(|target| target.to_string())
+        placed.target().map(str::to_owned)
     };
     assert_eq!(target("chat").await.as_deref(), Some("sql"));
     assert_eq!(target("else").await.as_deref(), Some("other"));
@@ -244,7 +250,7 @@ async fn a_split_holds_for_each_conversation_whatever_becomes_of_its_reading() {
             ..ask(request, "/v1/completions", body.to_owned())
         };
         let placed = world.scheduler.place(request).await.expect("placed");
-        placed.target.expect("one of the two").to_string()
+        placed.target().expect("one of the two").to_owned()
     };
     let mut counts = [0, 0];
     for session in 0..40 {
@@ -691,7 +697,8 @@ async fn every_way_in_says_what_its_choice_rests_on() {
     for (path, fields, basis) in ways {
         let body = format!("{{\"model\": \"{MODEL}\", {fields}}}");
         let placed = world.scheduler.place(ask("r", path, body)).await;
-        let choice = placed.expect("placed").choice;
+        let placed = placed.expect("placed");
+        let choice = placed.choice();
         assert_eq!(choice.basis, basis, "{path}");
         let works = basis != Basis::LoadOnly("no_prefill");
         assert_eq!(choice.prompt_tokens > 0, works, "{path}");
@@ -779,7 +786,7 @@ async fn what_several_engine_requests_will_report_is_not_promised() {
         (", \"use_beam_search\": true", Basis::Partial("beam_search")),
     ] {
         let placed = world.scheduler.place(ids("r", &[1, 2, 3], more)).await;
-        assert_eq!(placed.expect("a placement").choice.basis, basis, "{more}");
+        assert_eq!(placed.expect("a placement").choice().basis, basis, "{more}");
     }
 }
 
@@ -875,4 +882,139 @@ async fn a_prompt_that_is_stored_as_it_was_read_agrees() {
         drop(placed);
         assert_eq!(world.parity.records()[MODEL].agree, u64::from(n) + 1);
     }
+}
+
+#[tokio::test]
+async fn an_explanation_is_what_a_placement_would_be_and_places_nothing() {
+    let world = world(3).await;
+    hold(&world, 1, &PROMPT[..8], None);
+    let ask = ids("a", &PROMPT, "");
+    // Whatever is read is measured where that is done.
+    let counts = || {
+        let text = world.metrics.handle().render();
+        let ours = |line: &&str| !line.contains("kvscout_tokenizer_");
+        let mut lines: Vec<String> = text.lines().filter(ours).map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let before = counts();
+    let explained = world.scheduler.explain(&ask, &Knobs::default()).await;
+    let explained = explained.expect("it would be placed");
+    assert_eq!(counts(), before, "nothing is counted");
+    let endpoints = world.fleet.borrow().endpoints.clone();
+    assert!(
+        endpoints
+            .iter()
+            .all(|endpoint| endpoint.load.requests() == 0)
+    );
+    assert!(world.scheduler.parts.decisions.of_request("a").is_none());
+    assert_eq!((explained.tokens, explained.prompts), (9, 1));
+    assert_eq!(explained.blocks, [(Shape::from(4), 2)]);
+    assert_eq!(explained.outlook, Outlook::AtOnce);
+
+    let placed = world.scheduler.place(ask).await.expect("placed");
+    assert_eq!(placed.choice(), &explained.decision.choice);
+    assert_eq!(placed.decision.case, explained.decision.case);
+    let kept = world.scheduler.parts.decisions.of_request("a");
+    assert_eq!(kept.expect("kept").choice.predicted_cached_tokens, 8);
+}
+
+#[tokio::test]
+async fn an_explanation_says_what_would_be_otherwise() {
+    let world = world(3).await;
+    hold(&world, 1, &PROMPT[..8], None);
+    hold(&world, 2, &PROMPT[..4], None);
+    let ask = ids("a", &PROMPT, "");
+    let explain = async |knobs: Knobs| world.scheduler.explain(&ask, &knobs).await;
+    let gone = |name: &str| Knobs {
+        without: vec![name.into()],
+        ..Knobs::default()
+    };
+    let explained = explain(gone("pod-1")).await.expect("two are left");
+    assert_eq!(explained.decision.fleet.endpoints.len(), 2);
+    assert_eq!(
+        explained.decision.choice.predicted_cached_tokens, 4,
+        "pod-2's 4 of 9 are too few"
+    );
+    assert!(!explained.decision.choice.prefix_aware);
+    let lower = Knobs {
+        matching_ratio_min: Some(0.3),
+        ..gone("pod-1")
+    };
+    let explained = explain(lower).await.expect("two are left");
+    assert_eq!(explained.decision.choice.endpoint, EndpointId(2));
+    assert!(explained.decision.choice.prefix_aware);
+    let stranger = explain(gone("pod-7"))
+        .await
+        .expect_err("nobody has that name");
+    assert!(
+        stranger
+            .to_string()
+            .contains("no endpoint is called \"pod-7\""),
+        "{stranger}"
+    );
+}
+
+#[tokio::test]
+async fn a_prediction_that_missed_is_told_with_its_cause() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    let endpoint = world.fleet.borrow().endpoints[0].clone();
+    let told = async |request: &str, between: fn(&Endpoint)| {
+        let placed = world.scheduler.place(ids(request, &PROMPT, "")).await;
+        let placed = placed.expect("placed");
+        between(&endpoint);
+        placed.finish(Outcome {
+            status: Some(200),
+            usage: Some(usage(Some(0))),
+            served: None,
+            whole: true,
+        });
+        let kept = world
+            .scheduler
+            .parts
+            .decisions
+            .of_request(request)
+            .expect("kept");
+        let ended = kept.ended().expect("it ended");
+        ended
+            .audited
+            .and_then(|audited| audited.cause)
+            .map(|cause| cause.as_str())
+    };
+    assert_eq!(told("a", |_| ()).await, Some("unknown"));
+    let removed = told("b", |endpoint| endpoint.heard.add(0, 2, false, None));
+    assert_eq!(removed.await, Some("eviction_race"));
+    let lost = told("c", |endpoint| endpoint.heard.add(0, 2, true, None));
+    assert_eq!(lost.await, Some("gap"));
+    let text = world.metrics.handle().render();
+    for line in [
+        "kvscout_prediction_errors_total{endpoint=\"pod-0\",cause=\"gap\"} 1",
+        "kvscout_blind_cached_tokens_total{endpoint=\"pod-0\"} 24",
+        "kvscout_prefill_tokens_saved_total{endpoint=\"pod-0\"} 0",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_no_rule_names_is_no_label() {
+    let world = world(1).await;
+    let all = Target {
+        model: "sql".into(),
+        weight: 1,
+    };
+    let rules = Routes::default().with_others(&[all]);
+    world.routes.send_replace(Arc::new(rules));
+    for model in ["one", "two"] {
+        let body = format!("{{\"prompt\": [1], \"model\": \"{model}\"}}");
+        let placed = world
+            .scheduler
+            .place(ask("a", "/v1/completions", body))
+            .await;
+        drop(placed.expect("placed"));
+    }
+    let text = world.metrics.handle().render();
+    let counted = "kvscout_model_targets_total{model=\"*\",target=\"sql\"} 2";
+    assert!(text.contains(counted), "{text}");
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::app;
 use crate::config::{Config, Engine, Model, RenderSettings, Source, Tls};
+use crate::metrics::families;
 use crate::tools::{Common, start_log, told_to_end};
 use anyhow::bail;
 
@@ -38,6 +39,9 @@ pub struct Args {
     /// Print the configuration that would be used, and end.
     #[arg(long)]
     pub print_config: bool,
+    /// Print what the metrics mean (docs/metrics.md), and end.
+    #[arg(long)]
+    pub print_metrics: bool,
 }
 
 impl Args {
@@ -76,6 +80,12 @@ fn read_model(flag: &str) -> anyhow::Result<Model> {
 
 /// Serves until a signal says to end.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
+    if args.print_metrics {
+        std::io::stdout()
+            .lock()
+            .write_all(families::page().as_bytes())?;
+        return Ok(());
+    }
     let config = args.config()?;
     if args.print_config {
         std::io::stdout()

@@ -21,7 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvscout::audit::Audit;
 use kvscout::config::{Config, Policy, Tls};
+use kvscout::decisions::Decisions;
 use kvscout::ext_proc::{self, ExtProcSettings, Health};
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
 use kvscout::metrics::Metrics;
@@ -183,6 +185,8 @@ fn parts(
         fleet,
         index: Arc::default(),
         replicas: None,
+        audit: Arc::new(Audit::new(metrics.clone())),
+        decisions: Arc::new(Decisions::new(1 << 20, None, metrics.clone())),
         parity: Arc::default(),
         routes: watch::channel(Arc::default()).1,
         reader: Reader::new(models, pool),

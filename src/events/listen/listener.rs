@@ -148,6 +148,7 @@ impl Listener {
                         self.trust(verdict.trust, &verdict.reason);
                     }
                     self.look_for_silence(&follower);
+                    self.hold_against_audit(&mut follower);
                     self.ask_capacity_again(&follower);
                     self.learn_again(&mut follower).await;
                     if self.tap_picture(&mut follower).await.is_err() {
@@ -224,6 +225,18 @@ impl Listener {
             let verdict = follower.verdict();
             self.trust(verdict.trust, &verdict.reason);
         }
+    }
+
+    /// Doubts a picture whose predictions keep missing; it is then learnt again.
+    fn hold_against_audit(&self, follower: &mut Follower) {
+        if !self.endpoint.take_mistrusted() {
+            return;
+        }
+        let followed = follower.on_mistrusted(&self.index);
+        self.count(&followed);
+        let verdict = follower.verdict();
+        self.trust(verdict.trust, &verdict.reason);
+        self.judge(&followed, verdict.trust);
     }
 
     /// Tells of a server that works and never sends an event.

@@ -91,6 +91,7 @@ impl Listener {
             return;
         };
         tracing::info!(endpoint = self.endpoint.name, "learning again");
+        self.metrics.relearnt.increment(1);
         follower.on_restarted(&self.index);
         if self.take_replay(follower, &fetched.replay).await.is_ok() {
             let verdict = follower.verdict();
@@ -114,6 +115,12 @@ impl Listener {
             Answer::Stranger => self.ask(follower, 0).await,
             answer => answer,
         };
+        match answer {
+            Answer::Whole => &self.metrics.repairs_whole,
+            Answer::Partial => &self.metrics.repairs_partial,
+            Answer::Stranger => &self.metrics.repairs_stranger,
+        }
+        .increment(1);
         if answer != Answer::Whole {
             self.replay_after = Some(Instant::now() + REPLAY_PAUSE);
         }

@@ -69,6 +69,7 @@ impl Listener {
     pub(super) fn count(&self, followed: &Followed) {
         let Followed { applied, .. } = followed;
         let metrics = &self.metrics;
+        metrics.gaps.increment(u64::from(followed.missed > 0));
         metrics.missed.increment(followed.missed);
         metrics.forgotten.increment(u64::from(followed.forgotten));
         metrics.doubted.increment(u64::from(followed.doubted));
@@ -83,9 +84,13 @@ impl Listener {
         metrics.strangers.increment(u64::from(applied.unknown));
         metrics.elsewhere.increment(u64::from(applied.elsewhere));
         metrics.unmodelled.increment(u64::from(applied.unmodelled));
-        if let Some(timestamp) = followed.timestamp {
-            let now = epoch_s(SystemTime::now());
-            metrics.lag.record((now - timestamp).max(0.0));
+        let lag = |timestamp: f64| (epoch_s(SystemTime::now()) - timestamp).max(0.0);
+        let lag = followed.timestamp.map(lag);
+        if let Some(lag) = lag {
+            metrics.lag.record(lag);
         }
+        let broken = followed.missed > 0 || followed.forgotten || followed.doubted;
+        let heard = &self.endpoint.heard;
+        heard.add(applied.stored, applied.removed, broken, lag);
     }
 }

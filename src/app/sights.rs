@@ -1,0 +1,139 @@
+//! What the admin port shows of an app.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::admin::{EndpointScore, EndpointState};
+use crate::audit::Audit;
+use crate::config::Saturation;
+use crate::fleet::{Endpoint, Fleet};
+use crate::index::Index;
+use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes, Sizes};
+use crate::models::Models;
+use crate::parity::Parity;
+use crate::replicas::Replicas;
+use crate::scheduler::Scheduler;
+use crate::tokens::TokenPool;
+
+/// Where it looks.
+pub(super) struct Sights {
+    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub index: Arc<Index>,
+    pub parity: Arc<Parity>,
+    pub models: watch::Receiver<Arc<Models>>,
+    pub pool: Arc<TokenPool>,
+    pub replicas: Option<Arc<Replicas>>,
+    pub audit: Arc<Audit>,
+    pub scheduler: Arc<Scheduler>,
+    pub saturation: Saturation,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Sights {
+    /// What is known of each endpoint.
+    pub fn endpoints(&self) -> Vec<EndpointState> {
+        let fleet = self.fleet.borrow().clone();
+        let states = fleet.endpoints.iter();
+        states
+            .map(|endpoint| state(endpoint, &self.index))
+            .collect()
+    }
+
+    /// How predictions have come out.
+    pub fn scores(&self) -> Vec<EndpointScore> {
+        let fleet = self.fleet.borrow().clone();
+        let scores = fleet.endpoints.iter();
+        scores
+            .map(|endpoint| score(endpoint, &self.audit))
+            .collect()
+    }
+
+    /// Reads sizes into the metrics.
+    pub fn observe(&self) {
+        let (fleet, models) = (self.fleet.borrow(), self.models.borrow());
+        let (index, saturation) = (&self.index, &self.saturation);
+        self.metrics.waiting(self.scheduler.waiting());
+        if let Some(replicas) = &self.replicas {
+            let sizes = replicas.sizes(Instant::now());
+            self.metrics
+                .replicas(sizes.peers, sizes.in_flight, sizes.oldest_word);
+        }
+        let (size, records) = (index.size(), self.parity.records());
+        let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
+            name: &endpoint.name,
+            trust: endpoint.trust().as_str(),
+            requests: endpoint.load.requests(),
+            queued_tokens: endpoint.load.prefill_tokens(),
+            blocks: index.blocks_of(endpoint.id),
+            pace: endpoint.load.pace(),
+            avoided: endpoint.avoided(Instant::now()),
+            said: said(endpoint, saturation),
+        });
+        let states = models.states().map(|(name, cache)| ModelSizes {
+            name,
+            loaded: cache.is_some(),
+            cache: cache.unwrap_or_default(),
+        });
+        let parity = records.iter().map(|(name, record)| ParitySizes {
+            name,
+            agree: record.agree,
+            differ: record.differ,
+            unjudged: record.unjudged,
+            prompts_doubtful: record.is_doubtful(),
+        });
+        self.metrics.observe(&Sizes {
+            index_blocks: size.blocks,
+            index_pairs: size.pairs,
+            index_bytes: index.bytes(),
+            index_given_up: index.given_up(),
+            tokenizer_waiting: self.pool.waiting(),
+            tokenizer_working: self.pool.working(),
+            endpoints: endpoints.collect(),
+            models: states.collect(),
+            parity: parity.collect(),
+        });
+    }
+}
+
+fn state(endpoint: &Endpoint, index: &Index) -> EndpointState {
+    let trust = endpoint.trust_since();
+    let (copies, digest) = index.digest(endpoint.id);
+    EndpointState {
+        name: endpoint.name.clone(),
+        address: endpoint.address.to_string(),
+        trust: trust.trust.as_str(),
+        reason: trust.reason,
+        since_s: trust.since.elapsed().as_secs_f64(),
+        blocks: index.blocks_of(endpoint.id),
+        copies,
+        digest: format!("{digest:016x}"),
+    }
+}
+
+fn score(endpoint: &Endpoint, audit: &Audit) -> EndpointScore {
+    let trust = endpoint.trust_since();
+    EndpointScore {
+        name: endpoint.name.clone(),
+        trust: trust.trust.as_str().to_owned(),
+        reason: trust.reason,
+        score: audit.score(endpoint.id),
+    }
+}
+
+/// What an endpoint says of its load, as of now.
+fn said(endpoint: &Endpoint, saturation: &Saturation) -> Option<SaidSizes> {
+    let (now, load) = (Instant::now(), &endpoint.load);
+    let (report, age) = load.report(now)?;
+    let outside = load.outside(now);
+    Some(SaidSizes {
+        age,
+        waiting: report.waiting,
+        running: report.running,
+        kv_usage: report.kv_usage,
+        outside_requests: outside.requests,
+        outside_tokens: outside.prefill_tokens,
+        saturated: load.saturated(now, saturation),
+    })
+}

@@ -1,0 +1,216 @@
+//! The same under the names of Gateway API's Inference Extension, for dashboards that exist.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use metrics::{Counter, Histogram};
+use parking_lot::RwLock;
+
+use super::{Metrics, Sizes};
+
+/// A model that nobody configured: clients may name any.
+const OTHER: &str = "other";
+
+/// What was asked for, and what serves it.
+type Names = (Option<Arc<str>>, Option<Arc<str>>);
+
+/// What is counted under these names.
+pub(super) struct InferenceNames {
+    pool: Arc<str>,
+    models: RwLock<HashMap<Names, Arc<ModelCounts>>>,
+    decision: OnceLock<Histogram>,
+    ratio: OnceLock<Histogram>,
+}
+
+/// What is counted of the requests for one model.
+pub struct ModelCounts {
+    model: Arc<str>,
+    target: Arc<str>,
+    requests: [Counter; 2],
+    took: [Histogram; 2],
+    input: Histogram,
+    output: Histogram,
+    running: AtomicI64,
+}
+
+impl InferenceNames {
+    pub fn new(pool: &Arc<str>) -> Self {
+        Self {
+            pool: pool.clone(),
+            models: RwLock::default(),
+            decision: OnceLock::new(),
+            ratio: OnceLock::new(),
+        }
+    }
+
+    pub fn decided(&self, metrics: &Metrics, took: Duration) {
+        let family = "inference_extension_scheduler_e2e_duration_seconds";
+        let histogram = self.decision.get_or_init(|| metrics.histogram(family, &[]));
+        histogram.record(took);
+    }
+
+    pub fn matched(&self, metrics: &Metrics, ratio: f64) {
+        let family = "inference_extension_prefix_indexer_hit_ratio";
+        let histogram = self.ratio.get_or_init(|| metrics.histogram(family, &[]));
+        histogram.record(ratio);
+    }
+
+    pub fn observe(&self, metrics: &Metrics, sizes: &Sizes<'_>) {
+        let name = [("name", &*self.pool)];
+        let set = |family, value: f64| metrics.gauge(family, &name).set(value);
+        set("inference_pool_ready_pods", sizes.endpoints.len() as f64);
+        let said: Vec<_> = sizes.endpoints.iter().filter_map(|one| one.said).collect();
+        let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
+        let usage: Vec<f64> = said.iter().filter_map(|said| said.kv_usage).collect();
+        let (used, waiting) = (
+            mean(usage.iter().sum(), usage.len()),
+            mean(
+                said.iter().map(|said| f64::from(said.waiting)).sum(),
+                said.len(),
+            ),
+        );
+        set("inference_pool_average_kv_cache_utilization", used);
+        set("inference_pool_average_queue_size", waiting);
+        for endpoint in &sizes.endpoints {
+            let Some(said) = endpoint.said else { continue };
+            let by = [name[0], ("model_server_pod", endpoint.name)];
+            let gauge = metrics.gauge("inference_pool_per_pod_queue_size", &by);
+            gauge.set(f64::from(said.waiting));
+        }
+        metrics
+            .gauge("inference_extension_prefix_indexer_size", &[])
+            .set(sizes.index_pairs as f64);
+        let build = [("commit", ""), ("build_ref", env!("CARGO_PKG_VERSION"))];
+        metrics.gauge("inference_extension_info", &build).set(1.0);
+        let mut running: HashMap<Arc<str>, i64> = HashMap::new();
+        for counts in self.models.read().values() {
+            let of_model = running.entry(counts.model.clone()).or_default();
+            *of_model += counts.running.load(Ordering::Relaxed);
+        }
+        for (model, requests) in running {
+            let gauge = metrics.gauge(
+                "inference_objective_running_requests",
+                &[("model_name", &*model)],
+            );
+            gauge.set(requests as f64);
+        }
+    }
+}
+
+impl Metrics {
+    /// A request for a configured model was placed; none is counted by model where nobody wants these
+    /// names. `model` and `target` are configured names, so that there are few.
+    pub fn placed_for(
+        &self,
+        model: Option<&Arc<str>>,
+        target: Option<&Arc<str>>,
+    ) -> Option<Arc<ModelCounts>> {
+        let names = self.inference.as_ref()?;
+        let key = (model.cloned(), target.cloned());
+        let known = names.models.read().get(&key).cloned();
+        let counts = known.unwrap_or_else(|| {
+            let counts = Arc::new(self.model_counts(&key));
+            let mut models = names.models.write();
+            models.entry(key).or_insert(counts).clone()
+        });
+        counts
+            .requests
+            .iter()
+            .for_each(|counter| counter.increment(1));
+        counts.running.fetch_add(1, Ordering::Relaxed);
+        Some(counts)
+    }
+
+    /// It ended: with a status, if an answer came; so long after the choice; with so many tokens in and out.
+    pub fn ended_for(
+        &self,
+        counts: &ModelCounts,
+        status: Option<u16>,
+        took: Duration,
+        tokens: Option<(u64, u64)>,
+    ) {
+        counts.running.fetch_sub(1, Ordering::Relaxed);
+        match status {
+            Some(status @ 400..) => {
+                let status = status.to_string();
+                for family in [
+                    "inference_objective_request_error_total",
+                    "inference_model_request_error_total",
+                ] {
+                    let labels = [
+                        ("model_name", &*counts.model),
+                        ("target_model_name", &*counts.target),
+                        ("error_code", status.as_str()),
+                    ];
+                    self.counter(family, &labels).increment(1);
+                }
+            }
+            Some(_) => counts.took.iter().for_each(|all| all.record(took)),
+            None => {}
+        }
+        if let Some((input, output)) = tokens {
+            counts.input.record(input as f64);
+            counts.output.record(output as f64);
+        }
+    }
+
+    fn model_counts(&self, (model, target): &Names) -> ModelCounts {
+        let other = || Arc::from(OTHER);
+        let target = target.as_ref().or(model.as_ref());
+        let target = target.cloned().unwrap_or_else(other);
+        let model = model.clone().unwrap_or_else(other);
+        let labels = [("model_name", &*model), ("target_model_name", &*target)];
+        let counter = |family| self.counter(family, &labels);
+        let histogram = |family| self.histogram(family, &labels);
+        ModelCounts {
+            requests: [
+                counter("inference_objective_request_total"),
+                counter("inference_model_request_total"),
+            ],
+            took: [
+                histogram("inference_objective_request_duration_seconds"),
+                histogram("inference_model_request_duration_seconds"),
+            ],
+            input: histogram("inference_objective_input_tokens"),
+            output: histogram("inference_objective_output_tokens"),
+            running: AtomicI64::new(0),
+            model: model.clone(),
+            target: target.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn requests_are_counted_by_model_only_where_these_names_are_wanted() {
+        let chat: Arc<str> = "chat".into();
+        assert!(Metrics::default().placed_for(Some(&chat), None).is_none());
+        let metrics = Metrics::new(&config::Metrics {
+            pool: "llama".into(),
+            inference_extension_names: true,
+        });
+        let went = metrics.placed_for(Some(&chat), None).expect("wanted");
+        metrics.ended_for(&went, Some(200), Duration::from_secs(1), Some((100, 10)));
+        let failed = metrics.placed_for(None, None).expect("wanted");
+        metrics.ended_for(&failed, Some(503), Duration::from_secs(1), None);
+        metrics.placed_for(Some(&chat), None).expect("it runs");
+        metrics.observe(&Sizes::default());
+        let text = metrics.handle().render();
+        for line in [
+            "inference_objective_request_total{model_name=\"chat\",target_model_name=\"chat\"} 2",
+            "inference_model_request_total{model_name=\"other\",target_model_name=\"other\"} 1",
+            "inference_objective_request_error_total{model_name=\"other\",target_model_name=\"other\",error_code=\"503\"} 1",
+            "inference_objective_running_requests{model_name=\"chat\"} 1",
+            "inference_objective_input_tokens_bucket{model_name=\"chat\",target_model_name=\"chat\",le=\"128\"} 1",
+            "inference_pool_ready_pods{name=\"llama\"} 0",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The decision for a request as of now, which nobody carries out: no load is booked, no prompt expected,
+//! nothing counted, nothing kept.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::reading::Reading;
+use super::{Ask, Refusal, Scheduler, lap};
+use crate::admission::Outlook;
+use crate::blocks::{Chains, Shape};
+use crate::config::Strategy;
+use crate::decisions::what_if::Knobs;
+use crate::decisions::{Decision, Made, Took};
+use crate::fleet::{EndpointId, Fleet};
+use crate::routes::Class;
+
+/// What would become of a request.
+#[derive(Debug)]
+pub struct Explanation {
+    /// Where it would go, and why. Its number is 0.
+    pub decision: Decision,
+    /// How important it is.
+    pub class: Class,
+    /// Whether it would go on at once.
+    pub outlook: Outlook,
+    /// Bytes of its prompts' texts, once rendered; none where they are token ids or were not read.
+    pub rendered_bytes: Option<usize>,
+    /// Tokens of the (first) prompt that are known.
+    pub tokens: usize,
+    /// Prompts that it has.
+    pub prompts: usize,
+    /// How endpoints cut the prompt, and into how many blocks that can be cached.
+    pub blocks: Vec<(Shape, usize)>,
+}
+
+/// Why there is nothing to explain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unexplained {
+    /// It would be refused.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// A what-if names an endpoint that is not there.
+    #[error("without: no endpoint is called {0:?}; /endpoints names them")]
+    Stranger(String),
+    /// A what-if leaves nobody.
+    #[error("without: nobody is left to choose")]
+    NobodyLeft,
+}
+
+impl Scheduler {
+    /// Explains what [`Scheduler::place`] would do, were some things otherwise.
+    ///
+    /// # Errors
+    /// See [`Unexplained`].
+    pub async fn explain(&self, ask: &Ask, knobs: &Knobs) -> Result<Explanation, Unexplained> {
+        let (subset, mut took, mut since) =
+            (ask.subset.as_deref(), Took::default(), Instant::now());
+        let allowed = without(self.find_allowed(subset)?, &knobs.without)?;
+        let intent = self.intent(ask);
+        // What is asked is what would be, not whether to read it.
+        let reading = match (knobs.strategy, self.strategy()) {
+            (None, Strategy::Default) => Reading::load_only("strategy", ask.body.len()),
+            _ => self.read(ask, &intent).await,
+        };
+        took.read = lap(&mut since);
+        let reading = self.doubted(reading, &allowed);
+        let reading = self.in_conversation(reading, ask.session.as_deref(), &ask.body);
+        let mut prompt = Chains::new(&reading.tokens, &reading.identity);
+        let cached = self.overlaps(&reading, &mut prompt, &allowed);
+        took.overlap = lap(&mut since);
+        let mut case = self.case(&ask.request_id, &reading, &allowed, &cached);
+        let names = |id: EndpointId| {
+            let mut all = allowed.endpoints.iter();
+            all.find(|one| one.id == id).map_or("", |one| &*one.name)
+        };
+        knobs.turn(&mut case, names);
+        let choice = case.choose().ok_or(Refusal::NoEndpoint)?;
+        took.choose = lap(&mut since);
+        let blocks = prompt.all_made().iter();
+        Ok(Explanation {
+            class: intent.class,
+            outlook: self.admission.outlook(intent.class, subset),
+            rendered_bytes: reading.rendered_bytes,
+            tokens: reading.tokens.len(),
+            prompts: reading.prompts,
+            blocks: blocks
+                .map(|chain| (chain.shape, chain.keys.len()))
+                .collect(),
+            decision: Decision::of(
+                Made {
+                    model: reading.model.clone(),
+                    target: intent.target,
+                    case,
+                    fleet: allowed,
+                    choice,
+                    took,
+                },
+                0,
+            ),
+        })
+    }
+}
+
+fn without(fleet: Arc<Fleet>, names: &[String]) -> Result<Arc<Fleet>, Unexplained> {
+    let is_there = |name: &&String| fleet.endpoints.iter().any(|one| one.name == **name);
+    if let Some(stranger) = names.iter().find(|name| !is_there(name)) {
+        return Err(Unexplained::Stranger(stranger.clone()));
+    }
+    if names.is_empty() {
+        return Ok(fleet);
+    }
+    let left = fleet
+        .endpoints
+        .iter()
+        .filter(|one| !names.contains(&one.name));
+    let left: Vec<_> = left.cloned().collect();
+    match left.is_empty() {
+        true => Err(Unexplained::NobodyLeft),
+        false => Ok(Arc::new(Fleet::of(left))),
+    }
+}

@@ -1,0 +1,66 @@
+//! A prompt, as far as it could be read.
+
+use std::sync::Arc;
+
+use crate::blocks::{Identity, TokenId};
+use crate::choice::Basis;
+use crate::fleet::load::ENGINE_REQUESTS_MAX;
+use crate::parity;
+
+/// A prompt as far as it could be read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// The configured name that its tokens go by; none where they are not known.
+    pub model: Option<Arc<str>>,
+    pub basis: Basis,
+    pub tokens: Vec<TokenId>,
+    /// Of all prompts of a batch, or an estimate.
+    pub prompt_tokens: u64,
+    pub identity: Identity,
+    /// The engine may serve it from its cache.
+    pub reads_cache: bool,
+    /// Prompts, of which `tokens` are the first one's.
+    pub prompts: usize,
+    /// Answers wanted to each prompt.
+    pub answers: u32,
+    /// The engine will report its cached blocks again (`kv_cache_report_mode=full`).
+    pub wants_report: bool,
+    /// Bytes of its texts, once rendered; none where they are token ids or were not read.
+    pub rendered_bytes: Option<usize>,
+    /// The conversation that it belongs to, where nothing else tells where its cache is.
+    pub conversation: Option<u64>,
+}
+
+impl Reading {
+    /// Nothing is known but the body's size: about four bytes a token.
+    pub fn load_only(reason: &'static str, body_bytes: usize) -> Self {
+        Self {
+            model: None,
+            basis: Basis::LoadOnly(reason),
+            tokens: Vec::new(),
+            prompt_tokens: body_bytes as u64 / 4,
+            identity: Identity::default(),
+            reads_cache: false,
+            prompts: 1,
+            answers: 1,
+            wants_report: false,
+            rendered_bytes: None,
+            conversation: None,
+        }
+    }
+
+    /// What the engine makes of the request: a request for each answer to each prompt.
+    pub fn engine_requests(&self) -> u32 {
+        let prompts = u32::try_from(self.prompts).unwrap_or(u32::MAX);
+        let all = prompts.saturating_mul(self.answers.max(1));
+        all.min(ENGINE_REQUESTS_MAX)
+    }
+
+    /// Every token of the first prompt is known.
+    pub fn is_exact(&self) -> bool {
+        matches!(
+            self.basis,
+            Basis::Overlap | Basis::Partial("answers" | "batch" | parity::REASON)
+        )
+    }
+}

@@ -1,0 +1,162 @@
+//! From a case to a placement: the choice is made, booked and told.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::intent::Intent;
+use super::reading::Reading;
+use super::{Placement, Refusal, Scheduler, lap, placement};
+use crate::admission::Frees;
+use crate::blocks::{Chain, Chains};
+use crate::choice::{Basis, Case, Choice};
+use crate::decisions::{Made, Took};
+use crate::fleet::{Booking, Endpoint, Fleet, Trust};
+use crate::metrics::EndpointMetrics;
+use crate::parity::{Placed, Watch};
+use crate::replicas::Told;
+
+impl Scheduler {
+    /// Chooses and books.
+    pub(super) fn settle(
+        &self,
+        case: Case,
+        reading: &Reading,
+        prompt: &Chains<'_>,
+        allowed: Arc<Fleet>,
+        intent: Intent,
+        (mut took, mut since): (Took, Instant),
+    ) -> Result<Placement, Refusal> {
+        let choice = case.choose().ok_or(Refusal::NoEndpoint)?;
+        let mut endpoints = allowed.endpoints.iter();
+        let chosen = endpoints.find(|endpoint| endpoint.id == choice.endpoint);
+        let endpoint = chosen.ok_or(Refusal::NoEndpoint)?.clone();
+        self.announce_report(reading, &choice);
+        let watch = self.watch(&case.request_id, reading, &endpoint, &choice);
+        let work = choice
+            .prompt_tokens
+            .saturating_sub(choice.predicted_cached_tokens);
+        let requests = reading.engine_requests();
+        let expectation = self.parts.index.expect(choice.endpoint, prompt);
+        let fallbacks = self.fallbacks(&case, &allowed, &endpoint);
+        let told = self.told(&endpoint, (work, requests), expectation.is_some(), prompt);
+        let heard = endpoint.heard.so_far();
+        let fleet = self.parts.fleet.clone();
+        let counted = self
+            .parts
+            .audit
+            .counted(&endpoint, || fleet.borrow().clone());
+        let booking = Booking::new(endpoint, work, requests, Instant::now());
+        took.choose = lap(&mut since);
+        self.measure(&case, &choice, took, &counted.metrics);
+        let metrics = self.parts.metrics.clone();
+        let model = reading.model.as_ref();
+        let model_counts =
+            metrics.placed_for(intent.named.as_ref().or(model), intent.target.as_ref());
+        let made = Made {
+            model: reading.model.clone(),
+            target: intent.target.clone(),
+            case,
+            fleet: allowed,
+            choice,
+            took,
+        };
+        Ok(Placement {
+            told,
+            booking,
+            frees: Frees(self.admission.clone()),
+            decision: self.parts.decisions.keep(made),
+            placed: since,
+            first_output: None,
+            parts: placement::Parts {
+                index: self.parts.index.clone(),
+                audit: self.parts.audit.clone(),
+                fleet,
+                metrics,
+            },
+            heard,
+            counted,
+            model_counts,
+            watch,
+            expectation,
+            fallbacks,
+            rewrite: intent.rewrite,
+        })
+    }
+
+    /// Counts a choice.
+    fn measure(&self, case: &Case, choice: &Choice, took: Took, of: &EndpointMetrics) {
+        of.prompt_tokens.increment(choice.prompt_tokens);
+        of.predicted.increment(choice.predicted_cached_tokens);
+        let cached = case
+            .candidates
+            .iter()
+            .map(|candidate| candidate.cached.tokens());
+        of.blind
+            .increment(cached.sum::<u64>() / case.candidates.len().max(1) as u64);
+        let metrics = &self.parts.metrics;
+        metrics.answered(choice.basis.as_str(), choice.basis.reason(), "placed");
+        if !matches!(choice.basis, Basis::LoadOnly(_)) {
+            metrics.matched(choice.matching_ratio());
+        }
+        let Took {
+            read,
+            overlap,
+            choose,
+            ..
+        } = took;
+        metrics.decided(&[("read", read), ("overlap", overlap), ("choose", choose)]);
+    }
+
+    /// Other replicas hear of it, and of its prompt where it is expected here.
+    fn told(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        (prefill_tokens, requests): (u64, u32),
+        expected: bool,
+        prompt: &Chains<'_>,
+    ) -> Option<Told> {
+        let replicas = self.parts.replicas.as_ref()?;
+        let shape = self.parts.index.shape(endpoint.id).filter(|_| expected);
+        let chain = shape.and_then(|shape| prompt.made(shape));
+        replicas.tell(endpoint, prefill_tokens, requests, chain)
+    }
+
+    fn announce_report(&self, reading: &Reading, choice: &Choice) {
+        if !reading.wants_report || !reading.reads_cache {
+            return;
+        }
+        if let Some(shape) = self.parts.index.shape(choice.endpoint) {
+            let chain = Chain::of_prompt(&reading.tokens, shape, &reading.identity);
+            let blocks = choice.predicted_cached_tokens / u64::from(shape.block_size.max(1));
+            self.parts.index.expect_reports(
+                choice.endpoint,
+                &chain,
+                blocks as u32,
+                reading.answers,
+            );
+        }
+    }
+
+    /// Waits for the events that should follow, where they can tell anything.
+    fn watch(
+        &self,
+        request: &str,
+        reading: &Reading,
+        endpoint: &Endpoint,
+        choice: &Choice,
+    ) -> Option<Watch> {
+        let model = reading.model.as_ref().filter(|_| reading.is_exact())?;
+        if choice.trust != Trust::Live {
+            return None;
+        }
+        let (parity, index) = (&self.parts.parity, &self.parts.index);
+        let placed = Placed {
+            request,
+            model,
+            tokens: &reading.tokens,
+            identity: &reading.identity,
+            cached_tokens: choice.predicted_cached_tokens,
+        };
+        parity.open(index, endpoint.id, &placed, || endpoint.trust())
+    }
+}

@@ -1,0 +1,283 @@
+//! What an operator can ask of decisions: explanations, recent ones, their log, and how predictions came out.
+
+mod harness;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+
+use harness::exchange::{Exchange, body, channel};
+use harness::http::{self, full, post};
+use harness::process::{ANY_PORT, Served, kvscout, text, write};
+use harness::{sim, soon, tokenizer};
+use hyper::Request;
+use kvscout::proto::core::{HeaderMap, HeaderValue};
+use kvscout::proto::ext_proc::processing_request::Request as Message;
+use kvscout::proto::ext_proc::processing_response::Response as Reply;
+use kvscout::proto::ext_proc::{HttpBody, HttpHeaders};
+use kvscout_sim::server;
+use serde_json::{Value, json};
+
+/// A picker of two simulated servers, as the process runs it.
+struct World {
+    served: Served,
+    ext_proc: SocketAddr,
+    admin: SocketAddr,
+    pods: Vec<server::Bound>,
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn start(more: &str) -> Self {
+        let mut pods = Vec::new();
+        for seed in 0..2 {
+            pods.push(sim::pod(64, seed, None).await.expect("a server"));
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        write(folder.path(), "fleet.yaml", &sim::fleet_yaml(&pods, ""));
+        let model = tokenizer().display().to_string();
+        let config = format!("{ANY_PORT}models: [{{names: [sim], folder: '{model}'}}]\n{more}");
+        let config = write(folder.path(), "kvscout.yaml", &config);
+        let served = Served::start(&["--config", &config, "--plaintext"]);
+        let (ext_proc, admin) = served.addresses();
+        let world = Self {
+            served,
+            ext_proc,
+            admin,
+            pods,
+            folder,
+        };
+        // Sent past the picker: what it then knows, events have told it.
+        let address = world.pods[1].addresses.http;
+        let request = post("/v1/completions").body(full(prompt(100)));
+        let answer = http::send(address, request.expect("a request")).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        soon("both are live, and pod-1 holds the prompt", async {
+            while !world.holds().await {
+                tokio::time::sleep(harness::PATIENCE / 1000).await;
+            }
+        })
+        .await;
+        world
+    }
+
+    async fn holds(&self) -> bool {
+        let all = self.get("/endpoints").await;
+        let ready = http::get(self.admin, "/readyz").await.status == 200;
+        ready && all[1]["trust"] == "live" && all[1]["blocks"].as_u64() > Some(0)
+    }
+
+    /// A page, asked for as a person on this host does.
+    async fn get(&self, page: &str) -> Value {
+        let request = Request::get(page).header("host", "localhost");
+        let request = request.body(full("")).expect("a request");
+        let answer = http::send(self.admin, request).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    }
+
+    /// Runs a command that asks the admin port, with this on its stdin.
+    fn run(&self, args: &[&str], stdin: &str) -> Output {
+        let admin = self.admin.to_string();
+        let mut command = kvscout(args);
+        command.args(["--admin", &admin]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kvscout runs");
+        let mut pipe = child.stdin.take().expect("piped");
+        // A command that does not read has closed it.
+        let _ = pipe.write_all(stdin.as_bytes());
+        drop(pipe);
+        child.wait_with_output().expect("it ends")
+    }
+
+    /// Places a request and answers it as a server that found so many tokens cached; the decision header.
+    async fn ask(&self, id: &str, cached_tokens: u64) -> Option<String> {
+        let mut exchange = Exchange::open(channel(self.ext_proc).await).await;
+        let path = [(":path", "/v1/completions"), ("x-request-id", id)];
+        exchange.say(Message::RequestHeaders(headers(&path))).await;
+        exchange.say(body(prompt(100), true)).await;
+        let reply = exchange.hear().await;
+        assert!(matches!(reply, Reply::RequestHeaders(_)), "{reply:?}");
+        let reply = exchange.hear().await;
+        assert!(matches!(reply, Reply::RequestBody(_)), "{reply:?}");
+        let answer = [(":status", "200"), ("content-type", "application/json")];
+        exchange
+            .say(Message::ResponseHeaders(headers(&answer)))
+            .await;
+        let Reply::ResponseHeaders(reply) = exchange.hear().await else {
+            panic!("not headers");
+        };
+        let usage = json!({"usage": {"prompt_tokens": 100, "completion_tokens": 1,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens}}});
+        let answer = HttpBody {
+            body: usage.to_string().into(),
+            end_of_stream: true,
+            ..Default::default()
+        };
+        exchange.say(Message::ResponseBody(answer)).await;
+        let reply_to_body = exchange.hear().await;
+        assert!(
+            matches!(reply_to_body, Reply::ResponseBody(_)),
+            "{reply_to_body:?}"
+        );
+        let mutation = reply.response.and_then(|common| common.header_mutation)?;
+        let header = mutation.set_headers.into_iter().next()?.header?;
+        assert_eq!(header.key, "x-kvscout-decision");
+        Some(String::from_utf8(header.raw_value.to_vec()).expect("text"))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("decisions.jsonl")
+    }
+}
+
+fn headers(all: &[(&str, &str)]) -> HttpHeaders {
+    let header = |(key, value): &(&str, &str)| HeaderValue {
+        key: (*key).to_owned(),
+        raw_value: (*value).to_owned().into(),
+        ..Default::default()
+    };
+    HttpHeaders {
+        headers: Some(HeaderMap {
+            headers: all.iter().map(header).collect(),
+        }),
+        ..Default::default()
+    }
+}
+
+/// A completion of so many token ids, none of which is in any page below: 71,000 and up.
+fn prompt(tokens: u32) -> String {
+    let tokens: Vec<u32> = (0..tokens).map(|at| 71_000 + at).collect();
+    json!({"model": "sim", "prompt": tokens, "max_tokens": 1}).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_explained_before_it_is_sent() {
+    let world = World::start("").await;
+    let ask = |more: &[&str]| {
+        let args = [&["explain", "--path", "/v1/completions"], more].concat();
+        world.run(&args, &prompt(100))
+    };
+    let told = ask(&[]);
+    assert!(told.status.success(), "{}", text(&told.stderr));
+    let told = text(&told.stdout);
+    assert!(
+        told.contains("prompt: 100 tokens, 6 blocks of 16\n"),
+        "{told}"
+    );
+    let winner = "winner: pod-1 by prefix, 96 of 100 tokens cached there (live); before pod-0 by 96 prefill_tokens\n";
+    assert!(told.contains(winner), "{told}");
+    let table: Vec<&str> = told
+        .lines()
+        .skip_while(|line| !line.starts_with("endpoint"))
+        .collect();
+    assert!(table.len() == 3 && table[1].starts_with("pod-1 "), "{told}");
+
+    let otherwise = ask(&["--without", "pod-1", "--json"]);
+    let otherwise: Value = serde_json::from_slice(&otherwise.stdout).expect("JSON");
+    assert_eq!(otherwise["endpoint"], "pod-0", "{otherwise}");
+    assert_eq!(otherwise["candidates"].as_array().map(Vec::len), Some(1));
+    let stranger = ask(&["--without", "pod-7"]);
+    assert_eq!(stranger.status.code(), Some(2));
+    assert!(
+        text(&stranger.stderr).contains("no endpoint is called \"pod-7\""),
+        "{stranger:?}"
+    );
+
+    let none = world.get("/decisions").await;
+    assert_eq!(none, json!({"decisions": []}), "nothing was placed");
+    assert!(!told.contains("71000") && !otherwise.to_string().contains("71000"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_is_found_by_its_request_id_and_replayed_from_the_log() {
+    let world = World::start(
+        "replies: {decision_header: true}\ndecisions: {log: {file: decisions.jsonl}}\n",
+    )
+    .await;
+    let header = world.ask("id-1", 96).await.expect("a decision header");
+    assert!(
+        header.starts_with("endpoint=pod-1; by=prefix; basis=overlap; trust=live"),
+        "{header}"
+    );
+    assert!(header.contains("lead=prefill_tokens:96"), "{header}");
+    world.ask("id-2", 80).await;
+
+    let whole = world.get("/decisions/id-1").await;
+    assert_eq!(whole["candidates"][0]["cached"]["own"], 96, "{whole}");
+    assert_eq!(whole["outcome"]["verdict"], "exact", "{whole}");
+    let newest = world.get("/decisions?limit=1").await;
+    let newest = &newest["decisions"][0];
+    assert_eq!(
+        (&newest["id"], &newest["number"]),
+        (&json!("id-2"), &json!(2))
+    );
+    assert_eq!(newest["outcome"]["verdict"], "over", "{newest}");
+    assert_eq!(newest["outcome"]["cause"], "last_block", "{newest}");
+    let later = world.get("/decisions?after=2").await;
+    assert_eq!(later, json!({"decisions": []}));
+
+    let audit = world.run(&["audit"], "");
+    let told = text(&audit.stdout);
+    assert!(audit.status.success(), "a last block excuses: {told}");
+    let all = told.lines().last().expect("a line of all");
+    let words: Vec<&str> = all.split_whitespace().collect();
+    assert_eq!(words[..5], ["all", "2", "50.0", "%", "1"], "{told}");
+
+    let log = world.log();
+    soon("both are written", async {
+        while std::fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 2 {
+            tokio::time::sleep(harness::PATIENCE / 1000).await;
+        }
+    })
+    .await;
+    assert!(
+        !std::fs::read_to_string(&log)
+            .expect("a log")
+            .contains("71000")
+    );
+    let log = log.display().to_string();
+    let what_if = |more: &[&str]| {
+        let output = kvscout(&[&["what-if"], more, &[&log]].concat()).output();
+        let output = output.expect("kvscout runs");
+        assert!(output.status.success(), "{output:?}");
+        text(&output.stdout)
+    };
+    let same = what_if(&[]);
+    assert!(
+        same.contains("2 decisions, 2 made again as they were\n0 change"),
+        "{same}"
+    );
+    let gone = what_if(&["--without", "pod-1"]);
+    assert!(gone.contains("2 change (100.0 %)"), "{gone}");
+    let otherwise = gone.lines().last().expect("a line");
+    let words: Vec<&str> = otherwise.split_whitespace().collect();
+    assert_eq!(
+        words[1..3],
+        ["0", "200"],
+        "nothing cached, all computed: {gone}"
+    );
+    drop(world.served);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_shows_cached_prompts_is_for_whoever_may_ask() {
+    let world = World::start("decisions: {pages: off}\n").await;
+    for (page, status) in [("/decisions", 403), ("/endpoints", 200), ("/audit", 200)] {
+        let request = Request::get(page).header("host", "localhost");
+        let request = request.body(full("")).expect("a request");
+        let answer = http::send(world.admin, request).await;
+        assert_eq!(answer.status, status, "{page}: {answer:?}");
+    }
+    let refused = world.run(&["explain"], "{}");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        text(&refused.stderr).contains("decisions.pages"),
+        "{refused:?}"
+    );
+}
