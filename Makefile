@@ -164,8 +164,7 @@ alerts: $(PROMTOOL) ## Test the alert rules with promtool.
 manifests: $(DEPLOY)/.done ## Render the chart's defaults into deploy/manifests/.
 	@$(DEPLOY)/bin/python deploy/chart/render.py deploy/manifests
 
-# Needs `rustup target add $(MUSL)` and Debian's musl-tools. No path of this machine is in the binary, so the same
-# sources give the same bytes anywhere.
+# Needs `rustup target add $(MUSL)` and Debian's musl-tools. Paths are remapped: none of this machine's is in the binary.
 MUSL := $(shell uname -m)-unknown-linux-musl
 CARGO_HOME ?= $(HOME)/.cargo
 .PHONY: static
@@ -189,6 +188,7 @@ sbom: $(TOOLS)/bin/cargo-cyclonedx ## Write what is in the binary as CycloneDX: 
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/bin/cargo-cyclonedx cyclonedx --format json \
 	  --describe binaries --target $(MUSL) --quiet
 	@mkdir -p target/image && mv kvscout_bin.cdx.json target/image/kvscout.cdx.json
+	@rm simulator/kvscout-sim_bin.cdx.json
 
 .PHONY: metrics-page
 metrics-page: ## Write what the metrics mean to docs/metrics.md.
