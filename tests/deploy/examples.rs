@@ -1,7 +1,12 @@
 //! What `deploy/examples` promises: what its objects refer to, and what kvscout is told in them.
 
 use std::fs;
+use std::path::Path;
 
+use kvscout::config::{Config, FleetSource};
+use kvscout::fleet::{EventAddress, Publisher};
+use kvscout::kubernetes::cluster::{Change, Cluster};
+use kvscout::kubernetes::resources::{Resource, WATCHED};
 use serde_json::{Value, json};
 
 use super::harness;
@@ -78,6 +83,69 @@ fn the_servers_of_the_examples_tell_what_they_hold_where_kvscout_listens() {
             let written = configuration(all);
             assert!(written.contains("replay_port: 5558"), "{name}");
         }
+    }
+}
+
+fn example(name: &str) -> &'static [Value] {
+    let found = EXAMPLES.iter().find(|(path, _)| path.ends_with(name));
+    &found.unwrap_or_else(|| panic!("no {name}")).1
+}
+
+/// What kvscout makes of a pool, of what is said of its models, and of a pod of the sample.
+fn cluster(values: &str, said: &[Value]) -> Cluster {
+    let set = root().join("deploy/examples").join(values);
+    let found = RENDERINGS.iter().find(|(path, _)| Path::new(path) == set);
+    let written = configuration(&found.expect("the value set").1);
+    let config = Config::parse(&set, written).expect("kvscout accepts it");
+    let FleetSource::Kubernetes(settings) = &config.fleet else {
+        panic!("{values}: another source");
+    };
+    let mut cluster = Cluster::new(settings.clone(), &config);
+    let deployment = of(example("ack-prefix-cache/vllm-service.yaml"), "Deployment").next();
+    let labels = &deployment.expect("the sample")["spec"]["template"]["metadata"]["labels"];
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "vllm-1", "uid": "1", "labels": labels},
+        "spec": {"containers": []},
+        "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
+    });
+    for one in said.iter().chain([&pod]) {
+        let is = |resource: &Resource| {
+            let version = [resource.group, resource.version].join("/");
+            one["kind"] == resource.kind && one["apiVersion"] == *version.trim_start_matches('/')
+        };
+        let kind = WATCHED.iter().position(is).expect("it is watched");
+        let object = serde_json::from_value(one.clone()).expect("an object");
+        cluster.apply(Change::Applied(kind, Box::new(object)));
+    }
+    cluster
+}
+
+/// The value sets, the pools and the sample meet: kvscout would route to its pods, and hear them.
+#[test]
+fn a_pod_of_the_sample_is_served_and_heard_with_each_value_set() {
+    let (old, new) = (
+        example("ack-prefix-cache/inference-pool.yaml"),
+        example("examples/inference-pool.yaml"),
+    );
+    let buffered = example("envoy-ai-gateway/buffered-pool.yaml");
+    for (values, said) in [
+        ("ack-prefix-cache/values.yaml", old),
+        ("envoy-gateway/values.yaml", new),
+        ("values.yaml", new),
+        ("values.yaml", buffered),
+    ] {
+        let fleet = cluster(values, said).fleet();
+        let [endpoint] = fleet.endpoints.as_slice() else {
+            panic!("{values}: {:?}", fleet.endpoints);
+        };
+        assert_eq!(endpoint.address.to_string(), "10.0.0.1:8000", "{values}");
+        let events = EventAddress {
+            publisher: Publisher::At("tcp://10.0.0.1:5557".to_owned()),
+            replay: Some("tcp://10.0.0.1:5558".to_owned()),
+        };
+        assert_eq!(endpoint.events, Some(events), "{values}");
     }
 }
 
