@@ -160,7 +160,7 @@ struct Churn {
     #[arg(long)]
     no_replay: bool,
     /// Changes: SECONDS:scale:+N or :-N pods, SECONDS:reset:POD, SECONDS:slow:POD:FACTOR
-    #[arg(long, value_name = "CHANGE", num_args = 1.., allow_hyphen_values = true)]
+    #[arg(long, value_name = "CHANGE", num_args = 1..)]
     change: Vec<Change>,
     /// Requests per second that come past the routers, to any pod
     #[arg(long, value_name = "N", default_value_t = 0.0)]
@@ -173,7 +173,7 @@ struct Churn {
 /// A flag makes no sense, or a file cannot be read or written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let scenarios = match args.suite {
-        true => suite::scenarios(args.shape.trace.as_deref(), args.seed)?,
+        true => suite::drawn(args.shape.trace.as_deref(), args.seed)?,
         false => args.scenarios()?,
     };
     let policies = match args.policy.is_empty() {
@@ -192,10 +192,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             opened.with_context(|| unwritable(flag, path))?;
         }
     }
-    let requests: usize = scenarios
-        .iter()
-        .map(|scenario| scenario.plan.requests.len())
-        .sum();
+    let requests: usize = scenarios.iter().map(Scenario::requests).sum();
     let bar = Bar::start("requests", requests * policies.len());
     let outcomes = run_all(&scenarios, &policies, args.threads, &|| bar.one_more());
     bar.end();

@@ -59,6 +59,18 @@ impl Record {
         }
     }
 
+    /// With what happened in another run, as if it had been one.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.requests.extend(other.requests);
+        self.samples.extend(other.samples);
+        self.samples.sort_by_key(|sample| sample.at);
+        self.computed.extend(other.computed);
+        self.preemptions += other.preemptions;
+        self.ended_at = self.ended_at.max(other.ended_at);
+        self
+    }
+
     /// A request went to a pod.
     pub fn placed(&mut self, number: usize, pod: usize, prompt_tokens: usize) {
         let told = &mut self.requests[number];

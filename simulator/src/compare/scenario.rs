@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::plan::Plan;
 use super::policies::Policy;
+use super::record::Record;
 use super::setting::Setting;
 use super::summary::{Summary, relate};
 use super::workloads::ideal_hit_rate;
@@ -23,6 +24,8 @@ pub struct Scenario {
     pub setting: Setting,
     /// Requests that were left out.
     pub left_out: usize,
+    /// The same, drawn otherwise.
+    again: Vec<(Plan, Setting)>,
 }
 
 /// What came of it.
@@ -56,7 +59,28 @@ impl Scenario {
             rate,
             setting,
             left_out,
+            again: Vec::new(),
         }
+    }
+
+    /// With the same from another seed: of few draws chance decides.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.left_out += other.left_out;
+        self.again.push((other.plan, other.setting));
+        self.again.extend(other.again);
+        self
+    }
+
+    fn draws(&self) -> impl Iterator<Item = (&Plan, &Setting)> {
+        let others = self.again.iter().map(|(plan, setting)| (plan, setting));
+        std::iter::once((&self.plan, &self.setting)).chain(others)
+    }
+
+    /// Requests of all draws.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.draws().map(|(plan, _)| plan.requests.len()).sum()
     }
 
     /// In a few words.
@@ -84,36 +108,41 @@ pub fn run_all(
     threads: usize,
     progress: &(dyn Fn() + Sync),
 ) -> Vec<Outcome> {
-    let jobs: Vec<(usize, Policy)> = (0..scenarios.len())
-        .flat_map(|scenario| policies.iter().map(move |policy| (scenario, *policy)))
-        .collect();
-    let results: Vec<OnceLock<Summary>> = jobs.iter().map(|_| OnceLock::new()).collect();
+    let mut jobs = Vec::new();
+    for scenario in scenarios {
+        for policy in policies {
+            jobs.extend(scenario.draws().map(|draw| (draw, *policy)));
+        }
+    }
+    let results: Vec<OnceLock<Record>> = jobs.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..threads.clamp(1, jobs.len().max(1)) {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((scenario, policy)) = jobs.get(number) else {
+                    let Some(((plan, setting), policy)) = jobs.get(number) else {
                         return;
                     };
-                    let Scenario { plan, setting, .. } = &scenarios[*scenario];
-                    let record = run(plan, setting, *policy, &|| progress());
-                    results[number].get_or_init(|| Summary::of(*policy, &record));
+                    results[number].get_or_init(|| run(plan, setting, *policy, &|| progress()));
                 }
             });
         }
     });
-    let mut summaries = results.into_iter().filter_map(OnceLock::into_inner);
+    let mut records = results.into_iter().filter_map(OnceLock::into_inner);
     let outcome = |scenario: &Scenario| {
-        let mut of_it: Vec<Summary> = summaries.by_ref().take(policies.len()).collect();
+        let mut of_policy = |policy: &Policy| {
+            let runs = records.by_ref().take(1 + scenario.again.len());
+            Summary::of(*policy, &runs.reduce(Record::with).unwrap_or_default())
+        };
+        let mut of_it: Vec<Summary> = policies.iter().map(&mut of_policy).collect();
         relate(&mut of_it);
         Outcome {
             workload: scenario.plan.name.clone(),
             rate: scenario.rate,
             pods: scenario.setting.pods,
             routers: scenario.setting.routers,
-            requests: scenario.plan.requests.len(),
+            requests: scenario.requests(),
             left_out: scenario.left_out,
             ideal_hit_rate: ideal_hit_rate(
                 &scenario.plan,

@@ -70,11 +70,24 @@ const NOTHING: Trouble = Trouble {
     event_replay: true,
 };
 
+/// Each scenario is drawn so many times: of one draw, chance decides what differs by a twentieth.
+const DRAWS: u64 = 3;
+
 /// The scenarios; without a trace, Mooncake's are left out.
 ///
 /// # Errors
 /// The trace cannot be read.
-pub(super) fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<Scenario>> {
+pub(super) fn drawn(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<Scenario>> {
+    let mut all = scenarios(trace, seed)?;
+    for draw in 1..DRAWS {
+        let others = scenarios(trace, seed.wrapping_add(draw))?;
+        let both = all.into_iter().zip(others);
+        all = both.map(|(one, other)| one.with(other)).collect();
+    }
+    Ok(all)
+}
+
+fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<Scenario>> {
     let setting = Setting {
         seed,
         ..Setting::default()
