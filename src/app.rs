@@ -53,11 +53,21 @@ pub struct Bound {
 pub struct App {
     bound: Bound,
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
-    ending: watch::Sender<bool>,
+    ending: watch::Sender<Phase>,
     readiness: Readiness,
     health: Health,
     notice: Duration,
     farewell: Option<Farewell>,
+}
+
+/// How far an app is; each follows the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    /// Not ready, and serving on.
+    Draining,
+    /// No new streams.
+    Ending,
 }
 
 /// Between two clean-ups of the metrics: histograms keep every sample until one.
@@ -73,7 +83,7 @@ const JOIN_MAX: Duration = Duration::from_secs(5);
 pub async fn build(config: Config) -> anyhow::Result<App> {
     let metrics = Arc::new(Metrics::new(&config.metrics));
     let readiness = Readiness::default();
-    let discovery = Discovery::open(&config, &metrics, &readiness).await?;
+    let mut discovery = Discovery::open(&config, &metrics, &readiness).await?;
     let (fleet, routes) = (discovery.fleet(), discovery.routes());
     let [ext_proc, health_port, admin_port] = bind(&config).await?;
     let bound = Bound {
@@ -117,7 +127,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         decision_max: Duration::from_millis(config.limits.decision_ms_max),
         metrics: metrics.clone(),
     }));
-    let (ending, _) = watch::channel(false);
+    let (ending, _) = watch::channel(Phase::Serving);
 
     let mut app = App {
         bound,
@@ -128,6 +138,13 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         notice: Duration::from_millis(config.limits.drain_notice_ms),
         farewell: None,
     };
+    if let Some(candidate) = discovery.candidate() {
+        let draining = app.told(Phase::Draining);
+        app.spawn("leader", async {
+            candidate.run(draining).await;
+            Ok(())
+        });
+    }
     app.spawn("fleet", async {
         discovery.run().await;
         Ok(())
@@ -213,7 +230,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     app.spawn("admin", async {
         Ok(admin::serve(admin_port, admin).await?)
     });
-    let (health, told) = (app.health.clone(), app.told());
+    let (health, told) = (app.health.clone(), app.told(Phase::Ending));
     let settings = settings(&config);
     app.spawn("ext_proc", async move {
         Ok(ext_proc::serve(ext_proc, &config.tls, scheduler, &health, settings, told).await?)
@@ -246,10 +263,11 @@ impl App {
         tracing::info!("draining: running requests may end");
         let _not_ready = self.readiness.ticket("shutdown");
         self.health.set_ready(false).await;
+        self.ending.send_replace(Phase::Draining);
         // Gateways and probes get the time to see it before new requests are refused.
         tokio::time::sleep(self.notice).await;
         tracing::info!("draining: no new streams");
-        self.ending.send_replace(true);
+        self.ending.send_replace(Phase::Ending);
         self.drain().await
     }
 
@@ -285,11 +303,11 @@ impl App {
         self.tasks.spawn(async move { (name, task.await) });
     }
 
-    fn told(&self) -> impl Future<Output = ()> + Send + use<> {
+    fn told(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
         let mut ending = self.ending.subscribe();
         async move {
             // An error means that the app is gone, which is an end as well.
-            let _gone = ending.wait_for(|ending| *ending).await;
+            let _gone = ending.wait_for(|ending| *ending >= phase).await;
         }
     }
 }

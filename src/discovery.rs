@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use crate::config::{Config, FleetSource};
 use crate::fleet::Fleet;
 use crate::fleet::fixed::FleetFile;
-use crate::kubernetes::Watcher;
+use crate::kubernetes::{Candidate, Watcher};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::routes::Routes;
@@ -67,6 +67,14 @@ impl Discovery {
     #[must_use]
     pub fn routes(&self) -> watch::Receiver<Arc<Routes>> {
         self.routes.clone()
+    }
+
+    /// Who would lead the replicas, where one is to; asked for once.
+    pub fn candidate(&mut self) -> Option<Candidate> {
+        match &mut self.writer {
+            Writer::File(..) => None,
+            Writer::Kubernetes(watcher) => watcher.candidate(),
+        }
     }
 
     /// Follows whatever changes until nobody listens.

@@ -11,14 +11,18 @@ use std::path::Path;
 use harness::exchange::{Exchange, body, channel, headers};
 use harness::kube::FakeApi;
 use harness::{http, soon};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use kvscout::app::{self, Bound};
-use kvscout::config::{Config, FleetSource, Kubernetes, PodEvents, Tls, yaml};
+use kvscout::config::{Config, FleetSource, Kubernetes, LeaderElection, PodEvents, Tls, yaml};
 use kvscout::kubernetes::resources::{CRDS, GROUP, LLM_D_GROUP, Resource, WATCHED, X_GROUP};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// Names the kubeconfig of a real cluster to run in.
 const REAL: &str = "KVSCOUT_TEST_KUBECONFIG";
@@ -693,6 +697,129 @@ async fn a_cluster_that_cannot_be_reached_at_all_is_said_before_anything_listens
         said.starts_with("fleet.kubernetes.kubeconfig: /nonexistent: "),
         "{said}"
     );
+}
+
+impl Cluster {
+    /// Settings of one of several replicas, of which one leads.
+    fn led(&self) -> Kubernetes {
+        let election = LeaderElection {
+            lease_duration_ms: 1_000,
+            renew_deadline_ms: 600,
+            retry_period_ms: 100,
+            ..LeaderElection::by("kvscout".into())
+        };
+        Kubernetes {
+            leader_election: Some(election),
+            ..self.settings()
+        }
+    }
+
+    async fn lease(&self) -> Lease {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
+        leases.get("kvscout").await.expect("it is held")
+    }
+}
+
+/// One of two is ready, and it is said of the other why it is not.
+async fn leader_and_follower(one: World, other: World) -> (World, World) {
+    let leads = async |world: &World| world.get("/readyz").await.0 == 200;
+    let (first, second) = soon("one leads", async {
+        loop {
+            match (leads(&one).await, leads(&other).await) {
+                (true, true) => panic!("both lead"),
+                (true, false) => return (one, other),
+                (false, true) => return (other, one),
+                (false, false) => tokio::time::sleep(harness::PATIENCE / 1000).await,
+            }
+        }
+    })
+    .await;
+    let follows = |status, text: &str| status == 503 && text.contains("leadership");
+    second.until("/readyz", "the other follows", follows).await;
+    (first, second)
+}
+
+#[tokio::test]
+async fn one_of_two_replicas_leads_and_the_other_is_as_warm() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    cluster.pod("a", "10.1.0.1").await;
+    let replicas = (
+        World::start(cluster.led()).await,
+        World::start(cluster.led()).await,
+    );
+    let (leader, follower) = leader_and_follower(replicas.0, replicas.1).await;
+    follower.serves(&["a 10.1.0.1:8000"]).await;
+    let health = HealthClient::new(channel(follower.bound.health).await);
+    let status = async |service: &str| {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let answer = soon("a check", health.clone().check(request)).await;
+        answer.expect("a known name").into_inner().status()
+    };
+    let ext_proc = "envoy.service.ext_proc.v3.ExternalProcessor";
+    assert_eq!(status(ext_proc).await, ServingStatus::NotServing);
+    assert_eq!(status("liveness").await, ServingStatus::Serving);
+    // Asked all the same, it answers.
+    let mut exchange = Exchange::open(channel(follower.bound.ext_proc).await).await;
+    assert_eq!(exchange.picked().await, "10.1.0.1:8000");
+    drop(exchange);
+    // A leader that ends gives the lease back: nobody waits for its time.
+    let began = std::time::Instant::now();
+    leader.shut_down().await;
+    follower.ready().await;
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(1), "{took:?}");
+    assert_eq!(status(ext_proc).await, ServingStatus::Serving);
+    let spec = cluster.lease().await.spec.expect("a spec");
+    assert_eq!(spec.lease_transitions, Some(1), "{spec:?}");
+    follower.shut_down().await;
+    let spec = cluster.lease().await.spec.expect("a spec");
+    assert_eq!(spec.holder_identity.as_deref(), Some(""));
+    cluster.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    let replicas = (
+        World::start(cluster.led()).await,
+        World::start(cluster.led()).await,
+    );
+    let (leader, follower) = leader_and_follower(replicas.0, replicas.1).await;
+    let held = cluster.lease().await.spec.expect("a spec").holder_identity;
+    leader.running.abort();
+    follower.ready().await;
+    let taken = cluster.lease().await.spec.expect("a spec").holder_identity;
+    assert!(taken != held && taken.is_some_and(|holder| !holder.is_empty()));
+    follower.shut_down().await;
+    cluster.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_cannot_renew_is_not_ready_until_it_can() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    cluster.pool(&[8000]).await;
+    cluster.pod("a", "10.1.0.1").await;
+    let world = World::start(cluster.led()).await;
+    world.serves(&["a 10.1.0.1:8000"]).await;
+    world.ready().await;
+    cluster.faked().go_away();
+    let follows = |status, text: &str| {
+        status == 503 && text.contains("leadership") && text.contains("lease kvscout: cannot be")
+    };
+    world.until("/readyz", "it leads no more", follows).await;
+    world.serves(&["a 10.1.0.1:8000"]).await;
+    cluster.faked().come_back();
+    world
+        .until("/readyz", "all is well", |_, text| text == "ready\n")
+        .await;
+    world.shut_down().await;
 }
 
 /// What the code watches is what the role allows, in both directions.

@@ -114,6 +114,7 @@ const CORE: &[&str] = &[
     "kubernetes/pods.rs",
     "kubernetes/rules.rs",
     "kubernetes/cluster",
+    "kubernetes/election.rs",
     "admission/line.rs",
     "replicas/wire.rs",
     "replicas/own.rs",

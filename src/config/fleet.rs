@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::leader::{self, LeaderElection};
 use super::print;
 use super::yaml::Section;
 
@@ -32,6 +33,8 @@ pub struct Kubernetes {
     pub replay_port: Option<u16>,
     /// Milliseconds until a kind of resource that is not installed is looked for again.
     pub absent_retry_ms: u64,
+    /// By which one replica leads, and the others are not ready; none where all serve.
+    pub leader_election: Option<LeaderElection>,
 }
 
 /// Where a pod publishes its KV events.
@@ -58,6 +61,7 @@ impl Default for Kubernetes {
             events: PodEvents::Port(EVENTS_PORT),
             replay_port: None,
             absent_retry_ms: 30_000,
+            leader_election: None,
         }
     }
 }
@@ -147,6 +151,10 @@ fn read_kubernetes(kubernetes: &mut Section<'_>, folder: &Path, binds: bool) -> 
             (100, 3_600_000),
             defaults.absent_retry_ms,
         ),
+        leader_election: match kubernetes.has("leader_election") {
+            true => kubernetes.section("leader_election", leader::read),
+            false => None,
+        },
     }
 }
 
@@ -173,6 +181,10 @@ pub(super) fn write(source: &FleetSource) -> String {
         (
             "absent_retry_ms",
             Some(kubernetes.absent_retry_ms.to_string()),
+        ),
+        (
+            "leader_election",
+            kubernetes.leader_election.as_ref().map(leader::write),
         ),
     ] {
         let value = value.unwrap_or_else(|| "null".to_owned());

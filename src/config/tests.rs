@@ -133,6 +133,10 @@ fn what_is_printed_reads_back() {
             events: PodEvents::Discover,
             replay_port: None,
             absent_retry_ms: 5_000,
+            leader_election: Some(LeaderElection {
+                retry_period_ms: 100,
+                ..LeaderElection::by("picker".into())
+            }),
         }),
         ..Config::default()
     };
@@ -386,6 +390,18 @@ fn a_fleet_from_kubernetes_needs_a_service_or_pools() {
         (
             "service: a, absent_retry_ms: 1",
             "absent_retry_ms: 1 is not within 100 and",
+        ),
+        (
+            "service: a, leader_election: {}",
+            "leader_election.lease: is missing",
+        ),
+        (
+            "service: a, leader_election: {lease: b, lease_duration_ms: 5000}",
+            "renew_deadline_ms: must be less than lease_duration_ms",
+        ),
+        (
+            "service: a, leader_election: {lease: b, retry_period_ms: 10000}",
+            "retry_period_ms: must be less than renew_deadline_ms",
         ),
     ] {
         let said = complaint(&text(more));

@@ -15,8 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::cluster::{Change, Cluster};
+use super::lead::Candidate;
 use super::resources::{Resource, WATCHED};
-use crate::config::{Config, Kubernetes};
+use crate::config::{Config, Kubernetes, LeaderElection};
 use crate::events::backoff::Backoff;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
@@ -70,6 +71,9 @@ pub struct Watcher {
     readiness: Readiness,
     /// Given back when the fleet was published for the first time.
     first: Option<Ticket>,
+    leader_election: Option<LeaderElection>,
+    /// Where this process runs: pools may be elsewhere.
+    own_namespace: String,
 }
 
 impl Watcher {
@@ -93,12 +97,15 @@ impl Watcher {
         access.read_timeout = Some(Duration::from_secs(u64::from(WATCH_S)) + ANSWER_MAX);
         // We try again ourselves, and want to hear of it.
         access.default_retry = false;
+        let own_namespace = access.default_namespace.clone();
         let namespace = settings.namespace.clone();
-        let namespace = namespace.unwrap_or_else(|| access.default_namespace.clone());
+        let namespace = namespace.unwrap_or_else(|| own_namespace.clone());
         let client =
             Client::try_from(access).map_err(|error| KubernetesError::Client(error.to_string()))?;
         tracing::info!(namespace, "following InferencePools");
         Ok(Self {
+            leader_election: settings.leader_election.clone(),
+            own_namespace,
             client,
             namespace,
             absent_retry: Duration::from_millis(settings.absent_retry_ms),
@@ -109,6 +116,13 @@ impl Watcher {
             readiness: readiness.clone(),
             first: Some(readiness.ticket("fleet")),
         })
+    }
+
+    /// Who would lead the replicas, where one is to; asked for once.
+    pub fn candidate(&mut self) -> Option<Candidate> {
+        let leases = Api::namespaced(self.client.clone(), &self.own_namespace);
+        let election = self.leader_election.take()?;
+        Some(Candidate::new(leases, election, self.readiness.clone()))
     }
 
     /// The endpoints, empty until they are known.

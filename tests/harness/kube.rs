@@ -201,7 +201,9 @@ async fn answer(State(api): State<Api>, request: Request) -> Response {
             &path,
             query.get("resourceVersion").map_or("0", String::as_str),
         ),
+        Method::GET if path.contains("/leases/") => api.get(&path),
         Method::GET => api.list(&path, query.get("continue").map(String::as_str)),
+        Method::PUT => api.replace(&path, &body),
         Method::POST if path.ends_with("/customresourcedefinitions") => api.install(&body),
         Method::POST => api.create(path, &body),
         Method::PATCH => api.patch(&path, &body),
@@ -214,9 +216,10 @@ async fn answer(State(api): State<Api>, request: Request) -> Response {
 const PAGE: usize = 2;
 
 impl Api {
-    /// Pods are always there; all else once it is installed.
+    /// Pods and leases are always there; all else once it is installed.
     fn is_installed(&self, path: &str) -> bool {
-        path.ends_with("/pods") || self.shared.lock().tables.contains_key(&kind_of(path))
+        let is_builtin = path.ends_with("/pods") || path.ends_with("/leases");
+        is_builtin || self.shared.lock().tables.contains_key(&kind_of(path))
     }
 
     fn list(&self, path: &str, page: Option<&str>) -> Response {
@@ -312,6 +315,36 @@ impl Api {
             return status(StatusCode::CONFLICT, "AlreadyExists");
         }
         self.put(&mut shared, &path, "ADDED", &name, object)
+    }
+
+    fn get(&self, path: &str) -> Response {
+        let (table, name) = place(path);
+        let shared = self.shared.lock();
+        let held = shared
+            .tables
+            .get(table)
+            .and_then(|table| table.objects.get(name));
+        match held {
+            Some(object) => (StatusCode::OK, object.to_string()).into_response(),
+            None => status(StatusCode::NOT_FOUND, "NotFound"),
+        }
+    }
+
+    /// Of the version that it was read at, and of no other.
+    fn replace(&self, path: &str, body: &[u8]) -> Response {
+        let object: Value = serde_json::from_slice(body).expect("JSON");
+        let (table, name) = place(path);
+        let mut shared = self.shared.lock();
+        let held = shared
+            .tables
+            .get(table)
+            .and_then(|table| table.objects.get(name));
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        match held.map(version) {
+            None => status(StatusCode::NOT_FOUND, "NotFound"),
+            Some(held) if held != version(&object) => status(StatusCode::CONFLICT, "Conflict"),
+            Some(_) => self.put(&mut shared, table, "MODIFIED", name, object),
+        }
     }
 
     fn patch(&self, path: &str, body: &[u8]) -> Response {
