@@ -74,6 +74,10 @@ bench-prompt: setup ## Time body bytes → block keys beside the reference token
 bench-events: setup ## Events through ZMQ, bridge, nats-server and picker, and a cold start (half a minute).
 	@cargo bench --quiet -p kvscout-sim --bench events
 
+.PHONY: bench-decision
+bench-decision: setup ## What keeping, naming and logging decisions costs each of them (a minute).
+	@cargo bench --quiet -p kvscout-sim --bench decision
+
 INDEX_BENCH := cargo run --quiet --release --locked --manifest-path simulator/index-bench/Cargo.toml --
 # Its own workspace, whose Cargo.lock holds the peers; only what is built goes where all else does.
 bench-index bench-index-scale: export CARGO_TARGET_DIR ?= target

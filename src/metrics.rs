@@ -24,7 +24,7 @@ mod sizes;
 pub use endpoint::{CAUSES, EndpointMetrics};
 use families::Kind;
 use inference::InferenceNames;
-pub use inference::ModelCounts;
+pub use inference::Running;
 use requests::Requests;
 pub use sizes::{CacheSizes, EndpointSizes, ModelSizes, ParitySizes, SaidSizes, Sizes};
 

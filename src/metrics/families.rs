@@ -499,7 +499,7 @@ const INFERENCE: &[Family] = &[
     counter(
         "inference_objective_request_total",
         MODELS,
-        "Requests by model and target; other is a model that is not configured",
+        "Requests by model and target; * is a model that is not configured",
     ),
     counter(
         "inference_objective_request_error_total",
