@@ -271,6 +271,12 @@ impl Metrics {
             .increment(1);
     }
 
+    /// So many bytes of recent decisions are kept, as of a scrape.
+    pub fn decisions_kept(&self, bytes: usize) {
+        self.gauge("kvscout_decisions_kept_bytes", &[])
+            .set(bytes as f64);
+    }
+
     /// Lines were written to the decision log.
     pub fn decisions_logged(&self, lines: u64) {
         self.counter(

@@ -86,6 +86,7 @@ fn the_newest_stay_within_their_bytes_and_are_found_by_their_request() {
         let newest = decisions.newest(count, after);
         newest.iter().map(|decision| decision.number).collect()
     };
+    assert!(decisions.kept_bytes() <= 10 * decision("r00").bytes());
     assert_eq!(numbers(100, 0), (16..=25).rev().collect::<Vec<_>>());
     assert_eq!(numbers(3, 0), [25, 24, 23]);
     assert_eq!(numbers(100, 23), [25, 24]);
