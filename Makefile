@@ -108,7 +108,8 @@ bench-qa: setup ## Run multi-round QA through Envoy, plain and routed, beside pu
 	@target/release/kvscout-sim bench-qa $(FLAGS)
 
 .PHONY: bench-decision
-bench-decision: setup ## Time decisions over ext_proc, as Envoy asks for them, and through Envoy (two minutes).
+bench-decision: setup ## Time decisions over ext_proc, as Envoy asks for them, and what watching them costs (three minutes).
+	@cargo bench --quiet -p kvscout-sim --bench decision
 	@cargo build --release --workspace
 	@target/release/kvscout-sim bench-decision $(FLAGS)
 

@@ -91,8 +91,8 @@ pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
         .route("/decisions", get(decisions::newest))
         .route("/decisions/{id}", get(decisions::one))
         .route("/explain", post(explain::explain))
-        .layer(DefaultBodyLimit::max(admin.body_bytes_max))
-        .layer(from_fn_with_state(admin.pages, guard::guard));
+        .route_layer(DefaultBodyLimit::max(admin.body_bytes_max))
+        .route_layer(from_fn_with_state(admin.pages, guard::guard));
     let pages = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))

@@ -210,6 +210,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         pool,
         replicas,
         audit,
+        decisions: decisions.clone(),
         scheduler: scheduler.clone(),
         saturation: config.load.saturation,
         metrics: metrics.clone(),

@@ -207,6 +207,12 @@ impl Decisions {
         }
     }
 
+    /// What the recent ones take.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        self.recent.lock().bytes
+    }
+
     /// The newest of a request.
     #[must_use]
     pub fn of_request(&self, id: &str) -> Option<Arc<Decision>> {

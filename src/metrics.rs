@@ -24,7 +24,7 @@ mod sizes;
 pub use endpoint::{CAUSES, EndpointMetrics};
 use families::Kind;
 use inference::InferenceNames;
-pub use inference::ModelCounts;
+pub use inference::Running;
 use requests::Requests;
 pub use sizes::{CacheSizes, EndpointSizes, ModelSizes, ParitySizes, SaidSizes, Sizes};
 
@@ -269,6 +269,12 @@ impl Metrics {
         let labels = [("endpoint", endpoint), ("reason", reason)];
         self.counter("kvscout_scrape_failures_total", &labels)
             .increment(1);
+    }
+
+    /// So many bytes of recent decisions are kept, as of a scrape.
+    pub fn decisions_kept(&self, bytes: usize) {
+        self.gauge("kvscout_decisions_kept_bytes", &[])
+            .set(bytes as f64);
     }
 
     /// Lines were written to the decision log.

@@ -116,6 +116,14 @@ impl Scheduler {
         let case = self.case(&ask.request_id, &reading, &allowed, &cached);
         let placement = self.settle(case, &reading, &prompt, allowed, intent, (took, since))?;
         drop(turn);
+        let Took {
+            read,
+            overlap,
+            choose,
+            ..
+        } = placement.decision.took;
+        let stages = [("read", read), ("overlap", overlap), ("choose", choose)];
+        self.parts.metrics.decided(&stages);
         self.tell(&placement);
         Ok(placement)
     }

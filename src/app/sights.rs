@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::admin::{EndpointScore, EndpointState};
 use crate::audit::Audit;
 use crate::config::Saturation;
+use crate::decisions::Decisions;
 use crate::fleet::{Endpoint, Fleet};
 use crate::index::Index;
 use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes, Sizes};
@@ -26,6 +27,7 @@ pub(super) struct Sights {
     pub pool: Arc<TokenPool>,
     pub replicas: Option<Arc<Replicas>>,
     pub audit: Arc<Audit>,
+    pub decisions: Arc<Decisions>,
     pub scheduler: Arc<Scheduler>,
     pub saturation: Saturation,
     pub metrics: Arc<Metrics>,
@@ -55,6 +57,7 @@ impl Sights {
         let (fleet, models) = (self.fleet.borrow(), self.models.borrow());
         let (index, saturation) = (&self.index, &self.saturation);
         self.metrics.waiting(self.scheduler.waiting());
+        self.metrics.decisions_kept(self.decisions.kept_bytes());
         if let Some(replicas) = &self.replicas {
             let sizes = replicas.sizes(Instant::now());
             self.metrics

@@ -45,10 +45,11 @@ impl Cause {
         CAUSES[self as usize]
     }
 
-    /// Whether it would be as it is with a picture that is right.
+    /// Whether it would be as it is with a picture that is right. A picture that lacks blocks shows
+    /// otherwise, in events that name a parent which it does not know; one that has too many does not.
     #[must_use]
     pub fn excuses_the_picture(self) -> bool {
-        !matches!(self, Self::EvictionRace | Self::EventLag | Self::Unknown)
+        !matches!(self, Self::EvictionRace | Self::Unknown)
     }
 }
 

@@ -86,6 +86,7 @@ fn the_newest_stay_within_their_bytes_and_are_found_by_their_request() {
         let newest = decisions.newest(count, after);
         newest.iter().map(|decision| decision.number).collect()
     };
+    assert!(decisions.kept_bytes() <= 10 * decision("r00").bytes());
     assert_eq!(numbers(100, 0), (16..=25).rev().collect::<Vec<_>>());
     assert_eq!(numbers(3, 0), [25, 24, 23]);
     assert_eq!(numbers(100, 23), [25, 24]);
@@ -130,6 +131,32 @@ fn a_decision_says_why_and_how_it_ended_and_nothing_of_the_prompt() {
     let text = serde_json::to_string(&told).expect("JSON");
     let back: Told = serde_json::from_str(&text).expect("a decision");
     assert_eq!(back, told);
+}
+
+/// Others read them: a page, dashboards, logs of another version.
+#[test]
+fn the_names_of_fields_stay() {
+    let open = kept(0).keep(made("r"));
+    open.end(Ended::default());
+    let told = serde_json::to_value(Told::whole(&open)).expect("JSON");
+    let keys = |of: &serde_json::Value| -> Vec<String> {
+        of.as_object().expect("an object").keys().cloned().collect()
+    };
+    let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
+    let decision = "number id time_ms model target basis reason prompt_tokens prompt_doubtful endpoint \
+        decided_by trust predicted_cached_tokens runner_up margin policy token_weight took_us \
+        candidates outcome";
+    assert_eq!(keys(&told), words(decision));
+    let candidate = "endpoint number trust cached credit_tokens queued_tokens requests recent_tokens pace \
+        slowness cost";
+    assert_eq!(keys(&told["candidates"][0]), words(candidate));
+    let cost = "avoided full prefill_tokens recent_tokens requests scatter";
+    assert_eq!(keys(&told["candidates"][0]["cost"]), words(cost));
+    let cached = "own unsure expected cpu storage";
+    assert_eq!(keys(&told["candidates"][0]["cached"]), words(cached));
+    let outcome = "status served first_output_ms took_ms prompt_tokens cached_tokens \
+        predicted_cached_tokens verdict cause";
+    assert_eq!(keys(&told["outcome"]), words(outcome));
 }
 
 #[test]

@@ -480,6 +480,11 @@ pub const SUBJECTS: &[Subject] = &[
                 &["kind"],
                 "Times that a kind of resource could not be listed or watched, by kind; the last fleet serves on",
             ),
+            gauge(
+                "kvscout_decisions_kept_bytes",
+                &[],
+                "What recent decisions take; decisions.kept_bytes_max bounds it",
+            ),
             counter(
                 "kvscout_decision_log_lines_total",
                 &["outcome"],
@@ -499,7 +504,7 @@ const INFERENCE: &[Family] = &[
     counter(
         "inference_objective_request_total",
         MODELS,
-        "Requests by model and target; other is a model that is not configured",
+        "Requests by model and target; * is a model that is not configured",
     ),
     counter(
         "inference_objective_request_error_total",

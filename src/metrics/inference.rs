@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 use super::{Metrics, Sizes};
 
 /// A model that nobody configured: clients may name any.
-const OTHER: &str = "other";
+const OTHER: &str = "*";
 
 /// What was asked for, and what serves it.
 type Names = (Option<Arc<str>>, Option<Arc<str>>);
@@ -24,8 +24,17 @@ pub(super) struct InferenceNames {
     ratio: OnceLock<Histogram>,
 }
 
+/// A request that has not ended; dropped, it has.
+pub struct Running(Arc<ModelCounts>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What is counted of the requests for one model.
-pub struct ModelCounts {
+struct ModelCounts {
     model: Arc<str>,
     target: Arc<str>,
     requests: [Counter; 2],
@@ -106,7 +115,7 @@ impl Metrics {
         &self,
         model: Option<&Arc<str>>,
         target: Option<&Arc<str>>,
-    ) -> Option<Arc<ModelCounts>> {
+    ) -> Option<Running> {
         let names = self.inference.as_ref()?;
         let key = (model.cloned(), target.cloned());
         let known = names.models.read().get(&key).cloned();
@@ -120,18 +129,17 @@ impl Metrics {
             .iter()
             .for_each(|counter| counter.increment(1));
         counts.running.fetch_add(1, Ordering::Relaxed);
-        Some(counts)
+        Some(Running(counts))
     }
 
     /// It ended: with a status, if an answer came; so long after the choice; with so many tokens in and out.
     pub fn ended_for(
         &self,
-        counts: &ModelCounts,
+        Running(counts): &Running,
         status: Option<u16>,
         took: Duration,
         tokens: Option<(u64, u64)>,
     ) {
-        counts.running.fetch_sub(1, Ordering::Relaxed);
         match status {
             Some(status @ 400..) => {
                 let status = status.to_string();
@@ -199,13 +207,14 @@ mod tests {
         metrics.ended_for(&went, Some(200), Duration::from_secs(1), Some((100, 10)));
         let failed = metrics.placed_for(None, None).expect("wanted");
         metrics.ended_for(&failed, Some(503), Duration::from_secs(1), None);
-        metrics.placed_for(Some(&chat), None).expect("it runs");
+        drop((went, failed));
+        let _runs = metrics.placed_for(Some(&chat), None);
         metrics.observe(&Sizes::default());
         let text = metrics.handle().render();
         for line in [
             "inference_objective_request_total{model_name=\"chat\",target_model_name=\"chat\"} 2",
-            "inference_model_request_total{model_name=\"other\",target_model_name=\"other\"} 1",
-            "inference_objective_request_error_total{model_name=\"other\",target_model_name=\"other\",error_code=\"503\"} 1",
+            "inference_model_request_total{model_name=\"*\",target_model_name=\"*\"} 1",
+            "inference_objective_request_error_total{model_name=\"*\",target_model_name=\"*\",error_code=\"503\"} 1",
             "inference_objective_running_requests{model_name=\"chat\"} 1",
             "inference_objective_input_tokens_bucket{model_name=\"chat\",target_model_name=\"chat\",le=\"128\"} 1",
             "inference_pool_ready_pods{name=\"llama\"} 0",

@@ -13,7 +13,7 @@ use crate::decisions::{Ended, Open};
 use crate::fleet::heard::SoFar;
 use crate::fleet::{Booking, Endpoint, Fleet};
 use crate::index::{Expectation, Index};
-use crate::metrics::{Metrics, ModelCounts};
+use crate::metrics::{Metrics, Running};
 use crate::parity::{Watch, epoch_s};
 use crate::prompt::json::outline::Replacement;
 use crate::replicas;
@@ -34,7 +34,7 @@ pub struct Placement {
     pub(super) heard: SoFar,
     pub(super) counted: Arc<Counted>,
     /// By the inference extension's names, where those are wanted.
-    pub(super) model_counts: Option<Arc<ModelCounts>>,
+    pub(super) running: Option<Running>,
     /// Counts its prompt as held there.
     pub(super) expectation: Option<Expectation>,
     /// Other replicas know of it.
@@ -238,10 +238,10 @@ impl Placement {
             predicted: known.map(|(_, candidate)| candidate.cached.tokens()),
             audited: audited.and_then(|told| told.audited),
         });
-        if let Some(counts) = &self.model_counts {
+        if let Some(running) = &self.running {
             let tokens = |usage: Usage| (usage.prompt_tokens, usage.completion_tokens);
             let (status, tokens) = (outcome.status, outcome.usage.map(tokens));
-            self.parts.metrics.ended_for(counts, status, took, tokens);
+            self.parts.metrics.ended_for(running, status, took, tokens);
         }
         if outcome.status != Some(200) {
             return;

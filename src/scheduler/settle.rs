@@ -47,11 +47,10 @@ impl Scheduler {
             .counted(&endpoint, || fleet.borrow().clone());
         let booking = Booking::new(endpoint, work, requests, Instant::now());
         took.choose = lap(&mut since);
-        self.measure(&case, &choice, took, &counted.metrics);
+        self.measure(&case, &choice, &counted.metrics);
         let metrics = self.parts.metrics.clone();
         let model = reading.model.as_ref();
-        let model_counts =
-            metrics.placed_for(intent.named.as_ref().or(model), intent.target.as_ref());
+        let running = metrics.placed_for(intent.named.as_ref().or(model), intent.target.as_ref());
         let made = Made {
             model: reading.model.clone(),
             target: intent.target.clone(),
@@ -75,7 +74,7 @@ impl Scheduler {
             },
             heard,
             counted,
-            model_counts,
+            running,
             watch,
             expectation,
             fallbacks,
@@ -84,7 +83,7 @@ impl Scheduler {
     }
 
     /// Counts a choice.
-    fn measure(&self, case: &Case, choice: &Choice, took: Took, of: &EndpointMetrics) {
+    fn measure(&self, case: &Case, choice: &Choice, of: &EndpointMetrics) {
         of.prompt_tokens.increment(choice.prompt_tokens);
         of.predicted.increment(choice.predicted_cached_tokens);
         let cached = case
@@ -98,13 +97,6 @@ impl Scheduler {
         if !matches!(choice.basis, Basis::LoadOnly(_)) {
             metrics.matched(choice.matching_ratio());
         }
-        let Took {
-            read,
-            overlap,
-            choose,
-            ..
-        } = took;
-        metrics.decided(&[("read", read), ("overlap", overlap), ("choose", choose)]);
     }
 
     /// Other replicas hear of it, and of its prompt where it is expected here.

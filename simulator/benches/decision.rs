@@ -1,0 +1,245 @@
+//! What watching decisions costs: a request from its body to its end, with nothing of it on, and with all.
+//! `make bench-decision`.
+//!
+//! CPU time of the whole process, so the log's thread counts; rounds alternate, and medians are told.
+
+#![allow(clippy::print_stdout, reason = "a benchmark's table is its output")]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kvscout::audit::{Audit, Usage};
+use kvscout::blocks::{BlockEvent, EngineHash, Stored};
+use kvscout::config::{self, Config, DecisionLog, Engine, Model, RenderSettings, Source};
+use kvscout::decisions::{Decisions, log};
+use kvscout::fleet::{Endpoint, EndpointId, EventAddress, Fleet, Publisher, Trust};
+use kvscout::index::Index;
+use kvscout::metrics::Metrics;
+use kvscout::models::{Hub, Loader, Models};
+use kvscout::parity::Parity;
+use kvscout::readiness::Readiness;
+use kvscout::scheduler::{Ask, Outcome, Parts, Reader, Scheduler};
+use kvscout::tokens::TokenPool;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::{mpsc, watch};
+
+const ROUNDS: usize = 15;
+const REQUESTS: usize = 400;
+const MODEL: &str = "m";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watched {
+    /// No decision is kept.
+    Off,
+    /// Recent decisions, and the inference extension's names.
+    Kept,
+    /// The same and the log.
+    Logged,
+}
+
+fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn tokenizer() -> PathBuf {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/tokenizer-qwen3");
+    std::env::var_os("KVSCOUT_TOKENIZER_DIR").map_or_else(default, PathBuf::from)
+}
+
+fn fleet(count: u32) -> Arc<Fleet> {
+    let endpoint = |id: u32| {
+        let address = SocketAddr::from(([10, 0, (id >> 8) as u8, id as u8], 8000));
+        let events = EventAddress {
+            publisher: Publisher::At("tcp://127.0.0.1:1".into()),
+            replay: None,
+        };
+        let endpoint = Endpoint::new(EndpointId(id), format!("pod-{id}"), address, Some(events));
+        endpoint.set_trust(Trust::Live, "for the bench", Instant::now());
+        Arc::new(endpoint)
+    };
+    Arc::new(Fleet::of((0..count).map(endpoint).collect()))
+}
+
+/// One picker, and what keeps it alive.
+struct Picker {
+    scheduler: Scheduler,
+    metrics: Arc<Metrics>,
+    _fleet: watch::Sender<Arc<Fleet>>,
+    _log: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Picker {
+    fn new(
+        watched: Watched,
+        endpoints: u32,
+        models: &watch::Receiver<Arc<Models>>,
+        folder: &Path,
+    ) -> Self {
+        let config = Config::default();
+        let metrics = Arc::new(Metrics::new(&config::Metrics {
+            inference_extension_names: watched != Watched::Off,
+            ..config.metrics
+        }));
+        let (sender, receiver) = watch::channel(fleet(endpoints));
+        let index = Arc::new(Index::default());
+        for id in 0..endpoints {
+            let hashes = (0..64).map(EngineHash).collect();
+            let stored = Stored::plain(None, hashes, (0..64 * 16).collect());
+            index.apply(EndpointId(id), &[BlockEvent::Stored(stored)]);
+        }
+        let (log, writing) = match watched {
+            Watched::Logged => {
+                let (sender, lines) = mpsc::channel(log::QUEUE_MAX);
+                let settings = DecisionLog {
+                    file: folder.join(format!("{endpoints}.jsonl")),
+                    bytes_max: 64 << 20,
+                    files_max: 2,
+                };
+                let writing = tokio::spawn(log::run(settings, lines, metrics.clone()));
+                (Some(sender), Some(writing))
+            }
+            _ => (None, None),
+        };
+        let kept = match watched {
+            Watched::Off => 0,
+            _ => config.decisions.kept_bytes_max,
+        };
+        let pool = TokenPool::of_all_cores(64, Duration::from_secs(5), metrics.tokenizer());
+        let scheduler = Scheduler::new(Parts {
+            fleet: receiver,
+            index,
+            replicas: None,
+            audit: Arc::new(Audit::new(metrics.clone())),
+            decisions: Arc::new(Decisions::new(kept, log, metrics.clone())),
+            parity: Parity::of([MODEL.into()]),
+            routes: watch::channel(Arc::default()).1,
+            reader: Reader::new(models.clone(), Arc::new(pool)),
+            policy: config.policy,
+            saturation: config.load.saturation,
+            admission: config.admission,
+            decision_max: Duration::from_secs(60),
+            metrics: metrics.clone(),
+        });
+        Self {
+            scheduler,
+            metrics,
+            _fleet: sender,
+            _log: writing,
+        }
+    }
+
+    /// CPU of a request, from its body to its end.
+    async fn round(&self, bodies: &[String]) -> anyhow::Result<Duration> {
+        let began = cpu();
+        for (number, body) in bodies.iter().enumerate() {
+            let ask = Ask {
+                request_id: format!("request-{number}"),
+                path: "/v1/chat/completions".into(),
+                content_type: None,
+                body: body.clone().into(),
+                subset: None,
+                objective: None,
+                session: None,
+            };
+            let mut placed = self.scheduler.place(ask).await?;
+            placed.first_output(true);
+            let usage = Usage {
+                prompt_tokens: placed.choice().prompt_tokens,
+                completion_tokens: 10,
+                cached_tokens: Some(placed.choice().predicted_cached_tokens),
+                unasked: false,
+            };
+            placed.finish(Outcome {
+                status: Some(200),
+                usage: Some(usage),
+                served: None,
+                whole: true,
+            });
+            tokio::task::yield_now().await;
+        }
+        self.metrics.handle().run_upkeep();
+        Ok((cpu() - began) / bodies.len() as u32)
+    }
+}
+
+/// Conversations of eight turns, some 2,000 tokens, whose last turn is new.
+fn bodies(round: usize) -> Vec<String> {
+    let words = "the cache holds what it was asked and answers as it did before ";
+    let body = |request: usize| {
+        let turn = |at: usize| {
+            let role = if at.is_multiple_of(2) {
+                "user"
+            } else {
+                "assistant"
+            };
+            let new = if at == 7 { round } else { 0 };
+            let text = format!("{request} {at} {new} {}", words.repeat(18));
+            serde_json::json!({"role": role, "content": text})
+        };
+        let turns: Vec<_> = (0..8).map(turn).collect();
+        serde_json::json!({"model": MODEL, "messages": turns}).to_string()
+    };
+    (0..REQUESTS).map(|request| body(request % 50)).collect()
+}
+
+fn median(mut all: Vec<Duration>) -> Duration {
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+async fn models(config: &mut Config) -> anyhow::Result<watch::Receiver<Arc<Models>>> {
+    config.models.push(Model {
+        names: vec![MODEL.into()],
+        adapters: Vec::new(),
+        source: Source::Folder(tokenizer()),
+        engine: Engine::default(),
+        render: RenderSettings::default(),
+    });
+    let hub = Hub::new("http://127.0.0.1:1", None);
+    let (loader, mut models) = Loader::new(config, hub, &Metrics::default(), &Readiness::default());
+    tokio::spawn(loader.run());
+    let loaded = |models: &Arc<Models>| models.states().all(|(_, cache)| cache.is_some());
+    models.wait_for(loaded).await.context("run make setup")?;
+    Ok(models)
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let models = models(&mut Config::default()).await?;
+    let folder = tempfile::tempdir()?;
+    println!(
+        "CPU of a request of some 2,000 tokens, from body to end; medians of {ROUNDS} rounds of {REQUESTS}"
+    );
+    println!(
+        "{:>9}  {:>9}  {:>16}  {:>16}",
+        "endpoints", "off", "kept", "kept and logged"
+    );
+    for endpoints in [4, 64] {
+        let all = [Watched::Off, Watched::Kept, Watched::Logged];
+        let pickers = all.map(|watched| Picker::new(watched, endpoints, &models, folder.path()));
+        let mut took = [const { Vec::new() }; 3];
+        for round in 0..=ROUNDS {
+            let bodies = bodies(round);
+            for (picker, took) in pickers.iter().zip(&mut took) {
+                took.push(picker.round(&bodies).await?);
+            }
+        }
+        // The first round fills the segment cache.
+        let [off, kept, logged] = took.map(|mut all| median(all.split_off(1)));
+        let micros = |took: Duration| took.as_secs_f64() * 1e6;
+        let more = |took: Duration| 100.0 * (micros(took) / micros(off) - 1.0);
+        println!(
+            "{endpoints:>9}  {:>6.1} us  {:>6.1} us {:>+4.1} %  {:>6.1} us {:>+4.1} %",
+            micros(off),
+            micros(kept),
+            more(kept),
+            micros(logged),
+            more(logged),
+        );
+    }
+    Ok(())
+}
