@@ -13,6 +13,7 @@ pub mod pod;
 pub mod process;
 pub mod publisher;
 pub mod sim;
+pub mod stack;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,55 @@
+//! Simulated servers, the kvscout process and Envoy, and conversations through them.
+
+use std::path::{Path, PathBuf};
+
+use kvscout_sim::engine::EngineConfig;
+use kvscout_sim::load::{Load, Schedule};
+use kvscout_sim::stack::{Parts, Plan, Ports, Stack};
+use kvscout_sim::timing::Timing;
+
+use super::tokenizer;
+
+/// The binary of the test's own build is named by `env!("CARGO_BIN_EXE_kvscout")`.
+pub async fn start(kvscout: &str, pods: usize) -> Stack {
+    let plan = Plan {
+        parts: Parts {
+            kvscout: kvscout.into(),
+            envoy: std::env::var_os("KVSCOUT_ENVOY").map_or_else(
+                || Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/venv/bin/envoy"),
+                PathBuf::from,
+            ),
+            tokenizer: tokenizer(),
+        },
+        model: "/model/qwen".into(),
+        pods,
+        engine: EngineConfig {
+            num_gpu_blocks: 1024,
+            ..EngineConfig::default()
+        },
+        timing: Timing::INSTANT,
+        ports: Ports::FREE,
+    };
+    Stack::start(plan).await.expect("run make setup")
+}
+
+/// 12 users share their instructions, each asks three times, and all is routed.
+pub async fn converse(stack: &Stack) {
+    let load = Load {
+        schedule: Schedule {
+            users: 12,
+            rounds: 3,
+            rate: 10.0,
+        },
+        system_words: 200,
+        user_words: 300,
+        answer_tokens: 20,
+        seed: 0,
+    };
+    let client = stack.client(stack.routed).expect("a client");
+    let samples = load.run(&client, |_| ()).await;
+    let failed: Vec<_> = samples
+        .iter()
+        .filter(|sample| sample.result.is_err())
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
