@@ -16,7 +16,7 @@ use crate::index::Index;
 /// Prefixes in one answer: as many as a person looks through. Among 500 endpoints some 400 kB.
 pub const LIMIT: usize = 96;
 
-/// How old an answer may be, however many ask: looking through a large index takes a good part of a second.
+/// How old an answer may be, however many ask: looking through a large index takes a core for a while.
 const AGE_MAX: Duration = Duration::from_secs(2);
 
 /// The largest prefixes that endpoints or prompts share, each behind the one that it goes on from.
