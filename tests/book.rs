@@ -65,7 +65,7 @@ fn commands() -> Vec<Shown> {
     all
 }
 
-/// A picker of two servers, of which one holds what request.json asks.
+/// A picker of two servers that hold what request.json asks.
 async fn served(folder: &Path) -> (Served, [server::Bound; 2]) {
     let pods = [sim::pod(64, 0, None).await, sim::pod(64, 1, None).await];
     let pods = pods.map(|pod| pod.expect("a server"));
@@ -81,10 +81,12 @@ async fn served(folder: &Path) -> (Served, [server::Bound; 2]) {
     let request =
         json!({"model": "sim", "messages": [{"role": "user", "content": words}]}).to_string();
     write(folder, "request.json", &request);
-    let asked = post("/v1/chat/completions")
-        .body(full(request))
-        .expect("a request");
-    assert_eq!(http::send(pods[1].addresses.http, asked).await.status, 200);
+    // What a server has told nothing of is not live.
+    for pod in &pods {
+        let asked = post("/v1/chat/completions").body(full(request.clone()));
+        let answer = http::send(pod.addresses.http, asked.expect("a request")).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
     (served, pods)
 }
 
@@ -94,9 +96,11 @@ async fn every_command_of_the_book_does_what_it_shows() {
     let folder = folder.path();
     let (served, _pods) = served(folder).await;
     let admin = served.admin();
-    soon("both are live", async {
+    soon("both are live, and the model is loaded", async {
         let live = |all: &serde_json::Value| (0..2).all(|at| all[at]["trust"] == "live");
-        while !live(&http::get(admin, "/endpoints").await.json()) {
+        while !live(&http::get(admin, "/endpoints").await.json())
+            || http::get(admin, "/readyz").await.status != 200
+        {
             tokio::time::sleep(harness::PATIENCE / 1000).await;
         }
     })
@@ -118,7 +122,11 @@ async fn every_command_of_the_book_does_what_it_shows() {
         output,
     } in commands()
     {
-        let command = command.replace("localhost:9090", &admin.to_string());
+        // Both streams as a terminal shows them.
+        let command = format!(
+            "exec 2>&1; {}",
+            command.replace("localhost:9090", &admin.to_string())
+        );
         let mut shell = Command::new("bash");
         shell.args(["-o", "pipefail", "-c", &command]);
         let ended = shell
@@ -126,7 +134,7 @@ async fn every_command_of_the_book_does_what_it_shows() {
             .env("PATH", &path)
             .output()
             .expect("a shell");
-        let said = text(&ended.stdout) + &text(&ended.stderr);
+        let said = text(&ended.stdout);
         assert!(ended.status.success(), "{chapter}: {command}\n{said}");
         let mut rest = &said[..];
         for part in output {

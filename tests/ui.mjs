@@ -59,7 +59,12 @@ async function live(scheme) {
   await page.click("#decisions button");
   await page.waitForFunction(() => document.querySelectorAll("#details tbody tr").length > 1);
   await accessible(page, scheme);
-  if (screenshot && scheme === "light") await page.screenshot({path: screenshot, fullPage: false});
+  if (screenshot && scheme === "light") {
+    await page.click("#prefixes button");
+    await page.waitForFunction(() => document.querySelector("#details h3").textContent === "A prefix");
+    await page.evaluate(() => { document.activeElement.blur(); for (const one of [window, ...document.querySelectorAll(".scroll")]) one.scrollTo(0, 0); });
+    await page.screenshot({path: screenshot});
+  }
   assert.deepEqual(page.complaints, []);
   await page.close();
 }

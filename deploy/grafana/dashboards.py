@@ -160,7 +160,7 @@ DASHBOARDS = {
         timeseries("Endpoints past a threshold, or avoided", "short", (f"sum({most('kvscout_endpoint_saturated', 'endpoint')})", "saturated"), (f"sum({most('kvscout_endpoint_avoided', 'endpoint')})", "avoided")),
         timeseries("Waiting for room, and shed", "short", (added("kvscout_admission_waiting"), "waiting"), (total("kvscout_requests_shed_total", "reason, criticality"), "shed: {{reason}} {{criticality}}"), why="Empty lines where nothing was shed."),
         timeseries("First output, by what decided", "s", (quantile(0.5, "kvscout_first_output_seconds", "decided_by"), "p50 {{decided_by}}"), (quantile(0.95, "kvscout_first_output_seconds", "decided_by"), "p95 {{decided_by}}"), why="From the choice to the first bytes of streamed answers."),
-        timeseries("Replicas", "short", (f"count({chosen(of('kvscout_build_info'))})", "scraped"), (f"min {chosen(of('kvscout_replica_peers'))} + 1", "that hear each other"), why="The second line is there with replicas.share."),
+        timeseries("Replicas", "short", (f"count({chosen(of('kvscout_build_info'))})", "scraped"), (f"min {chosen(of('kvscout_replica_peers'))} + 1", "that hear each other"), why="Empty but for the first line without replicas.share."),
     ),
     "audit": dashboard(
         "kvscout-audit", "Prediction and audit",
@@ -212,7 +212,7 @@ DASHBOARDS = {
         heatmap("Decisions", "kvscout_decision_seconds"),
         timeseries("By stage, p99", "s", (quantile(0.99, "kvscout_decision_stage_seconds", "stage"), "{{stage}}")),
         timeseries("By stage, mean", "s", (mean("kvscout_decision_stage_seconds", "stage"), "{{stage}}"), stacked=True),
-        timeseries("Long prompts: wait for a core, and reading", "s", (quantile(0.99, "kvscout_tokenizer_wait_seconds"), "wait p99"), (quantile(0.99, "kvscout_tokenizer_work_seconds"), "reading p99"), (quantile(0.5, "kvscout_tokenizer_work_seconds"), "reading p50")),
+        timeseries("Long prompts: wait for a core, and reading", "s", (quantile(0.99, "kvscout_tokenizer_wait_seconds"), "wait p99"), (quantile(0.99, "kvscout_tokenizer_work_seconds"), "reading p99"), (quantile(0.5, "kvscout_tokenizer_work_seconds"), "reading p50"), why="Empty while all prompts are short, which are read at once."),
         timeseries("Long prompts", "short", (added("kvscout_tokenizer_waiting"), "waiting"), (added("kvscout_tokenizer_working"), "being read")),
         timeseries("Text found tokenized, by model", "percentunit", (share(total("kvscout_token_cache_text_bytes_total", "model", 'result="hit"'), total("kvscout_token_cache_text_bytes_total", "model")), "{{model}}"), why="Empty without requests, or without a configured model."),
         timeseries("Segment caches", "bytes", (most("kvscout_token_cache_bytes", "model"), "{{model}}"), why="Empty without a configured model."),

@@ -32,24 +32,28 @@ pub async fn start(kvscout: &str, pods: usize) -> Stack {
     Stack::start(plan).await.expect("run make setup")
 }
 
-/// 12 users share their instructions, each asks three times, and all is routed.
+/// Users in two groups, each with its own instructions, ask three times: first past kvscout, so that servers
+/// share what each of them asks, and then routed.
 pub async fn converse(stack: &Stack) {
-    let load = Load {
-        schedule: Schedule {
-            users: 12,
-            rounds: 3,
-            rate: 10.0,
-        },
-        system_words: 200,
-        user_words: 300,
-        answer_tokens: 20,
-        seed: 0,
-    };
-    let client = stack.client(stack.routed).expect("a client");
-    let samples = load.run(&client, |_| ()).await;
-    let failed: Vec<_> = samples
-        .iter()
-        .filter(|sample| sample.result.is_err())
-        .collect();
-    assert!(failed.is_empty(), "{failed:#?}");
+    for (to, seed) in [stack.plain, stack.routed]
+        .into_iter()
+        .flat_map(|to| [(to, 0), (to, 1_000)])
+    {
+        let load = Load {
+            schedule: Schedule {
+                users: 8,
+                rounds: 3,
+                rate: 20.0,
+            },
+            system_words: 200,
+            user_words: 300,
+            answer_tokens: 20,
+            seed,
+        };
+        let client = stack.client(to).expect("a client");
+        let samples = load.run(&client, |_| ()).await;
+        let failed = samples.iter().filter(|sample| sample.result.is_err());
+        let failed: Vec<_> = failed.collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+    }
 }
