@@ -119,3 +119,25 @@ impl Prefixes {
 pub async fn prefixes(State(admin): State<Admin>) -> Response {
     json(&*admin.prefixes.get().await)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn however_many_ask_at_once_it_is_made_once() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = made.clone();
+        let page = PrefixesPage::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Prefixes {
+                endpoints: Vec::new(),
+                prefixes: Vec::new(),
+            }
+        });
+        tokio::join!(page.get(), page.get(), page.get());
+        assert_eq!(made.load(Ordering::Relaxed), 1);
+    }
+}

@@ -47,8 +47,14 @@ struct Below {
     ends: u32,
 }
 
-/// The holders that count: of each endpoint its own cache of full attention.
-type Names = HashMap<Holder, EndpointId>;
+/// The holders that count, by number: of each endpoint its own cache of full attention.
+struct Names(Vec<Option<EndpointId>>);
+
+impl Names {
+    fn of(&self, holder: Holder) -> Option<EndpointId> {
+        self.0.get(usize::from(holder.0)).copied().flatten()
+    }
+}
 
 impl Index {
     /// The largest prefixes that endpoints or prompts share, so many at most; each stands behind the one that
@@ -77,11 +83,17 @@ impl Index {
 
     fn main_holders(&self) -> Names {
         let seats = self.shared.seats.read();
-        let mains = seats.by_endpoint.iter().filter_map(|(endpoint, seat)| {
-            let main = seat.view.caches.get(seat.view.main?)?;
-            Some((main.any?, *endpoint))
-        });
-        mains.collect()
+        let mut names = Vec::new();
+        for (endpoint, seat) in &seats.by_endpoint {
+            let main = seat.view.main.and_then(|main| seat.view.caches.get(main));
+            let Some(holder) = main.and_then(|main| main.any) else {
+                continue;
+            };
+            let number = usize::from(holder.0);
+            names.resize(names.len().max(number + 1), None);
+            names[number] = Some(*endpoint);
+        }
+        Names(names)
     }
 }
 
@@ -90,7 +102,7 @@ fn survey(forest: &Forest, tree: usize, names: &Names) -> Vec<Seen> {
     let mut seen = Vec::new();
     let runs = forest.read(tree).runs();
     for few in slices(runs, LOOKED_AT_ONCE) {
-        let counts = |holder| names.contains_key(&holder);
+        let counts = |holder| names.of(holder).is_some();
         seen.extend(forest.read(tree).survey(few, counts));
     }
     seen
@@ -141,7 +153,7 @@ fn told(forest: &Forest, names: &Names, ranked: &[Ranked]) -> Vec<Prefix> {
         };
         let parent: Option<usize> = parent.flatten();
         let held = contents.held.into_iter();
-        let holders = held.filter_map(|(holder, len)| Some((*names.get(&holder)?, len)));
+        let holders = held.filter_map(|(holder, len)| Some((names.of(holder)?, len)));
         places.insert((*tree, run.run), told.len());
         told.push(Prefix {
             key: contents.key,
