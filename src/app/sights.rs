@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use crate::admin::{EndpointScore, EndpointState};
+use crate::admin::{EndpointScore, EndpointState, Prefixes};
 use crate::audit::Audit;
 use crate::config::Saturation;
 use crate::decisions::Decisions;
@@ -35,12 +35,18 @@ pub(super) struct Sights {
 
 impl Sights {
     /// What is known of each endpoint.
-    pub fn endpoints(&self) -> Vec<EndpointState> {
-        let fleet = self.fleet.borrow().clone();
+    pub fn endpoints(&self, digests: bool) -> Vec<EndpointState> {
+        let (fleet, saturation) = (self.fleet.borrow().clone(), &self.saturation);
         let states = fleet.endpoints.iter();
         states
-            .map(|endpoint| state(endpoint, &self.index))
+            .map(|one| EndpointState::of(one, &self.index, saturation, digests))
             .collect()
+    }
+
+    /// What prompts share.
+    pub fn prefixes(&self) -> Prefixes {
+        let fleet = self.fleet.borrow().clone();
+        Prefixes::of(&self.index, &fleet)
     }
 
     /// How predictions have come out.
@@ -97,21 +103,6 @@ impl Sights {
             models: states.collect(),
             parity: parity.collect(),
         });
-    }
-}
-
-fn state(endpoint: &Endpoint, index: &Index) -> EndpointState {
-    let trust = endpoint.trust_since();
-    let (copies, digest) = index.digest(endpoint.id);
-    EndpointState {
-        name: endpoint.name.clone(),
-        address: endpoint.address.to_string(),
-        trust: trust.trust.as_str(),
-        reason: trust.reason,
-        since_s: trust.since.elapsed().as_secs_f64(),
-        blocks: index.blocks_of(endpoint.id),
-        copies,
-        digest: format!("{digest:016x}"),
     }
 }
 

@@ -23,16 +23,12 @@ pub async fn of(address: SocketAddr) -> Option<u64> {
     }
 }
 
-/// The family of vLLM that says so, as labels.
-const FAMILY: &str = "vllm:cache_config_info";
-
 /// Copies that an engine's own cache holds at most, of its `/metrics` text; none where it does not
 /// say. Of several ranks behind one port the largest counts: they are configured alike.
 fn read(metrics: &str) -> Option<u64> {
-    let samples = report::samples(metrics, |family| family == FAMILY);
-    let blocks = samples.filter_map(|sample| sample.label("num_gpu_blocks")?.parse::<u64>().ok());
-    // One block is vLLM's null block, which holds nothing.
-    blocks.max()?.checked_sub(1)
+    let samples = report::samples(metrics, |family| family == report::CACHE_CONFIG);
+    let blocks = samples.filter_map(|sample| sample.cache_blocks());
+    blocks.reduce(f64::max).map(|blocks| blocks as u64)
 }
 
 #[cfg(test)]

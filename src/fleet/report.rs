@@ -21,7 +21,10 @@ const FIRST_OUTPUTS: &str = "vllm:time_to_first_token_seconds_count";
 /// Adapters as labels, the time as value. Old sets of labels stay.
 const LORA: &str = "vllm:lora_requests_info";
 
-const OF_AN_ENGINE: [&str; 9] = [
+/// The cache's configuration as labels.
+pub const CACHE_CONFIG: &str = "vllm:cache_config_info";
+
+const OF_AN_ENGINE: [&str; 10] = [
     WAITING,
     RUNNING,
     KV_USAGE[0],
@@ -31,6 +34,7 @@ const OF_AN_ENGINE: [&str; 9] = [
     CACHED_TOKENS[1],
     CACHED_TOKENS[2],
     FIRST_OUTPUTS,
+    CACHE_CONFIG,
 ];
 
 /// What an engine says of its load. It is as of the engine's last step.
@@ -42,6 +46,8 @@ pub struct Report {
     pub running: u32,
     /// The share of KV blocks that requests use, 0 to 1: what is cached and unused counts as free.
     pub kv_usage: Option<f64>,
+    /// Blocks that its cache has room for.
+    pub cache_blocks: Option<u64>,
     /// What it has prefilled since it started.
     pub prefilled: Option<Prefilled>,
     /// Its adapters, if it has any. The page does not say which engine's.
@@ -108,7 +114,13 @@ impl Page {
         if let Some(family) = known {
             let engine = sample.label("engine").unwrap_or_default();
             let engine = self.engines.entry(engine.to_owned()).or_default();
-            engine.insert(family, sample.value);
+            let value = match *family {
+                CACHE_CONFIG => sample.cache_blocks(),
+                _ => Some(sample.value),
+            };
+            if let Some(value) = value {
+                engine.insert(family, value);
+            }
         } else if self.lora.as_ref().is_none_or(|(at, _)| *at <= sample.value) {
             self.lora = Some((sample.value, adapters(sample)));
         }
@@ -150,6 +162,7 @@ fn report(engine: &BTreeMap<&'static str, f64>) -> Option<Report> {
         waiting: count(value(WAITING)?)?,
         running: count(value(RUNNING)?)?,
         kv_usage: first(&KV_USAGE).filter(|usage| (0.0..=1.0).contains(usage)),
+        cache_blocks: value(CACHE_CONFIG).map(|blocks| blocks as u64),
         prefilled: value(FIRST_OUTPUTS).and_then(prefilled),
         lora: None,
     })
@@ -160,6 +173,7 @@ fn add(a: Report, b: Report) -> Report {
         waiting: a.waiting.saturating_add(b.waiting),
         running: a.running.saturating_add(b.running),
         kv_usage: a.kv_usage.zip(b.kv_usage).map(|(a, b)| a.min(b)),
+        cache_blocks: a.cache_blocks.zip(b.cache_blocks).map(|(a, b)| a + b),
         prefilled: a.prefilled.zip(b.prefilled).map(|(a, b)| Prefilled {
             tokens: a.tokens + b.tokens,
             requests: a.requests + b.requests,
@@ -203,6 +217,14 @@ impl<'a> Sample<'a> {
         let mut labels = self.labels.iter();
         let found = labels.find(|(label, _)| *label == name);
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// Of [`CACHE_CONFIG`]: the blocks of an engine's cache; none where it does not say.
+    #[must_use]
+    pub fn cache_blocks(&self) -> Option<f64> {
+        let blocks = self.label("num_gpu_blocks")?.parse::<u32>().ok()?;
+        // One is vLLM's null block, which holds nothing.
+        blocks.checked_sub(1).map(f64::from)
     }
 
     fn read(family: &'a str, rest: &'a str) -> Option<Self> {

@@ -197,7 +197,7 @@ impl Shared {
         let mut by_age: BTreeMap<u32, usize> = BTreeMap::new();
         for tree in self.forest.trees() {
             let runs = tree.read().runs();
-            for few in slices(runs) {
+            for few in slices(runs, LOOKED_AT_ONCE) {
                 for (touched, bytes) in tree.read().leaves(few) {
                     *by_age.entry(touched).or_default() += bytes;
                 }
@@ -214,7 +214,7 @@ impl Shared {
         let mut holders = HashSet::new();
         for tree in self.forest.trees() {
             let runs = tree.read().runs();
-            for few in slices(runs) {
+            for few in slices(runs, LOOKED_AT_ONCE) {
                 tree.write().condemn(few, until, &mut left, &mut holders);
             }
         }
@@ -223,12 +223,11 @@ impl Shared {
 }
 
 /// So many at a time.
-fn slices(runs: Range<u32>) -> impl Iterator<Item = Range<u32>> {
-    let step = LOOKED_AT_ONCE as u32;
+pub(super) fn slices(runs: Range<u32>, at_once: usize) -> impl Iterator<Item = Range<u32>> {
     let Range { start, end } = runs;
     (start..end)
-        .step_by(LOOKED_AT_ONCE)
-        .map(move |from| from..end.min(from.saturating_add(step)))
+        .step_by(at_once)
+        .map(move |from| from..end.min(from.saturating_add(at_once as u32)))
 }
 
 impl Book {

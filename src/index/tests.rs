@@ -919,3 +919,73 @@ proptest! {
         prop_assert_eq!(index.size().pairs, naive.copies.len());
     }
 }
+
+#[test]
+fn shared_prefixes_are_told_with_their_holders_and_what_stands_behind() {
+    let (index, other) = (Index::default(), EndpointId(2));
+    // A system prompt of two blocks, from which two chats go on at one pod and one at another; and a prompt that
+    // nobody shares, longer than all of these.
+    let system = || store(None, &[1, 2], &[1, 1, 2, 2]);
+    index.apply(
+        POD,
+        &[
+            system(),
+            store(Some(2), &[3, 4, 5], &[3, 3, 3, 4, 3, 5]),
+            store(Some(2), &[6], &[6, 6]),
+            store(None, &[20, 21, 22, 23, 24, 25], &[9; 12]),
+        ],
+    );
+    index.apply(other, &[system(), store(Some(2), &[3, 4], &[3, 3, 3, 4])]);
+    let [shared, chat] = &index.prefixes(10)[..] else {
+        panic!("{:?}", index.prefixes(10));
+    };
+    assert_eq!((shared.parent, shared.before, shared.blocks), (None, 0, 2));
+    assert_eq!((shared.ends, shared.pairs), (2, 2 * 2 + 3 + 2 + 1));
+    let sorted = |prefix: &Prefix| {
+        let mut holders = prefix.holders.clone();
+        holders.sort_unstable();
+        holders
+    };
+    assert_eq!(sorted(shared), [(POD, 2), (other, 2)]);
+    assert_eq!((chat.parent, chat.before, chat.blocks), (Some(0), 2, 3));
+    assert_eq!(sorted(chat), [(POD, 3), (other, 2)]);
+    let whole = chain(&[1, 1, 2, 2, 3, 3, 3, 4, 3, 5]);
+    assert_eq!(whole.keys.last(), Some(&chat.key));
+    assert_eq!(index.prefixes(1).len(), 1, "the largest");
+    index.forget(POD);
+    assert_eq!(
+        index.prefixes(10),
+        [],
+        "one holds all, and no two prompts part"
+    );
+}
+
+proptest! {
+    /// Of what is shared, whoever is told of has the one that it goes on from before it, which holds as much and
+    /// more.
+    #[test]
+    fn a_prefix_follows_the_one_that_it_goes_on_from(
+        prompts in prop::collection::vec((1u32..4, prop::collection::vec(0u8..3, 1..8)), 1..40),
+        limit in 1usize..20,
+    ) {
+        let index = Index::default();
+        for (endpoint, branches) in prompts {
+            let tokens: Vec<TokenId> = branches.iter().flat_map(|at| [TokenId::from(*at); 2]).collect();
+            let names = (1..=branches.len()).map(|end| xxh3_64_with_seed(&branches[..end], 0));
+            let names: Vec<u64> = names.collect();
+            index.apply(EndpointId(endpoint), &[store(None, &names, &tokens)]);
+        }
+        let told = index.prefixes(limit);
+        prop_assert!(told.len() <= limit);
+        for (at, prefix) in told.iter().enumerate() {
+            prop_assert!(prefix.holders.len() > 1 || prefix.ends > 1);
+            prop_assert!(prefix.holders.iter().all(|(_, len)| *len <= prefix.blocks));
+            let Some(parent) = prefix.parent else { continue };
+            prop_assert!(parent < at && told[parent].pairs > prefix.pairs);
+            prop_assert_eq!(prefix.before, told[parent].before + told[parent].blocks);
+            for (holder, _) in &prefix.holders {
+                prop_assert!(told[parent].holders.contains(&(*holder, told[parent].blocks)));
+            }
+        }
+    }
+}

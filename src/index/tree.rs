@@ -26,8 +26,11 @@ use crate::index::slab::Slab;
 
 mod hold;
 mod shape;
+mod survey;
 #[cfg(test)]
 mod sound;
+
+pub(super) use survey::Seen;
 
 /// Blocks in a run at most: splitting or joining one takes a few microseconds.
 const RUN_MAX: usize = 1024;

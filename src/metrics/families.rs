@@ -593,6 +593,18 @@ pub fn all() -> impl Iterator<Item = &'static Family> {
     SUBJECTS.iter().flat_map(|subject| subject.families)
 }
 
+/// The family of a series, by the series' name: of a histogram there are three, with endings.
+#[must_use]
+pub fn of_series(name: &str) -> Option<&'static Family> {
+    all().find(|family| {
+        let ending = name.strip_prefix(family.name);
+        match family.kind {
+            Kind::Histogram => matches!(ending, Some("_bucket" | "_sum" | "_count")),
+            Kind::Counter | Kind::Gauge => ending == Some(""),
+        }
+    })
+}
+
 /// The page that documents them: `docs/metrics.md`.
 #[must_use]
 pub fn page() -> String {

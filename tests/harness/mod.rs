@@ -15,6 +15,7 @@ pub mod process;
 pub mod publisher;
 pub mod script;
 pub mod sim;
+pub mod stack;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -11,21 +11,22 @@ fn of_all(text: &str) -> Result<Report, Unread> {
 #[test]
 fn each_rank_finds_itself_on_the_page_of_a_real_server() {
     let page = Page::read(TWO_RANKS);
-    let said = |waiting, running, requests| Report {
+    let said = |waiting, running, requests, cache_blocks| Report {
         waiting,
         running,
         kv_usage: Some(0.789_473_684_210_526_3),
+        cache_blocks: Some(cache_blocks),
         prefilled: Some(Prefilled {
             tokens: 610.0 * requests,
             requests,
         }),
         lora: None,
     };
-    assert_eq!(page.of(Some(0)), Ok(said(7, 3, 4.0)));
-    assert_eq!(page.of(Some(1)), Ok(said(0, 3, 3.0)));
+    assert_eq!(page.of(Some(0)), Ok(said(7, 3, 4.0, 191)));
+    assert_eq!(page.of(Some(1)), Ok(said(0, 3, 3.0, 191)));
     assert_eq!(
         page.of(None),
-        Ok(said(7, 6, 7.0)),
+        Ok(said(7, 6, 7.0, 382)),
         "where nobody says ranks"
     );
     let missing = page.of(Some(2)).expect_err("there are two");
