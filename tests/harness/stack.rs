@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kvscout::config::Tls;
 use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::load::{Load, Schedule};
 use kvscout_sim::stack::{Parts, Plan, Ports, Stack};
@@ -28,6 +29,7 @@ pub async fn start(kvscout: &str, pods: usize) -> Stack {
         },
         timing: Timing::INSTANT,
         ports: Ports::FREE,
+        tls: Tls::default(),
     };
     Stack::start(plan).await.expect("run make setup")
 }
