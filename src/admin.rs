@@ -11,7 +11,6 @@ use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -21,6 +20,7 @@ pub use self::prefixes::{Prefix, Prefixes, PrefixesPage};
 use crate::audit::score::Tally;
 use crate::config::Pages;
 use crate::decisions::Decisions;
+use crate::metrics::Handle;
 use crate::readiness::Readiness;
 use crate::scheduler::Scheduler;
 
@@ -36,7 +36,7 @@ mod ui;
 #[derive(Clone)]
 pub struct Admin {
     /// Renders the metrics.
-    pub metrics: PrometheusHandle,
+    pub metrics: Handle,
     /// Reads sizes into them first.
     pub observe: Arc<dyn Fn() + Send + Sync>,
     /// What is waited for.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
@@ -54,6 +54,8 @@ pub struct App {
     bound: Bound,
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
     ending: watch::Sender<Phase>,
+    /// Of the tasks that run, those of [`FINISHING`].
+    finishing: usize,
     readiness: Readiness,
     health: Health,
     notice: Duration,
@@ -70,6 +72,8 @@ enum Phase {
     Ending,
 }
 
+/// Tasks that have something to finish when they are told to end: exchanges, and a lease to give back.
+const FINISHING: [&str; 2] = ["ext_proc", "leader"];
 /// Between two clean-ups of the metrics: histograms keep every sample until one.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// After the drain limit: from "no more time" to the end of every task.
@@ -133,6 +137,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         bound,
         tasks: JoinSet::new(),
         ending,
+        finishing: 0,
         readiness,
         health,
         notice: Duration::from_millis(config.limits.drain_notice_ms),
@@ -196,7 +201,10 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             decisions::log::run(log, logged, metrics.clone()),
         );
     }
-    app.spawn("upkeep", upkeep(metrics.clone()));
+    let known = fleet.clone();
+    let counted = audit.clone();
+    let forget_gone = move |fleet: &Fleet| counted.forget_gone(fleet);
+    app.spawn("upkeep", upkeep(metrics.clone(), known, forget_gone));
     // Probes are answered until the very end: health and admin are never told to end.
     let (health, never) = (app.health.clone(), std::future::pending());
     app.spawn("health", async move {
@@ -273,15 +281,15 @@ impl App {
         self.drain().await
     }
 
-    /// Ends with the ext_proc server, whose own limit is the drain limit; everything else
-    /// serves it, or is told to end as well.
+    /// Ends with the tasks of [`FINISHING`], whose own limits are the drain limit or less; everything
+    /// else serves them, or is told to end as well.
     async fn drain(&mut self) -> anyhow::Result<()> {
-        while let Some(ended) = self.tasks.join_next().await {
+        while self.finishing > 0
+            && let Some(ended) = self.tasks.join_next().await
+        {
             let (name, result) = ended?;
             result.with_context(|| format!("{name} failed"))?;
-            if name == "ext_proc" {
-                break;
-            }
+            self.finishing -= usize::from(FINISHING.contains(&name));
         }
         if tokio::time::timeout(JOIN_MAX, self.tasks.shutdown())
             .await
@@ -302,6 +310,7 @@ impl App {
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
+        self.finishing += usize::from(FINISHING.contains(&name));
         self.tasks.spawn(async move { (name, task.await) });
     }
 
@@ -314,11 +323,20 @@ impl App {
     }
 }
 
-/// Cleans up the metrics again and again, whether anybody reads them or not.
-pub(crate) async fn upkeep(metrics: Arc<Metrics>) -> anyhow::Result<()> {
+/// Cleans up the metrics again and again, whether anybody reads them or not; `forget_gone` gives up what
+/// somebody else holds of endpoints that have left.
+pub(crate) async fn upkeep(
+    metrics: Arc<Metrics>,
+    fleet: watch::Receiver<Arc<Fleet>>,
+    forget_gone: impl Fn(&Fleet),
+) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
         ticks.tick().await;
+        let known = fleet.borrow().clone();
+        forget_gone(&known);
+        let is_there = |name: &str| known.heard().any(|endpoint| endpoint.name == name);
+        metrics.forget_gone(is_there, Instant::now());
         metrics.handle().run_upkeep();
     }
 }

@@ -115,6 +115,12 @@ impl Audit {
         all.entry(endpoint.id).or_insert(counted).clone()
     }
 
+    /// Lets go what is counted of endpoints that have left.
+    pub fn forget_gone(&self, fleet: &Fleet) {
+        let is_there = |id| fleet.heard().any(|endpoint| endpoint.id == id);
+        self.counted.write().retain(|id, _| is_there(*id));
+    }
+
     /// The score of an endpoint, if anything was placed there.
     #[must_use]
     pub fn score(&self, endpoint: EndpointId) -> Option<score::Tally> {

@@ -5,7 +5,7 @@
 //! fleet's endpoint names, the configuration's model names, and words from our own source.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{
@@ -16,12 +16,14 @@ use metrics_util::MetricKindMask;
 use crate::config;
 
 mod endpoint;
+mod endpoints;
 pub mod families;
 mod inference;
 mod requests;
 mod sizes;
 
 pub use endpoint::{CAUSES, EndpointMetrics};
+use endpoints::Recorders;
 use families::Kind;
 use inference::InferenceNames;
 pub use inference::Running;
@@ -34,8 +36,9 @@ const SECONDS: &[f64] = &[
     2.0, 5.0, 10.0, 20.0, 50.0,
 ];
 
-/// Gauges are set at every scrape; one that was not for this long is of an endpoint that left.
-const GAUGE_IDLE_MAX: Duration = Duration::from_secs(60);
+/// Gauges are set at every scrape; one that was not for this long is of an endpoint that left. So long
+/// stays what was counted of it, too.
+const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Tokens that predictions are off: none, and then blocks of 16 in steps of 4.
 const ERROR_TOKENS: &[f64] = &[0.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0];
@@ -74,6 +77,8 @@ const BUCKETS: &[(&str, &[f64])] = &[
 /// Where every measurement goes.
 pub struct Metrics {
     recorder: PrometheusRecorder,
+    /// What is held by whoever works for an endpoint.
+    endpoints: Arc<Recorders>,
     pool: Arc<str>,
     requests: Requests,
     inference: Option<InferenceNames>,
@@ -89,16 +94,8 @@ impl Metrics {
     /// With the names that an operator wants.
     #[must_use]
     pub fn new(settings: &config::Metrics) -> Self {
-        let with_buckets = |builder: PrometheusBuilder, (ending, buckets): &(&str, &[f64])| {
-            let matcher = Matcher::Suffix((*ending).to_owned());
-            builder
-                .set_buckets_for_metric(matcher, buckets)
-                .expect("the buckets are not empty")
-        };
-        let recorder = BUCKETS
-            .iter()
-            .fold(PrometheusBuilder::new(), with_buckets)
-            .idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_IDLE_MAX))
+        let recorder = builder()
+            .idle_timeout(MetricKindMask::GAUGE, Some(IDLE_MAX))
             .build_recorder();
         for family in families::all() {
             let (name, unit) = (KeyName::from(family.name), Some(family.unit()));
@@ -116,7 +113,39 @@ impl Metrics {
                 .then(|| InferenceNames::new(&pool)),
             pool,
             recorder,
+            endpoints: Arc::default(),
         }
+    }
+}
+
+fn builder() -> PrometheusBuilder {
+    let with_buckets = |builder: PrometheusBuilder, (ending, buckets): &(&str, &[f64])| {
+        let matcher = Matcher::Suffix((*ending).to_owned());
+        builder
+            .set_buckets_for_metric(matcher, buckets)
+            .expect("the buckets are not empty")
+    };
+    BUCKETS.iter().fold(PrometheusBuilder::new(), with_buckets)
+}
+
+/// Renders the metrics, for as long as somebody may ask.
+#[derive(Clone)]
+pub struct Handle {
+    all: PrometheusHandle,
+    endpoints: Arc<Recorders>,
+}
+
+impl Handle {
+    /// Prometheus' text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.all.render() + &self.endpoints.render()
+    }
+
+    /// Makes room where samples wait; to be called again and again.
+    pub fn run_upkeep(&self) {
+        self.all.run_upkeep();
+        self.endpoints.run_upkeep();
     }
 }
 
@@ -145,6 +174,26 @@ fn assert_declared(kind: Kind, key: &Key) {
     debug_assert!(declared, "{key} is not declared in metrics/families.rs");
 }
 
+fn counter(
+    recorder: &PrometheusRecorder,
+    name: &'static str,
+    labels: &[(&'static str, &str)],
+) -> Counter {
+    let key = key(name, labels);
+    assert_declared(Kind::Counter, &key);
+    recorder.register_counter(&key, &METADATA)
+}
+
+fn gauge(
+    recorder: &PrometheusRecorder,
+    name: &'static str,
+    labels: &[(&'static str, &str)],
+) -> Gauge {
+    let key = key(name, labels);
+    assert_declared(Kind::Gauge, &key);
+    recorder.register_gauge(&key, &METADATA)
+}
+
 fn histogram(
     recorder: &PrometheusRecorder,
     name: &'static str,
@@ -157,15 +206,11 @@ fn histogram(
 
 impl Metrics {
     fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
-        let key = key(name, labels);
-        assert_declared(Kind::Counter, &key);
-        self.recorder.register_counter(&key, &METADATA)
+        counter(&self.recorder, name, labels)
     }
 
     fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
-        let key = key(name, labels);
-        assert_declared(Kind::Gauge, &key);
-        self.recorder.register_gauge(&key, &METADATA)
+        gauge(&self.recorder, name, labels)
     }
 
     fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
@@ -174,8 +219,16 @@ impl Metrics {
 
     /// What `/metrics` renders.
     #[must_use]
-    pub fn handle(&self) -> PrometheusHandle {
-        self.recorder.handle()
+    pub fn handle(&self) -> Handle {
+        Handle {
+            all: self.recorder.handle(),
+            endpoints: self.endpoints.clone(),
+        }
+    }
+
+    /// Gives up what is counted of endpoints that have been gone for a minute.
+    pub fn forget_gone(&self, is_there: impl Fn(&str) -> bool, now: Instant) {
+        self.endpoints.forget_gone(is_there, now);
     }
 
     /// A request for a model was given to one of its targets.
@@ -267,8 +320,8 @@ impl Metrics {
     /// What a server says of its load could not be read.
     pub fn unscraped(&self, endpoint: &str, reason: &str) {
         let labels = [("endpoint", endpoint), ("reason", reason)];
-        self.counter("kvscout_scrape_failures_total", &labels)
-            .increment(1);
+        let recorder = self.endpoints.of(endpoint);
+        counter(&recorder, "kvscout_scrape_failures_total", &labels).increment(1);
     }
 
     /// So many bytes of recent decisions are kept, as of a scrape.

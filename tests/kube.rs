@@ -701,9 +701,9 @@ async fn a_cluster_that_cannot_be_reached_at_all_is_said_before_anything_listens
 
 impl Cluster {
     /// Settings of one of several replicas, of which one leads.
-    fn led(&self) -> Kubernetes {
+    fn led(&self, lease_duration_ms: u64) -> Kubernetes {
         let election = LeaderElection {
-            lease_duration_ms: 1_000,
+            lease_duration_ms,
             renew_deadline_ms: 600,
             retry_period_ms: 100,
             ..LeaderElection::by("kvscout".into())
@@ -741,13 +741,13 @@ async fn leader_and_follower(one: World, other: World) -> (World, World) {
 
 #[tokio::test]
 async fn one_of_two_replicas_leads_and_the_other_is_as_warm() {
-    let cluster = Cluster::any().await;
+    let cluster = Cluster::fake().await;
     cluster.install().await;
     cluster.pool(&[8000]).await;
     cluster.pod("a", "10.1.0.1").await;
     let replicas = (
-        World::start(cluster.led()).await,
-        World::start(cluster.led()).await,
+        World::start(cluster.led(60_000)).await,
+        World::start(cluster.led(60_000)).await,
     );
     let (leader, follower) = leader_and_follower(replicas.0, replicas.1).await;
     follower.serves(&["a 10.1.0.1:8000"]).await;
@@ -766,29 +766,25 @@ async fn one_of_two_replicas_leads_and_the_other_is_as_warm() {
     let mut exchange = Exchange::open(channel(follower.bound.ext_proc).await).await;
     assert_eq!(exchange.picked().await, "10.1.0.1:8000");
     drop(exchange);
-    // A leader that ends gives the lease back: nobody waits for its time.
-    let began = std::time::Instant::now();
+    // A leader that ends gives the lease back: nobody waits for its minute.
     leader.shut_down().await;
     follower.ready().await;
-    let took = began.elapsed();
-    assert!(took < std::time::Duration::from_secs(1), "{took:?}");
     assert_eq!(status(ext_proc).await, ServingStatus::Serving);
     let spec = cluster.lease().await.spec.expect("a spec");
     assert_eq!(spec.lease_transitions, Some(1), "{spec:?}");
     follower.shut_down().await;
     let spec = cluster.lease().await.spec.expect("a spec");
     assert_eq!(spec.holder_identity.as_deref(), Some(""));
-    cluster.clean_up().await;
 }
 
 #[tokio::test]
 async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
-    let cluster = Cluster::any().await;
+    let cluster = Cluster::fake().await;
     cluster.install().await;
     cluster.pool(&[8000]).await;
     let replicas = (
-        World::start(cluster.led()).await,
-        World::start(cluster.led()).await,
+        World::start(cluster.led(1_000)).await,
+        World::start(cluster.led(1_000)).await,
     );
     let (leader, follower) = leader_and_follower(replicas.0, replicas.1).await;
     let held = cluster.lease().await.spec.expect("a spec").holder_identity;
@@ -797,7 +793,6 @@ async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
     let taken = cluster.lease().await.spec.expect("a spec").holder_identity;
     assert!(taken != held && taken.is_some_and(|holder| !holder.is_empty()));
     follower.shut_down().await;
-    cluster.clean_up().await;
 }
 
 #[tokio::test]
@@ -806,7 +801,7 @@ async fn a_leader_that_cannot_renew_is_not_ready_until_it_can() {
     cluster.install().await;
     cluster.pool(&[8000]).await;
     cluster.pod("a", "10.1.0.1").await;
-    let world = World::start(cluster.led()).await;
+    let world = World::start(cluster.led(1_000)).await;
     world.serves(&["a 10.1.0.1:8000"]).await;
     world.ready().await;
     cluster.faked().go_away();

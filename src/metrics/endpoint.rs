@@ -1,8 +1,11 @@
 //! What is counted of one endpoint.
 
-use metrics::{Counter, Gauge, Histogram};
+use std::sync::Arc;
 
-use super::Metrics;
+use metrics::{Counter, Gauge, Histogram};
+use metrics_exporter_prometheus::PrometheusRecorder;
+
+use super::{Metrics, gauge, histogram};
 
 /// Why predictions miss: `crate::audit::Cause` says what each means.
 pub const CAUSES: [&str; 8] = [
@@ -20,18 +23,17 @@ impl Metrics {
     /// What is counted of one endpoint; held by whoever works for it.
     #[must_use]
     pub fn endpoint(&self, name: &str) -> EndpointMetrics {
-        let by = [("endpoint", name)];
-        let counter = |family| self.counter(family, &by);
-        let blocks = |what| self.counter("kvscout_event_blocks_total", &[by[0], ("what", what)]);
-        let errors = |kind| self.counter("kvscout_event_errors_total", &[by[0], ("kind", kind)]);
-        let repairs =
-            |result| self.counter("kvscout_event_repairs_total", &[by[0], ("result", result)]);
+        let (by, recorder) = ([("endpoint", name)], self.endpoints.of(name));
+        let of = |family, labels: &[_]| super::counter(&recorder, family, labels);
+        let counter = |family| of(family, &by);
+        let blocks = |what| of("kvscout_event_blocks_total", &[by[0], ("what", what)]);
+        let errors = |kind| of("kvscout_event_errors_total", &[by[0], ("kind", kind)]);
+        let repairs = |result| of("kvscout_event_repairs_total", &[by[0], ("result", result)]);
         let missed_by = |cause| {
             let by = [by[0], ("cause", cause)];
-            self.counter("kvscout_prediction_errors_total", &by)
+            of("kvscout_prediction_errors_total", &by)
         };
-        let predictions =
-            |verdict| self.counter("kvscout_predictions_total", &[by[0], ("verdict", verdict)]);
+        let predictions = |verdict| of("kvscout_predictions_total", &[by[0], ("verdict", verdict)]);
         EndpointMetrics {
             prompt_tokens: counter("kvscout_prompt_tokens_total"),
             predicted: counter("kvscout_predicted_cached_tokens_total"),
@@ -42,7 +44,7 @@ impl Metrics {
             over: predictions("over"),
             under: predictions("under"),
             errors: CAUSES.map(missed_by),
-            error_tokens: self.histogram("kvscout_prediction_error_tokens", &by),
+            error_tokens: histogram(&recorder, "kvscout_prediction_error_tokens", &by),
             mistrusted: counter("kvscout_endpoint_mistrusted_total"),
             batches: counter("kvscout_event_batches_total"),
             gaps: counter("kvscout_event_gaps_total"),
@@ -62,8 +64,9 @@ impl Metrics {
             undecodable: errors("batch"),
             malformed: errors("event"),
             unknown: errors("unknown_type"),
-            queue_bytes: self.gauge("kvscout_event_queue_bytes", &by),
-            lag: self.histogram("kvscout_event_lag_seconds", &by),
+            queue_bytes: gauge(&recorder, "kvscout_event_queue_bytes", &by),
+            lag: histogram(&recorder, "kvscout_event_lag_seconds", &by),
+            _recorder: recorder,
         }
     }
 }
@@ -106,4 +109,6 @@ pub struct EndpointMetrics {
     pub unknown: Counter,
     pub queue_bytes: Gauge,
     pub lag: Histogram,
+    /// Where all that is, for as long as it is held.
+    _recorder: Arc<PrometheusRecorder>,
 }

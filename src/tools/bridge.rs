@@ -72,6 +72,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         ..Listeners::new(discovery.fleet(), Arc::default(), way)
     };
+    let known = discovery.fleet();
     let stream = config.events.nats.stream.name.as_str();
     tracing::info!(stream, "bridging");
     let told = told_to_end()?;
@@ -79,7 +80,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         () = told => {}
         () = listeners.run() => bail!("a listener ended unbidden"),
         () = discovery.run() => bail!("the fleet's writer ended unbidden"),
-        ended = upkeep(metrics) => ended?,
+        ended = upkeep(metrics, known, |_| {}) => ended?,
     }
     tracing::info!("ended");
     Ok(())
