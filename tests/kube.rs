@@ -10,16 +10,15 @@ use std::path::Path;
 
 use harness::exchange::{Exchange, body, channel, headers};
 use harness::kube::FakeApi;
+use harness::running::Running;
 use harness::{http, soon};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
-use kvscout::app::{self, Bound};
+use kvscout::app;
 use kvscout::config::{Config, FleetSource, Kubernetes, LeaderElection, PodEvents, Tls, yaml};
 use kvscout::kubernetes::resources::{CRDS, GROUP, LLM_D_GROUP, Resource, WATCHED, X_GROUP};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -248,63 +247,26 @@ fn parse(text: &str) -> Value {
     yaml::read(Path::new("document"), text, read).expect("YAML")
 }
 
-/// kvscout as the process runs it.
-struct World {
-    bound: Bound,
-    end: Option<oneshot::Sender<()>>,
-    running: JoinHandle<anyhow::Result<()>>,
+/// A picker of the cluster.
+struct World(Running);
+
+impl std::ops::Deref for World {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.0
+    }
 }
 
 impl World {
     async fn start(settings: Kubernetes) -> Self {
-        let any = "127.0.0.1:0".parse().expect("an address");
         let mut config = Config {
             fleet: FleetSource::Kubernetes(settings),
             tls: Tls::Off,
             ..Config::default()
         };
-        config.listen.ext_proc = any;
-        (config.listen.health, config.listen.admin) = (any, any);
-        config.limits.drain_notice_ms = 0;
         config.load.scrape_interval_ms = 0;
-        let app = app::build(config).await.expect("it is built");
-        let bound = app.bound();
-        let (end, ended) = oneshot::channel::<()>();
-        let running = tokio::spawn(app.run(async {
-            // A dropped sender is an end as well.
-            let _ = ended.await;
-        }));
-        Self {
-            bound,
-            end: Some(end),
-            running,
-        }
-    }
-
-    async fn get(&self, path: &str) -> (u16, String) {
-        let answer = http::get(self.bound.admin, path).await;
-        (
-            answer.status,
-            String::from_utf8_lossy(&answer.body).into_owned(),
-        )
-    }
-
-    async fn until(&self, path: &str, what: &str, seen: impl Fn(u16, &str) -> bool) {
-        soon(what, async {
-            loop {
-                let (status, text) = self.get(path).await;
-                if seen(status, &text) {
-                    return;
-                }
-                tokio::time::sleep(harness::PATIENCE / 1000).await;
-            }
-        })
-        .await;
-    }
-
-    async fn ready(&self) {
-        self.until("/readyz", "ready", |status, _| status == 200)
-            .await;
+        Self(Running::start(config).await)
     }
 
     /// The endpoints are these: `name address`.
@@ -312,11 +274,6 @@ impl World {
         let what = format!("{wanted:?}");
         self.until("/endpoints", &what, |_, text| names(text) == wanted)
             .await;
-    }
-
-    async fn counts(&self, line: &str) {
-        let found = |_, text: &str| text.lines().any(|one| one == line);
-        self.until("/metrics", line, found).await;
     }
 
     /// Asks for an endpoint for a request to this model; it gets one.
@@ -328,10 +285,8 @@ impl World {
         exchange.hear().await;
     }
 
-    async fn shut_down(mut self) {
-        self.end.take();
-        let ended = soon("kvscout ends", &mut self.running).await;
-        ended.expect("no panic").expect("a clean end");
+    async fn shut_down(self) {
+        self.0.shut_down().await;
     }
 }
 
@@ -788,7 +743,7 @@ async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
     );
     let (leader, follower) = leader_and_follower(replicas.0, replicas.1).await;
     let held = cluster.lease().await.spec.expect("a spec").holder_identity;
-    leader.running.abort();
+    leader.die();
     follower.ready().await;
     let taken = cluster.lease().await.spec.expect("a spec").holder_identity;
     assert!(taken != held && taken.is_some_and(|holder| !holder.is_empty()));

@@ -13,9 +13,9 @@ use axum::extract::ConnectInfo;
 use axum::routing::get;
 use harness::exchange::{Exchange, channel, headers};
 use harness::http::{self, Answer};
+use harness::running::Running;
 use harness::{PATIENCE, soon, until};
-use kvscout::app::{self, Bound};
-use kvscout::config::{self, Config, FleetSource, Tls};
+use kvscout::config::{self, Config, Tls};
 use kvscout::fleet::report::Page;
 use kvscout::fleet::scrape::Scraper;
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
@@ -25,7 +25,7 @@ use kvscout_sim::timing::Timing;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
@@ -33,46 +33,26 @@ const INTERVAL_MS: u64 = 50;
 
 /// kvscout as the process runs it, before servers that publish nothing: load decides.
 struct Picker {
-    bound: Bound,
+    kvscout: Running,
     channel: Channel,
-    end: Option<oneshot::Sender<()>>,
-    running: JoinHandle<anyhow::Result<()>>,
-    _folder: tempfile::TempDir,
 }
 
 impl Picker {
     async fn start(fleet: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let fleet_file = folder.path().join("fleet.yaml");
-        std::fs::write(&fleet_file, format!("endpoints:\n{fleet}")).expect("written");
         let mut config = Config {
-            fleet: FleetSource::File(fleet_file),
             tls: Tls::Off,
             ..Config::default()
         };
-        let any = "127.0.0.1:0".parse().expect("an address");
-        let listen = &mut config.listen;
-        (listen.ext_proc, listen.health, listen.admin) = (any, any, any);
         config.load.scrape_interval_ms = INTERVAL_MS;
-        config.limits.drain_notice_ms = 0;
-        let app = app::build(config).await.expect("it starts");
-        let bound = app.bound();
-        let (end, ended) = oneshot::channel::<()>();
-        let running = tokio::spawn(app.run(async {
-            // A dropped sender is an end as well.
-            let _ = ended.await;
-        }));
+        let kvscout = Running::over(&format!("endpoints:\n{fleet}"), config).await;
         Self {
-            bound,
-            channel: channel(bound.ext_proc).await,
-            end: Some(end),
-            running,
-            _folder: folder,
+            channel: channel(kvscout.bound.ext_proc).await,
+            kvscout,
         }
     }
 
     async fn metrics(&self) -> String {
-        text(&http::get(self.bound.admin, "/metrics").await)
+        text(&http::get(self.kvscout.bound.admin, "/metrics").await)
     }
 
     /// Waits for a line of the metrics.
@@ -101,10 +81,8 @@ impl Picker {
         picks
     }
 
-    async fn shut_down(mut self) {
-        self.end.take();
-        let ended = soon("kvscout ends", &mut self.running).await;
-        ended.expect("no panic").expect("a clean end");
+    async fn shut_down(self) {
+        self.kvscout.shut_down().await;
     }
 }
 

@@ -10,16 +10,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use harness::envoy::{Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
 use harness::publisher::Publisher;
+use harness::running::Running;
 use harness::sim::fleet_yaml;
 use harness::{PATIENCE, soon, tokenizer};
-use kvscout::app::{self, Bound};
-use kvscout::config::{Config, Engine, FleetSource, Model, RenderSettings, Replies, Source};
+use kvscout::config::{Config, Engine, Model, RenderSettings, Replies, Source};
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::server::{self, Server};
 use kvscout_sim::timing::Timing;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 const MODEL: &str = "/model/qwen";
 const CHAT: &str = "/v1/chat/completions";
@@ -27,11 +25,8 @@ const CHAT: &str = "/v1/chat/completions";
 /// Pods, kvscout as the process runs it, and Envoy before both.
 struct World {
     pods: Vec<server::Bound>,
-    bound: Bound,
+    kvscout: Running,
     envoy: Envoy,
-    end: Option<oneshot::Sender<()>>,
-    running: JoinHandle<anyhow::Result<()>>,
-    _folder: tempfile::TempDir,
 }
 
 async fn pod(layout: Layout) -> server::Bound {
@@ -69,20 +64,7 @@ impl World {
         bodies: Bodies,
         render: RenderSettings,
     ) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let fleet_file = folder.path().join("fleet.yaml");
-        std::fs::write(&fleet_file, fleet_yaml(&pods, more)).expect("written");
-        let any = "127.0.0.1:0".parse().expect("an address");
-        let mut config = Config {
-            fleet: FleetSource::File(fleet_file),
-            ..Config::default()
-        };
-        (
-            config.listen.ext_proc,
-            config.listen.health,
-            config.listen.admin,
-        ) = (any, any, any);
-        config.limits.drain_notice_ms = 0;
+        let mut config = Config::default();
         config.replies = Replies {
             decision_header: true,
             ..config.replies
@@ -94,34 +76,20 @@ impl World {
             engine: Engine::Fast,
             render,
         });
-        let app = app::build(config).await.expect("run make setup");
-        let bound = app.bound();
-        let (end, ended) = oneshot::channel::<()>();
-        let running = tokio::spawn(app.run(async {
-            // A dropped sender is an end as well.
-            let _ = ended.await;
-        }));
+        let kvscout = Running::over(&fleet_yaml(&pods, more), config).await;
         let addresses: Vec<SocketAddr> = pods.iter().map(|pod| pod.addresses.http).collect();
-        let envoy = Envoy::start(&addresses, bound.ext_proc, bodies, Follow::Metadata).await;
-        let world = Self {
+        let envoy =
+            Envoy::start(&addresses, kvscout.bound.ext_proc, bodies, Follow::Metadata).await;
+        kvscout.ready().await;
+        Self {
             pods,
-            bound,
+            kvscout,
             envoy,
-            end: Some(end),
-            running,
-            _folder: folder,
-        };
-        soon("kvscout is ready", async {
-            while http::get(world.bound.admin, "/readyz").await.status != 200 {
-                tokio::time::sleep(PATIENCE / 1000).await;
-            }
-        })
-        .await;
-        world
+        }
     }
 
     async fn metrics(&self) -> String {
-        let answer = http::get(self.bound.admin, "/metrics").await;
+        let answer = http::get(self.kvscout.bound.admin, "/metrics").await;
         String::from_utf8(answer.body.to_vec()).expect("text")
     }
 
@@ -146,10 +114,8 @@ impl World {
         Reply::read(&chat(self.envoy.routed, messages, stream).await)
     }
 
-    async fn shut_down(mut self) {
-        self.end.take();
-        let ended = soon("kvscout ends", &mut self.running).await;
-        ended.expect("no panic").expect("a clean end");
+    async fn shut_down(self) {
+        self.kvscout.shut_down().await;
     }
 }
 

@@ -10,19 +10,18 @@ use bytes::Bytes;
 use harness::envoy::{Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
 use harness::pod::Pod;
-use harness::{PATIENCE, soon, tokenizer};
+use harness::running::Running;
+use harness::{soon, tokenizer};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use kvscout::app::{self, Bound};
 use kvscout::config::{
-    Config, Criticality, Engine, FleetSource, InferenceModel, InferenceObjective, Model,
-    RenderSettings, Source, Target,
+    Config, Criticality, Engine, InferenceModel, InferenceObjective, Model, RenderSettings, Source,
+    Target,
 };
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::server::{self, Server};
 use kvscout_sim::timing::Timing;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 const MODEL: &str = "/model/qwen";
@@ -30,73 +29,29 @@ const BOTH: [Bodies; 2] = [Bodies::FullDuplex, Bodies::Buffered];
 
 /// kvscout as the process runs it, and Envoy before it and servers.
 struct World {
-    bound: Bound,
+    kvscout: Running,
     envoy: Envoy,
-    end: Option<oneshot::Sender<()>>,
-    running: JoinHandle<anyhow::Result<()>>,
-    _folder: tempfile::TempDir,
 }
 
 impl World {
     /// Over servers at these addresses, of which the fleet file says this.
     async fn over(addresses: &[SocketAddr], fleet: &str, bodies: Bodies, config: Config) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let fleet_file = folder.path().join("fleet.yaml");
-        std::fs::write(&fleet_file, fleet).expect("written");
-        let any = "127.0.0.1:0".parse().expect("an address");
-        let mut config = Config {
-            fleet: FleetSource::File(fleet_file),
-            ..config
-        };
-        (
-            config.listen.ext_proc,
-            config.listen.health,
-            config.listen.admin,
-        ) = (any, any, any);
-        config.limits.drain_notice_ms = 0;
+        let mut config = config;
         config.replies.decision_header = true;
-        let app = app::build(config).await.expect("run make setup");
-        let bound = app.bound();
-        let (end, ended) = oneshot::channel::<()>();
-        let running = tokio::spawn(app.run(async {
-            // A dropped sender is an end as well.
-            let _ = ended.await;
-        }));
-        let envoy = Envoy::start(addresses, bound.ext_proc, bodies, Follow::Metadata).await;
-        soon("kvscout is ready", async {
-            while http::get(bound.admin, "/readyz").await.status != 200 {
-                tokio::time::sleep(PATIENCE / 1000).await;
-            }
-        })
-        .await;
-        Self {
-            bound,
-            envoy,
-            end: Some(end),
-            running,
-            _folder: folder,
-        }
+        let kvscout = Running::over(fleet, config).await;
+        let ext_proc = kvscout.bound.ext_proc;
+        let envoy = Envoy::start(addresses, ext_proc, bodies, Follow::Metadata).await;
+        kvscout.ready().await;
+        Self { kvscout, envoy }
     }
 
     /// Waits for something that only the metrics tell.
     async fn until(&self, line: &str) {
-        soon(line, async {
-            loop {
-                let answer = http::get(self.bound.admin, "/metrics").await;
-                let text = String::from_utf8(answer.body.to_vec()).expect("text");
-                if text.lines().any(|found| found == line) {
-                    return;
-                }
-                tokio::time::sleep(PATIENCE / 1000).await;
-            }
-        })
-        .await;
+        self.kvscout.counts(line).await;
     }
 
-    async fn shut_down(mut self) {
-        self.end.take();
-        let ended = soon("kvscout ends", &mut self.running).await;
-        ended.expect("no panic").expect("a clean end");
+    async fn shut_down(self) {
+        self.kvscout.shut_down().await;
     }
 }
 

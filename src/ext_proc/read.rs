@@ -82,10 +82,12 @@ pub fn header(headers: &HttpHeaders, name: &str) -> Option<String> {
 }
 
 /// Whether the client wants another protocol from here on, so that its body has no end: HTTP/1's
-/// `upgrade`, which Envoy has of HTTP/2's extended CONNECT, too, or a tunnel.
+/// `upgrade`, which Envoy has of HTTP/2's extended CONNECT, too, or a tunnel. Some clients offer h2c with
+/// every request, which changes nothing; Envoy takes that away.
 #[must_use]
 pub fn upgrades(headers: &HttpHeaders) -> bool {
-    header(headers, "upgrade").is_some() || header(headers, ":method").as_deref() == Some("CONNECT")
+    let to = header(headers, "upgrade").filter(|to| !to.eq_ignore_ascii_case("h2c"));
+    to.is_some() || header(headers, ":method").as_deref() == Some("CONNECT")
 }
 
 /// The first of these headers that says something.

@@ -92,3 +92,63 @@ fn help(name: &str) -> &'static str {
     let found = families::all().find(|family| family.name == name);
     found.map_or("", |family| family.help)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn what_is_counted_of_an_endpoint_goes_a_minute_after_it() {
+        let metrics = Metrics::default();
+        let (begin, minute) = (Instant::now(), IDLE_MAX);
+        let held = metrics.endpoint("pod-1");
+        held.stored.increment(3);
+        held.lag.record(0.5);
+        metrics.unscraped("pod-2", "refused");
+        let has = |name: &str| metrics.handle().render().contains(&format!("\"{name}\""));
+        let is_there = |name: &str| name == "pod-2";
+        metrics.forget_gone(is_there, begin);
+        metrics.forget_gone(is_there, begin + minute);
+        assert!(
+            has("pod-1") && has("pod-2"),
+            "one is held, one in the fleet"
+        );
+        drop(held);
+        let nobody = |_: &str| false;
+        metrics.forget_gone(nobody, begin + minute);
+        assert!(has("pod-1") && has("pod-2"), "somebody may still read them");
+        // Who comes back meanwhile is counted on.
+        metrics.endpoint("pod-1").stored.increment(1);
+        metrics.forget_gone(nobody, begin + 2 * minute);
+        assert!(has("pod-1") && !has("pod-2"));
+        let text = metrics.handle().render();
+        let counted = "kvscout_event_blocks_total{endpoint=\"pod-1\",what=\"stored\"} 4";
+        assert!(text.contains(counted), "{text}");
+        metrics.forget_gone(nobody, begin + 3 * minute);
+        assert!(!has("pod-1"));
+    }
+
+    #[test]
+    fn every_family_is_said_once_and_its_series_together() {
+        let metrics = Metrics::default();
+        let held: Vec<_> = ["a", "b", "c"].map(|name| metrics.endpoint(name)).into();
+        held.iter().for_each(|one| one.lag.record(0.5));
+        let text = metrics.handle().render();
+        let mut heads = Vec::new();
+        for line in text.lines().filter(|line| line.starts_with("# ")) {
+            assert!(!heads.contains(&line), "{line}\n{text}");
+            heads.push(line);
+        }
+        let help = "# HELP kvscout_event_batches_total Batches of KV events heard, by endpoint\n\
+                    # TYPE kvscout_event_batches_total counter\n\
+                    kvscout_event_batches_total{endpoint=\"a\"} 0\n\
+                    kvscout_event_batches_total{endpoint=\"b\"} 0\n\
+                    kvscout_event_batches_total{endpoint=\"c\"} 0\n\n";
+        assert!(text.contains(help), "{text}");
+        assert!(
+            text.contains("kvscout_event_lag_seconds_count{endpoint=\"b\"} 1"),
+            "{text}"
+        );
+    }
+}

@@ -13,6 +13,7 @@ pub mod nats;
 pub mod pod;
 pub mod process;
 pub mod publisher;
+pub mod running;
 pub mod script;
 pub mod sim;
 pub mod stack;

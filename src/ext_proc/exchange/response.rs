@@ -76,7 +76,8 @@ impl Response {
         let (kind, encoding) = (content_type.as_deref(), text("content-encoding"));
         self.scanner = UsageScanner::new(kind, encoding.as_deref());
         let asked = self.asked.take();
-        let asked = asked.filter(|_| usage::readable(kind, encoding.as_deref()));
+        let has_name = !headers.end_of_stream && usage::readable(kind, encoding.as_deref());
+        let asked = asked.filter(|_| has_name);
         self.restorer = asked.map(|name| Restorer::new(&name, self.streams));
         self.hear_served(metadata);
         let mut set = Vec::new();

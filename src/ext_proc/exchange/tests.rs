@@ -245,6 +245,11 @@ fn an_upgrade_has_no_end_to_wait_for() {
         let steps = on(&mut exchange, request_body(b"frame", false));
         assert_eq!(all_told(&steps), ["request body 5 bytes"]);
     }
+    let offer = message(Message::RequestHeaders(headers(
+        &[("upgrade", "h2c")],
+        false,
+    )));
+    assert_eq!(on(&mut exchange(), offer), [], "a plain request");
 }
 
 /// Of a request for "chat" that "chat-v2" serves: what its client reads of an answer to it in these
