@@ -63,7 +63,7 @@ async function live(scheme) {
     await page.click("#prefixes button");
     await page.waitForFunction(() => document.querySelector("#details h3").textContent === "A prefix");
     await page.evaluate(() => { document.activeElement.blur(); for (const one of [window, ...document.querySelectorAll(".scroll")]) one.scrollTo(0, 0); });
-    await page.setViewport({width: 1280, height: 1120, deviceScaleFactor: 1});
+    await page.setViewport({width: 1280, height: 1000, deviceScaleFactor: 1});
     await page.screenshot({path: screenshot});
   }
   assert.deepEqual(page.complaints, []);

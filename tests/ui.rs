@@ -60,6 +60,12 @@ async fn the_page_is_served_with_its_own_script_alone_and_what_it_asks_is_there(
         "{one}"
     );
     assert!(one["says"]["age_s"].is_number(), "{one}");
+    let whole = page(stack.admin, "/endpoints", "localhost").await.json();
+    let digest = whole[0]["digest"].as_str().map(str::len);
+    assert_eq!(
+        (digest, &whole[0]["copies"]),
+        (Some(16), &one["own_copies"])
+    );
     let refused = page(stack.admin, "/endpoints?digest=off", "localhost").await;
     assert_eq!(
         (refused.status, &refused.body[..]),

@@ -15,7 +15,7 @@ pub struct Decisions {
     pub log: Option<DecisionLog>,
 }
 
-/// Who may ask what shows which prompts are cached: `/decisions`, `/explain`.
+/// Who may ask what shows which prompts are cached: `/decisions`, `/explain`, `/prefixes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pages {
     /// Who is on this host, as `kubectl port-forward` is.
