@@ -204,7 +204,7 @@ impl Drive {
                 };
                 let placed = Placed {
                     pick,
-                    summary: placement.summary(),
+                    summary: self.exchange.tells_why().then(|| placement.summary()),
                     rewrite: placement.take_rewrite(),
                 };
                 self.placement = Some(placement);

@@ -85,8 +85,8 @@ pub enum Step {
 pub struct Placed {
     /// To whom.
     pub pick: Pick,
-    /// Why, for the decision header.
-    pub summary: String,
+    /// Why, where [`Exchange::tells_why`].
+    pub summary: Option<String>,
     /// The change of the body that it needs.
     pub rewrite: Option<Replacement>,
 }
@@ -203,6 +203,12 @@ impl Exchange {
         }
     }
 
+    /// Whether the response says why the request went where it did.
+    #[must_use]
+    pub fn tells_why(&self) -> bool {
+        self.rules.decision_header
+    }
+
     /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceByLoad`] asked.
     pub fn placed(&mut self, place: Result<Placed, Refusal>) -> Vec<Step> {
         let owed = match std::mem::replace(&mut self.request, Request::Placed) {
@@ -223,7 +229,7 @@ impl Exchange {
                 return vec![send(reply::refused(refusal))];
             }
         };
-        self.summary = self.rules.decision_header.then_some(summary);
+        self.summary = summary;
         match owed {
             Owed::Headers => vec![send(reply::headers_with_pick(&pick, None))],
             Owed::Body(body) => {

@@ -101,9 +101,10 @@ fn placed_with(exchange: &mut Exchange, rewrite: Option<Replacement>) -> Vec<Ste
         fallbacks: Vec::new(),
         rank: None,
     };
+    let summary = exchange.tells_why().then(|| "pod-7 overlap 64/70".into());
     exchange.placed(Ok(Placed {
         pick,
-        summary: "pod-7 overlap 64/70".into(),
+        summary,
         rewrite,
     }))
 }
