@@ -1,40 +1,23 @@
 //! The demo's stack with small numbers: real Envoy, the real `kvscout` process, simulated
 //! servers over real sockets.
 
+mod harness;
+
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use kvscout::config::Tls;
+use harness::stack;
 use kvscout_sim::demo::{compare, story};
-use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::load::{Load, Schedule};
-use kvscout_sim::stack::{Parts, Plan, Ports, Stack};
-use kvscout_sim::timing::Timing;
+use kvscout_sim::stack::{Plan, Stack};
 use tokio::time::{Instant, interval};
 
 /// Nothing that is polled for here may take longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn plan() -> Plan {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools");
-    Plan {
-        parts: Parts {
-            kvscout: env!("CARGO_BIN_EXE_kvscout").into(),
-            envoy: std::env::var_os("KVSCOUT_ENVOY")
-                .map_or_else(|| tools.join("venv/bin/envoy"), PathBuf::from),
-            tokenizer: tools.join("tokenizer-qwen3"),
-        },
-        model: "/model/qwen".into(),
-        pods: 3,
-        engine: EngineConfig {
-            num_gpu_blocks: 1024,
-            ..EngineConfig::default()
-        },
-        timing: Timing::INSTANT,
-        ports: Ports::FREE,
-        tls: Tls::default(),
-    }
+    stack::plan(env!("CARGO_BIN_EXE_kvscout"), 3)
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {

@@ -25,6 +25,7 @@ use kvscout::events::snapshot::Snapshot;
 use kvscout::events::zmq;
 use kvscout::fleet::{self, Endpoint, EndpointId, EventAddress, Fleet, Trust};
 use kvscout::index::{CachePicture, Index, Picture, Place};
+use kvscout_sim::decisions::process::cpu;
 use kvscout_sim::events::{EventConfig, FaultSwitch, Layout, Publisher};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime;
@@ -78,16 +79,6 @@ impl NatsServer {
             settings,
             _folder: folder,
         })
-    }
-
-    /// CPU time so far.
-    fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
-        let stat = stat.unwrap_or_default();
-        let after = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = after.split_whitespace().skip(11).take(2);
-        let ticks: u64 = ticks.filter_map(|word| word.parse::<u64>().ok()).sum();
-        Duration::from_millis(ticks * 10)
     }
 }
 
@@ -236,7 +227,7 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
     })?;
     publisher.publish(batch(0)).await;
     wait("the first batch arrives", || seen.trust() == Trust::Live).await?;
-    let (begun, nats_before) = (Instant::now(), nats.cpu());
+    let (begun, nats_before) = (Instant::now(), cpu(nats.child.id())?);
     let batches = EVENTS / (2 * BLOCKS_A_BATCH);
     let per_batch = 2.0 * BLOCKS_A_BATCH as f64 / RATE;
     let mut lags = Vec::new();
@@ -281,7 +272,7 @@ async fn throughput(nats: &NatsServer) -> anyhow::Result<()> {
             .map_err(|_| anyhow::anyhow!("a thread panicked"))?
     };
     let (bridge, picker) = (join(bridge)?, join(picker)?);
-    let server = nats.cpu() - nats_before;
+    let server = cpu(nats.child.id())? - nats_before;
     println!(
         "{EVENTS} block events in {batches} batches at {:.0} a second; all there {:.0} ms after the last",
         EVENTS as f64 / published.as_secs_f64(),

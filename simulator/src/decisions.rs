@@ -8,5 +8,5 @@
 mod bodies;
 pub mod command;
 mod measure;
-mod process;
+pub mod process;
 mod stream;

@@ -10,9 +10,9 @@ use kvscout_sim::timing::Timing;
 
 use super::tokenizer;
 
-/// The binary of the test's own build is named by `env!("CARGO_BIN_EXE_kvscout")`.
-pub async fn start(kvscout: &str, pods: usize) -> Stack {
-    let plan = Plan {
+/// Small ones. The binary of the test's own build is named by `env!("CARGO_BIN_EXE_kvscout")`.
+pub fn plan(kvscout: &str, pods: usize) -> Plan {
+    Plan {
         parts: Parts {
             kvscout: kvscout.into(),
             envoy: std::env::var_os("KVSCOUT_ENVOY").map_or_else(
@@ -30,8 +30,12 @@ pub async fn start(kvscout: &str, pods: usize) -> Stack {
         timing: Timing::INSTANT,
         ports: Ports::FREE,
         tls: Tls::default(),
-    };
-    Stack::start(plan).await.expect("run make setup")
+    }
+}
+
+pub async fn start(kvscout: &str, pods: usize) -> Stack {
+    let stack = Stack::start(plan(kvscout, pods)).await;
+    stack.expect("run make setup")
 }
 
 /// Users in two groups, each with its own instructions, ask three times: first past kvscout, so that servers
