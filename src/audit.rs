@@ -100,8 +100,8 @@ impl Audit {
         }
     }
 
-    /// What is counted of an endpoint; `fleet` is who else there is, and others are let go.
-    pub fn counted(&self, endpoint: &Endpoint, fleet: impl FnOnce() -> Arc<Fleet>) -> Arc<Counted> {
+    /// What is counted of an endpoint, until [`Self::forget_gone`].
+    pub fn counted(&self, endpoint: &Endpoint) -> Arc<Counted> {
         if let Some(counted) = self.counted.read().get(&endpoint.id) {
             return counted.clone();
         }
@@ -109,9 +109,7 @@ impl Audit {
             metrics: self.metrics.endpoint(&endpoint.name),
             score: Score::default(),
         });
-        let fleet = fleet();
         let mut all = self.counted.write();
-        all.retain(|id, _| fleet.heard().any(|endpoint| endpoint.id == *id));
         all.entry(endpoint.id).or_insert(counted).clone()
     }
 

@@ -4,14 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
-
 use crate::admission::Frees;
 use crate::audit::{self, Audit, Audited, Counted, Evidence, Usage};
 use crate::choice::{Basis, Candidate, Choice};
 use crate::decisions::{Ended, Open};
 use crate::fleet::heard::SoFar;
-use crate::fleet::{Booking, Endpoint, Fleet};
+use crate::fleet::{Booking, Endpoint};
 use crate::index::{Expectation, Index};
 use crate::metrics::{Metrics, Running};
 use crate::parity::{Watch, epoch_s};
@@ -51,7 +49,6 @@ pub struct Placement {
 pub(super) struct Parts {
     pub index: Arc<Index>,
     pub audit: Arc<Audit>,
-    pub fleet: watch::Receiver<Arc<Fleet>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -257,8 +254,7 @@ impl Placement {
         if endpoint.id == self.choice().endpoint {
             return self.counted.clone();
         }
-        let fleet = || self.parts.fleet.borrow().clone();
-        self.parts.audit.counted(endpoint, fleet)
+        self.parts.audit.counted(endpoint)
     }
 
     /// Holds what was predicted for whoever served it against what the response says.

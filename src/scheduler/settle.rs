@@ -40,11 +40,7 @@ impl Scheduler {
         let fallbacks = self.fallbacks(&case, &allowed, &endpoint);
         let told = self.told(&endpoint, (work, requests), expectation.is_some(), prompt);
         let heard = endpoint.heard.so_far();
-        let fleet = self.parts.fleet.clone();
-        let counted = self
-            .parts
-            .audit
-            .counted(&endpoint, || fleet.borrow().clone());
+        let counted = self.parts.audit.counted(&endpoint);
         let booking = Booking::new(endpoint, work, requests, Instant::now());
         took.choose = lap(&mut since);
         self.measure(&case, &choice, &counted.metrics);
@@ -69,7 +65,6 @@ impl Scheduler {
             parts: placement::Parts {
                 index: self.parts.index.clone(),
                 audit: self.parts.audit.clone(),
-                fleet,
                 metrics,
             },
             heard,

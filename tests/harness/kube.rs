@@ -44,6 +44,12 @@ struct Shared {
     lists: u64,
 }
 
+impl Shared {
+    fn object(&self, table: &str, name: &str) -> Option<Value> {
+        self.tables.get(table)?.objects.get(name).cloned()
+    }
+}
+
 /// What streams wait for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Pulse {
@@ -352,11 +358,7 @@ impl Api {
         let of_status = path.ends_with("/status");
         let (table, name) = place(path.trim_end_matches("/status"));
         let mut shared = self.shared.lock();
-        let held = shared
-            .tables
-            .get(table)
-            .and_then(|table| table.objects.get(name));
-        let Some(mut object) = held.cloned() else {
+        let Some(mut object) = shared.object(table, name) else {
             return status(StatusCode::NOT_FOUND, "NotFound");
         };
         let of = |key: &str| (key == "status") == of_status;
@@ -377,11 +379,7 @@ impl Api {
     fn delete(&self, path: &str) -> Response {
         let (table, name) = place(path);
         let mut shared = self.shared.lock();
-        let held = shared
-            .tables
-            .get(table)
-            .and_then(|table| table.objects.get(name));
-        let Some(mut object) = held.cloned() else {
+        let Some(mut object) = shared.object(table, name) else {
             return status(StatusCode::NOT_FOUND, "NotFound");
         };
         let is_held = object["metadata"]["finalizers"]
