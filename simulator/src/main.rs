@@ -10,6 +10,10 @@ use kvscout_sim::{Addresses, Server, compare, decisions, demo, load, qa};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// As in the picker: simulated pods and the demo's picker, too, live on small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = Cli::parse().command;

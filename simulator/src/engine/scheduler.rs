@@ -101,18 +101,18 @@ impl Engine {
     /// Ends the step: every request that is computed up to its last token gets another.
     pub fn finish_step(&mut self) -> StepOutcome {
         let mut emissions = Vec::new();
-        let mut still_running = Vec::with_capacity(self.running.len());
-        for mut sequence in std::mem::take(&mut self.running) {
-            let emission = self.advance(&mut sequence);
-            if emission.is_some_and(|emission| emission.last) {
+        let mut running = std::mem::take(&mut self.running);
+        running.retain_mut(|sequence| {
+            let emission = self.advance(sequence);
+            emissions.extend(emission);
+            let ended = emission.is_some_and(|emission| emission.last);
+            if ended {
                 self.pool.release(&sequence.blocks);
                 self.totals.finished += 1;
-            } else {
-                still_running.push(sequence);
             }
-            emissions.extend(emission);
-        }
-        self.running = still_running;
+            !ended
+        });
+        self.running = running;
         let events: Vec<BlockEvent> = self.pool.take_events();
         StepOutcome { emissions, events }
     }
