@@ -68,7 +68,7 @@ const BUSY_WEIGHT: f64 = 0.5;
 /// A decode that waits for our prefill gives its next token late; that is a small part of what a late
 /// first token is. Simulated (`make bench-policy`): with 0.02 to 0.05, fleets full of decodes keep
 /// their caches (shared prefixes, 30 requests/s: mean TTFT 0.11 s; with none 0.37 s).
-const DECODE_WEIGHT: f64 = 0.03;
+const DECODE_WEIGHT: f64 = 0.02;
 /// And all decodes together count as one request at most: past that requests wait in front of
 /// caches for longer than these save.
 const DECODES_WEIGHT_MAX: f64 = 1.0;

@@ -208,27 +208,48 @@ fn faded(recent: Option<(f64, Instant)>, now: Instant) -> f64 {
 /// slow machine, of a batch full of decodes, and of work that nobody told us of.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// Tokens per second, as bits; 0 before the first measurement.
+    /// Tokens per second, as bits; 0 before enough was measured.
     mean: AtomicU64,
     busy: Mutex<Busy>,
 }
 
-/// A time in which there were prompts to compute.
+/// Times in which there were prompts to compute.
 #[derive(Debug, Default)]
 struct Busy {
     since: Option<Instant>,
     /// Not computed yet.
     prompts: u32,
     computed_tokens: u64,
+    /// What was measured before, fading.
+    measured: Measured,
+}
+
+#[derive(Debug, Default)]
+struct Measured {
+    tokens: f64,
+    seconds: f64,
 }
 
 /// Less than this is over in a step or two, and then the step's own time is what is measured.
 const PACE_TOKENS_MIN: u64 = 4_000;
-/// What a new measurement counts: five of them are two thirds of the whole.
-const PACE_SHARE: f64 = 0.2;
+/// What earlier measurements count beside a new one: five of them are two thirds of the whole.
+const PACE_KEPT: f64 = 0.8;
+/// A server is called slow or fast by so many tokens, not by its first prompt: who is called slow gets
+/// few prompts to be seen faster by.
+const PACE_TOKENS_KNOWN: f64 = 16_000.0;
+
+impl Measured {
+    /// Tokens and seconds fade apart: prompts that end in one step are measured as a slow one and a fast
+    /// one, and the mean of two paces would be above the true one.
+    fn add(&mut self, tokens: u64, took: Duration) -> Option<f64> {
+        self.tokens = self.tokens * PACE_KEPT + tokens as f64;
+        self.seconds = self.seconds * PACE_KEPT + took.as_secs_f64();
+        (self.tokens >= PACE_TOKENS_KNOWN).then(|| self.tokens / self.seconds)
+    }
+}
 
 impl Pace {
-    /// In tokens per second; none before the first measurement.
+    /// In tokens per second; none before enough was measured.
     #[must_use]
     pub fn get(&self) -> Option<f64> {
         Some(f64::from_bits(self.mean.load(Ordering::Relaxed))).filter(|pace| *pace > 0.0)
@@ -256,15 +277,15 @@ impl Pace {
         };
         let took = now.saturating_duration_since(since);
         if busy.computed_tokens >= PACE_TOKENS_MIN && !took.is_zero() {
-            let pace = busy.computed_tokens as f64 / took.as_secs_f64();
-            let share = |before| before + PACE_SHARE * (pace - before);
-            let pace = self.get().map_or(pace, share);
-            self.mean.store(pace.to_bits(), Ordering::Relaxed);
-            busy.computed_tokens = 0;
+            let computed = std::mem::take(&mut busy.computed_tokens);
+            if let Some(pace) = busy.measured.add(computed, took) {
+                self.mean.store(pace.to_bits(), Ordering::Relaxed);
+            }
             busy.since = Some(now);
         }
         if idle {
-            *busy = Busy::default();
+            busy.computed_tokens = 0;
+            busy.since = None;
         }
     }
 }

@@ -195,21 +195,42 @@ fn pace_is_measured_while_prompts_are_computed_and_not_between_them() {
     let now = Instant::now();
     let at = |s: f64| now + Duration::from_secs_f64(s);
     let book = |tokens, when| Booking::new(endpoint.clone(), tokens, 1, at(when));
-    // Two at once: 8,000 tokens in a second, of which the first half takes half.
-    let (mut one, mut two) = (book(3000, 0.0), book(5000, 0.0));
-    one.first_token(at(0.4));
+    // Two at once: 20,000 tokens in a second, of which the first part takes its part.
+    let (mut one, mut two) = (book(3000, 0.0), book(17_000, 0.0));
+    one.first_token(at(0.2));
     assert_eq!(pace(), None, "3,000 tokens say little");
     two.first_token(at(1.0));
-    assert_eq!(pace(), Some(8_000.0));
+    assert_eq!(pace(), Some(20_000.0));
     // A long pause counts for nothing.
     let mut three = book(4000, 60.0);
     three.first_token(at(61.0));
-    assert_eq!(pace(), Some(8_000.0 + 0.2 * -4_000.0));
+    assert_eq!(pace(), Some((16_000.0_f64 + 4000.0) / 1.8).map(f64::round));
     // Nor does an answer that comes whole, when its decode is done as well.
     let mut whole = book(50_000, 70.0);
     whole.prefilled();
     drop(book(50_000, 71.0));
-    assert_eq!(pace(), Some(7_200.0));
+    assert_eq!(pace(), Some(11_111.0));
+}
+
+#[test]
+fn prompts_that_end_in_one_step_make_no_server_fast_or_slow() {
+    let endpoint = endpoint();
+    let now = Instant::now();
+    let (mut at, mut waiting) = (Duration::ZERO, std::collections::VecDeque::new());
+    // 20,000 tokens a second, and always somebody who waits. Of two that end together the first seems to
+    // take twice its time, and the second adds to whoever is next.
+    for together in [1, 2].repeat(20) {
+        while waiting.len() < 4 {
+            waiting.push_back(Booking::new(endpoint.clone(), 7200, 1, now + at));
+        }
+        at += Duration::from_millis(360 * together);
+        for mut booking in waiting.drain(..together as usize) {
+            booking.first_token(now + at);
+        }
+        let far = |pace: &f64| !(15_000.0..25_000.0).contains(pace);
+        assert_eq!(endpoint.load.pace().filter(far), None, "after {at:?}");
+    }
+    assert!(endpoint.load.pace().is_some());
 }
 
 #[test]
