@@ -129,7 +129,7 @@ bench-decision: setup ## Time decisions over ext_proc, as Envoy asks for them, a
 # Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
 # without it, they are left out.
 .PHONY: bench-policy
-bench-policy: ## Compare routing policies in virtual time, all workloads, several loads (three minutes).
+bench-policy: ## Compare routing policies in virtual time, all workloads, several loads (six minutes).
 	@cargo run --quiet --release -p kvscout-sim -- compare --suite $(if $(TRACE),--trace $(TRACE)) \
 	  --json target/bench-policy.json --html docs/policies.html --svg docs/img/policies.svg $(FLAGS)
 

@@ -337,7 +337,7 @@ fn candidate(
         trust: endpoint.trust(),
         avoided: endpoint.avoided(now),
         full: endpoint.load.full(now, saturation),
-        queued_tokens: endpoint.load.prefill_tokens() + outside.prefill_tokens,
+        queued_tokens: endpoint.load.queued_tokens(now) + outside.prefill_tokens,
         requests: endpoint.load.requests().saturating_add(outside.requests),
         recent_tokens: endpoint.load.recent_tokens(now),
         pace: endpoint.load.pace(),

@@ -71,6 +71,12 @@ impl Load {
         self.prefill_tokens.load(Ordering::Relaxed)
     }
 
+    /// Those of them that are still to be computed, as far as the pace tells.
+    pub fn queued_tokens(&self, now: Instant) -> u64 {
+        let tokens = self.prefill_tokens();
+        tokens - self.pace.underway(tokens, now)
+    }
+
     /// See [`Recent::tokens`].
     pub fn recent_tokens(&self, now: Instant) -> u64 {
         self.recent.tokens(now)
@@ -253,6 +259,24 @@ impl Pace {
     #[must_use]
     pub fn get(&self) -> Option<f64> {
         Some(f64::from_bits(self.mean.load(Ordering::Relaxed))).filter(|pace| *pace > 0.0)
+    }
+
+    /// How many of the `queued` tokens of prompts without a first token are computed by now, at this
+    /// pace: of a mean prompt at most, since they are computed one after the other and whoever is done is
+    /// not among them. So of endpoints with a long prompt each, the one that is nearly through is seen.
+    #[must_use]
+    pub fn underway(&self, queued: u64, now: Instant) -> u64 {
+        let Some(pace) = self.get() else { return 0 };
+        let busy = self.busy.lock();
+        let Some(since) = busy.since.filter(|_| busy.prompts > 0) else {
+            return 0;
+        };
+        let computed = pace * now.saturating_duration_since(since).as_secs_f64();
+        // A token at least is left, of whoever has no first token.
+        let of_one = (queued / u64::from(busy.prompts)).saturating_sub(1);
+        (computed as u64)
+            .saturating_sub(busy.computed_tokens)
+            .min(of_one)
     }
 
     /// A prompt was placed.

@@ -310,7 +310,7 @@ impl Args {
             self.rate.clone()
         };
         let scenario = |rate: f64| {
-            let plan = trace.plan(rate, self.shape.copies, self.seconds);
+            let plan = trace.plan(rate, self.shape.copies, self.seconds, self.seed);
             Scenario::new(plan, rate, setting.clone())
         };
         Ok(rates.into_iter().map(scenario).collect())

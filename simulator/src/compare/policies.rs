@@ -27,6 +27,8 @@ pub struct Seen {
     pub trust: Trust,
     /// Prompt tokens that it computes in a second, as measured.
     pub pace: Option<f64>,
+    /// Those of `load` that it should have computed by now.
+    pub underway_tokens: u64,
     /// Prompt tokens that it should compute of what was placed there lately.
     pub recent_tokens: u64,
 }

@@ -82,13 +82,15 @@ impl Router {
         facts: &Facts<'_>,
     ) -> Booking {
         self.make_room(facts.trust.len());
+        let now = self.instant(facts.now);
         let see = |&pod: &usize| Seen {
             endpoint: EndpointId(pod as u32),
             load: self.loads[pod],
             gauges: facts.gauges[pod],
             trust: facts.trust[pod],
             pace: self.paces[pod].get(),
-            recent_tokens: self.recents[pod].tokens(self.instant(facts.now)),
+            underway_tokens: self.paces[pod].underway(self.loads[pod].prefill_tokens, now),
+            recent_tokens: self.recents[pod].tokens(now),
         };
         let pods: Vec<Seen> = facts.open.iter().map(see).collect();
         let identity = Identity::default();

@@ -71,7 +71,7 @@ const NOTHING: Trouble = Trouble {
 };
 
 /// Each scenario is drawn so many times: of one draw, chance decides what differs by a twentieth.
-const DRAWS: u64 = 3;
+const DRAWS: u64 = 5;
 
 /// The scenarios; without a trace, Mooncake's are left out.
 ///
@@ -142,7 +142,7 @@ fn scenarios(trace: Option<&Path>, seed: u64) -> anyhow::Result<Vec<Scenario>> {
     if let Some(trace) = trace {
         let trace = Mooncake::read(trace)?;
         for rate in MOONCAKE {
-            let plan = trace.plan(rate, 1, 600.0);
+            let plan = trace.plan(rate, 1, 600.0, seed);
             scenarios.push(Scenario::new(plan, rate, setting.clone()));
         }
     }

@@ -213,6 +213,26 @@ fn pace_is_measured_while_prompts_are_computed_and_not_between_them() {
 }
 
 #[test]
+fn of_two_long_prompts_the_one_that_is_nearly_through_is_seen() {
+    let endpoint = endpoint();
+    let now = Instant::now();
+    let at = |s: f64| now + Duration::from_secs_f64(s);
+    let book = |tokens, when| Booking::new(endpoint.clone(), tokens, 1, at(when));
+    let mut first = book(20_000, 0.0);
+    let queued = |when| endpoint.load.queued_tokens(at(when));
+    assert_eq!(queued(0.9), 20_000, "no pace is known yet");
+    first.first_token(at(1.0));
+    assert_eq!(queued(1.0), 0);
+    let long = book(20_000, 5.0);
+    assert_eq!((queued(5.0), queued(5.75)), (20_000, 5_000));
+    // Late as it is, it is not done before its first token; and nobody behind it is begun.
+    assert_eq!(queued(9.0), 1);
+    drop((long, first));
+    let (_long, _behind) = (book(20_000, 10.0), book(20_000, 10.0));
+    assert_eq!((queued(11.0), queued(13.0)), (20_001, 20_001));
+}
+
+#[test]
 fn prompts_that_end_in_one_step_make_no_server_fast_or_slow() {
     let endpoint = endpoint();
     let now = Instant::now();

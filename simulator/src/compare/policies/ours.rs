@@ -37,7 +37,7 @@ impl Choose for Ours {
             trust: pod.trust,
             avoided: false,
             full: self.is_full(pod),
-            queued_tokens: pod.load.prefill_tokens,
+            queued_tokens: pod.load.prefill_tokens - pod.underway_tokens,
             requests: pod.load.requests,
             recent_tokens: pod.recent_tokens,
             pace: pod.pace,

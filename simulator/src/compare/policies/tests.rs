@@ -9,6 +9,7 @@ fn seen(pod: u32, load: Load) -> Seen {
         gauges: Gauges::default(),
         trust: Trust::Live,
         pace: None,
+        underway_tokens: 0,
         recent_tokens: 0,
     }
 }

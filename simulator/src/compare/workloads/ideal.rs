@@ -45,11 +45,16 @@ fn behind(path: u64, piece: Piece) -> u64 {
     Piece::of(coordinates, 0).text
 }
 
+/// An empty piece is no step on a path.
+fn written(pieces: &[Piece]) -> impl Iterator<Item = &Piece> {
+    pieces.iter().filter(|piece| piece.tokens > 0)
+}
+
 impl Texts {
     /// Leading tokens that were computed before, `most` of them at most.
     fn shared(&self, pieces: &[Piece], most: usize) -> usize {
         let (mut path, mut shared) = (0, 0);
-        for piece in pieces {
+        for piece in written(pieces) {
             let known = self.longest.get(&(path, piece.text)).copied().unwrap_or(0);
             shared += known.min(piece.tokens) as usize;
             path = behind(path, *piece);
@@ -63,7 +68,7 @@ impl Texts {
     /// Notes the first `computed` tokens.
     fn keep(&mut self, pieces: &[Piece], computed: usize) {
         let (mut path, mut left) = (0, computed);
-        for piece in pieces {
+        for piece in written(pieces) {
             let kept = left.min(piece.tokens as usize);
             let longest = self.longest.entry((path, piece.text)).or_default();
             *longest = (*longest).max(kept as u32);

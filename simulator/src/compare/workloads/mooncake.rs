@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::super::clock::{SECOND, Time};
 use super::super::plan::{Asked, Piece, Plan};
+use crate::dice::Dice;
 
 /// A trace.
 #[derive(Debug, Clone)]
@@ -92,18 +93,16 @@ impl Mooncake {
     }
 
     /// The trace so many times at once, each with texts of its own, at so many requests per second
-    /// in all, until a time in seconds.
+    /// in all, until a time in seconds. The seed draws the moments that the trace leaves open.
     #[must_use]
-    pub fn plan(&self, rate: f64, copies: usize, until: f64) -> Plan {
-        let copies = copies.max(1);
+    pub fn plan(&self, rate: f64, copies: usize, until: f64, seed: u64) -> Plan {
+        let (copies, mut dice) = (copies.max(1), Dice::new(seed ^ 0x6d6f6f6e));
         let speed = rate / (self.recorded_rate() * copies as f64);
         let mut requests = Vec::new();
         for (number, line) in self.lines.iter().enumerate() {
             for copy in 0..copies as u64 {
-                // Copies must not ask in step: each begins a little later, and within what the
-                // trace's own grain of some seconds leaves open.
-                let shift = copy as f64 / copies as f64 * GRAIN_MS;
-                let at = (line.timestamp + shift) / speed / 1000.0;
+                // When within the trace's grain of some seconds nobody knows: not all at once.
+                let at = (line.timestamp + dice.share() * GRAIN_MS) / speed / 1000.0;
                 if at < until {
                     requests.push(line.asked(number as u64, copy, (at * SECOND as f64) as Time));
                 }
@@ -159,15 +158,24 @@ mod tests {
     fn equal_ids_are_equal_tokens_and_copies_share_none() {
         let trace = Mooncake::parse(TRACE.as_bytes()).expect("a trace");
         // Twice, and twice as fast.
-        let plan = trace.plan(4.0 * trace.recorded_rate(), 2, 10.0);
-        let at: Vec<f64> = plan
-            .requests
-            .iter()
-            .map(|asked| asked.at as f64 / 1e9)
-            .collect();
-        assert_eq!(at, [0.0, 0.75, 1.5, 2.25]);
+        let plan = |seed| trace.plan(4.0 * trace.recorded_rate(), 2, 10.0, seed);
+        let arrivals =
+            |plan: &Plan| -> Vec<Time> { plan.requests.iter().map(|asked| asked.at).collect() };
+        let (plan, other) = (plan(1), plan(2));
+        let at = arrivals(&plan);
+        assert!(
+            at.is_sorted() && at[1] < 3 * SECOND / 2 && at[2] >= 3 * SECOND / 2,
+            "{at:?}"
+        );
+        assert_ne!(at, arrivals(&other), "another seed, other moments");
         let tokens: Vec<_> = plan.requests.iter().map(Asked::spell_prompt).collect();
-        assert_eq!(tokens[0], tokens[2][..1000]);
+        let follows = |one: usize| {
+            tokens[2..]
+                .iter()
+                .filter(|two| two[..1000] == tokens[one])
+                .count()
+        };
+        assert_eq!((follows(0), follows(1)), (1, 1));
         assert_ne!(tokens[0][..16], tokens[1][..16]);
         assert!((trace.recorded_rate() - 2.0 / 3.0).abs() < 1e-9);
     }
