@@ -95,6 +95,9 @@ test-kube: setup ## Run the Kubernetes tests in the cluster that KUBECONFIG name
 soak: setup ## Load for SOAK_SECONDS (1200): memory and lag stay flat, nothing drifts.
 	@cargo test --release -p kvscout --test chaos -- --ignored --nocapture
 
+.PHONY: bench
+bench: bench-prompt bench-decision bench-events bench-index bench-index-scale bench-qa bench-policy ## Run every benchmark, one after the other (half an hour): docs/benchmarks.md.
+
 .PHONY: bench-prompt
 bench-prompt: setup ## Time body bytes → block keys beside the reference tokenizer (about two minutes).
 	@cargo bench --quiet -p kvscout-sim --bench prompt -- $(ONLY)
@@ -138,7 +141,7 @@ bench-policy: ## Compare routing policies in virtual time, all workloads, severa
 SECONDS_EACH ?= 60
 .PHONY: fuzz
 fuzz: setup $(TOOLS)/bin/cargo-fuzz ## Fuzz every target for SECONDS_EACH (60) seconds.
-	@for target in json request template tokens; do \
+	@for target in config events exchange frames json objects request response snapshot template tokens; do \
 	  RUSTC_BOOTSTRAP=1 $(TOOLS)/bin/cargo-fuzz fuzz run --sanitizer none $$target -- \
 	    -max_total_time=$(SECONDS_EACH) -timeout=10 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1; \
 	done
