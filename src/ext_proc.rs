@@ -27,7 +27,7 @@ pub mod exchange;
 pub mod health;
 mod read;
 pub mod reply;
-mod restore;
+pub mod restore;
 pub mod tls;
 pub mod usage;
 

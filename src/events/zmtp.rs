@@ -17,7 +17,7 @@ pub use address::{Address, AddressError};
 pub use frame::Incoming;
 
 mod address;
-mod frame;
+pub mod frame;
 
 /// Opens every connection: signature, version 3.1, mechanism, as-server, filler.
 const GREETING_BYTES: usize = 64;
