@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use self::response::Response;
 use super::read::{self, Mode};
-use super::reply::{self, Pick, Side};
+use super::reply::{self, Other, Pick, Side};
 use crate::prompt::json::outline::Replacement;
 use crate::proto::core::Metadata;
 use crate::proto::ext_proc::processing_request::Request as Message;
@@ -234,14 +234,14 @@ impl Exchange {
             Owed::Headers => vec![send(reply::headers_with_pick(&pick, None))],
             Owed::Body(body) => {
                 let new = self.rewritten(rewrite, &body);
-                let length = self.length(new.as_ref());
-                vec![send(reply::body_with_pick(&pick, new, length))]
+                let other = self.other(new.as_ref());
+                vec![send(reply::body_with_pick(&pick, new, other))]
             }
             Owed::HeadersAndBody(body, end) => {
                 let new = self.rewritten(rewrite, &body);
-                let length = self.length(new.as_ref());
+                let other = self.other(new.as_ref());
                 let body = new.unwrap_or(body);
-                let mut steps = vec![send(reply::headers_with_pick(&pick, length))];
+                let mut steps = vec![send(reply::headers_with_pick(&pick, other))];
                 let ended = end == End::LastChunk;
                 steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
                 if end == End::Trailers {
@@ -259,9 +259,10 @@ impl Exchange {
         Some(rewrite.apply(body))
     }
 
-    /// The length that headers must say of another body, where they say one.
-    fn length(&self, new: Option<&Bytes>) -> Option<usize> {
-        new.filter(|_| self.sized).map(Bytes::len)
+    fn other(&self, new: Option<&Bytes>) -> Option<Other> {
+        new.map(|new| Other {
+            length: self.sized.then_some(new.len()),
+        })
     }
 
     /// What is known where Envoy ends the conversation before the response ended for us, as it
