@@ -8,7 +8,7 @@ mod harness;
 
 use std::path::Path;
 
-use harness::exchange::{Exchange, body, channel, headers};
+use harness::exchange::{Exchange, body, channel, channel_at, headers};
 use harness::kube::FakeApi;
 use harness::running::Running;
 use harness::{http, soon};
@@ -16,7 +16,10 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use kvscout::app;
-use kvscout::config::{Config, FleetSource, Kubernetes, LeaderElection, PodEvents, Tls, yaml};
+use kvscout::config::{
+    Config, Engine, FleetSource, Kubernetes, LeaderElection, Model, Pages, PodEvents,
+    RenderSettings, Source, Tls, yaml,
+};
 use kvscout::kubernetes::resources::{CRDS, GROUP, LLM_D_GROUP, Resource, WATCHED, X_GROUP};
 use serde_json::{Value, json};
 use tonic_health::pb::HealthCheckRequest;
@@ -129,8 +132,15 @@ impl Cluster {
 
     /// A pod that no node takes, so that its status is what we say.
     async fn pod(&self, name: &str, ip: &str) {
+        self.pod_of(name, ip, json!({"labels": {"app": "vllm"}}))
+            .await;
+    }
+
+    /// With these labels and annotations.
+    async fn pod_of(&self, name: &str, ip: &str, mut metadata: Value) {
+        metadata["name"] = json!(name);
         let pod = json!({
-            "metadata": {"name": name, "labels": {"app": "vllm"}},
+            "metadata": metadata,
             "spec": {"schedulerName": "nobody", "containers": [{"name": "vllm", "image": "none"}]},
         });
         self.create("", "Pod", pod).await;
@@ -158,11 +168,16 @@ impl Cluster {
     }
 
     async fn pool(&self, ports: &[u16]) {
+        self.pool_of("llama", ("vllm", "kvscout"), ports).await;
+    }
+
+    /// Of pods with this label, asked for at this Service.
+    async fn pool_of(&self, name: &str, (app, service): (&str, &str), ports: &[u16]) {
         let ports: Vec<_> = ports.iter().map(|port| json!({"number": port})).collect();
         let pool = json!({
-            "metadata": {"name": "llama"},
-            "spec": {"selector": {"matchLabels": {"app": "vllm"}}, "targetPorts": ports,
-                     "endpointPickerRef": {"name": "kvscout", "port": {"number": 9002}}},
+            "metadata": {"name": name},
+            "spec": {"selector": {"matchLabels": {"app": app}}, "targetPorts": ports,
+                     "endpointPickerRef": {"name": service, "port": {"number": 9002}}},
         });
         self.create(GROUP, "InferencePool", pool).await;
     }
@@ -260,12 +275,19 @@ impl std::ops::Deref for World {
 
 impl World {
     async fn start(settings: Kubernetes) -> Self {
+        Self::reading(Vec::new(), settings).await
+    }
+
+    /// That reads prompts of these models.
+    async fn reading(models: Vec<Model>, settings: Kubernetes) -> Self {
         let mut config = Config {
             fleet: FleetSource::Kubernetes(settings),
             tls: Tls::Off,
+            models,
             ..Config::default()
         };
         config.load.scrape_interval_ms = 0;
+        config.decisions.pages = Pages::Any;
         Self(Running::start(config).await)
     }
 
@@ -278,11 +300,19 @@ impl World {
 
     /// Asks for an endpoint for a request to this model; it gets one.
     async fn ask(&self, model: &str) {
-        let mut exchange = Exchange::open(channel(self.bound.ext_proc).await).await;
+        let request = json!({"model": model, "prompt": "hello"});
+        self.ask_at("kvscout", &request).await;
+    }
+
+    /// The same at a Service's name; says what was decided.
+    async fn ask_at(&self, service: &str, request: &Value) -> Value {
+        let mut exchange = Exchange::open(channel_at(self.bound.ext_proc, service).await).await;
         exchange.say(headers("/v1/completions", false)).await;
-        let request = json!({"model": model, "prompt": "hello"}).to_string();
-        exchange.say(body(request, true)).await;
+        exchange.say(body(request.to_string(), true)).await;
         exchange.hear().await;
+        let decisions = self.get("/decisions?limit=1").await.1;
+        let decisions: Value = serde_json::from_str(&decisions).expect("JSON");
+        decisions["decisions"][0].clone()
     }
 
     async fn shut_down(self) {
@@ -439,7 +469,7 @@ async fn rules_and_the_strategy_change_while_it_runs() {
     world.ask("chat").await;
     let placed = |reason: &str, count: u32| {
         format!(
-            "kvscout_requests_total{{pool=\"default\",basis=\"load_only\",reason=\"{reason}\",outcome=\"placed\"}} {count}"
+            "kvscout_requests_total{{pool=\"llama\",basis=\"load_only\",reason=\"{reason}\",outcome=\"placed\"}} {count}"
         )
     };
     world.counts(&placed("unknown_model", 1)).await;
@@ -482,6 +512,90 @@ async fn repeat(world: &World, model: &str, part: &str) {
         }
     })
     .await;
+}
+
+/// A model whose words are one token each, and one that reads as Qwen3 does.
+fn two_models(folder: &Path) -> Vec<Model> {
+    let words = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"prefixes": 1, "?": 2}, "unk_token": "?"},
+    });
+    let small = folder.join("small");
+    std::fs::create_dir(&small).expect("a folder");
+    std::fs::write(small.join("tokenizer.json"), words.to_string()).expect("written");
+    std::fs::write(small.join("tokenizer_config.json"), "{}").expect("written");
+    let model = |name: &str, folder| Model {
+        names: vec![name.to_owned()],
+        adapters: Vec::new(),
+        source: Source::Folder(folder),
+        engine: Engine::Reference,
+        render: RenderSettings::default(),
+    };
+    vec![model("small", small), model("qwen", harness::tokenizer())]
+}
+
+#[tokio::test]
+async fn two_pools_of_different_models_are_one_pickers_and_never_mixed() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    let mut servers = Vec::new();
+    for name in ["small", "qwen"] {
+        let server = harness::sim::pod(1_000, 0, None).await.expect("a server");
+        let (serves, events) = (server.addresses.http, server.addresses.events.clone());
+        let events = events.expect("events are on").endpoint;
+        let port = events.rsplit(':').next().expect("a port");
+        let service = format!("kvscout-{name}");
+        cluster
+            .pool_of(name, (name, &service), &[serves.port()])
+            .await;
+        let metadata = json!({"labels": {"app": name}, "annotations": {"kvscout.io/events": port}});
+        cluster.pod_of(name, "127.0.0.1", metadata).await;
+        servers.push((server, serves));
+    }
+    let settings = Kubernetes {
+        pools: vec!["small".into(), "qwen".into()],
+        ..cluster.settings()
+    };
+    let world = World::reading(two_models(cluster.folder.path()), settings).await;
+    world.ready().await;
+    let at = |n: usize| servers[n].1;
+    world
+        .serves(&[&format!("qwen {}", at(1)), &format!("small {}", at(0))])
+        .await;
+    // The same tokens for both, cached by the first alone.
+    let prompt = |model: &str| json!({"model": model, "prompt": (0..64).collect::<Vec<u32>>(), "max_tokens": 1});
+    soon("a cached prompt is known", async {
+        loop {
+            let request = http::post("/v1/completions").body(http::full(prompt("sim").to_string()));
+            http::send(at(0), request.expect("a request")).await;
+            let decided = world.ask_at("kvscout-small", &prompt("small")).await;
+            if decided["predicted_cached_tokens"] != json!(0) {
+                return;
+            }
+        }
+    })
+    .await;
+    let other = world.ask_at("kvscout-qwen", &prompt("qwen")).await;
+    assert_eq!(other["endpoint"], "qwen", "whoever else has it cached");
+    assert_eq!(other["predicted_cached_tokens"], 0);
+    // Each model's own words: three, and Qwen3's.
+    let text = |model: &str| json!({"model": model, "prompt": "prefixes uncached immediately"});
+    let namespace = &cluster.namespace;
+    for (name, tokens) in [("small", 3), ("qwen", 5)] {
+        let service = format!("kvscout-{name}.{namespace}.svc.cluster.local:9002");
+        let decided = world.ask_at(&service, &text(name)).await;
+        let said = [&decided["pool"], &decided["model"], &decided["endpoint"]];
+        assert_eq!(said, [name; 3], "{decided}");
+        assert_eq!(decided["prompt_tokens"], tokens, "{decided}");
+    }
+    let metrics = world.get("/metrics").await.1;
+    for name in ["small", "qwen"] {
+        let line = format!("kvscout_requests_total{{pool=\"{name}\",basis=\"overlap\"");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    assert!(!metrics.contains("pool=\"unknown\""), "{metrics}");
+    world.shut_down().await;
+    cluster.clean_up().await;
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ use crate::proto::ext_proc::processing_request::Request as Message;
 use crate::proto::ext_proc::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use crate::scheduler::{Ask, ByLoad, Outcome, Refusal};
+use crate::scheduler::{Ask, ByLoad, Outcome, PoolHint, Refusal};
 
 mod response;
 
@@ -101,6 +101,7 @@ pub struct OutOfOrder(&'static str);
 pub struct Exchange {
     rules: Rules,
     fallback_id: String,
+    pool: PoolHint,
     request: Request,
     request_mode: Mode,
     /// The request's body has ended. Envoy 1.35 and later may say the last chunk of a long body
@@ -167,6 +168,7 @@ impl Exchange {
         Self {
             rules,
             fallback_id,
+            pool: PoolHint::default(),
             request: Request::Fresh,
             request_mode: Mode::default(),
             request_ended: false,
@@ -174,6 +176,12 @@ impl Exchange {
             response: Response::default(),
             summary: None,
         }
+    }
+
+    /// The same on a stream that says which pool it is for.
+    #[must_use]
+    pub fn for_pool(self, pool: PoolHint) -> Self {
+        Self { pool, ..self }
     }
 
     /// Hears a message.
@@ -401,6 +409,7 @@ impl Exchange {
             content_type: head.content_type,
             body,
             subset: head.subset,
+            pool: std::mem::take(&mut self.pool),
             objective: head.objective,
             fairness: head.fairness,
             target: head.target,
@@ -417,6 +426,7 @@ impl Exchange {
         vec![Step::PlaceByLoad(ByLoad {
             request_id: head.request_id,
             subset: head.subset,
+            pool: std::mem::take(&mut self.pool),
             objective: head.objective,
             session: head.session,
             body_bytes,

@@ -193,6 +193,13 @@ pub fn configured(
     }
 }
 
+/// The same where kvscout speaks plaintext.
+pub fn without_tls(text: &str) -> String {
+    let tls = "      transport_socket:\n        name: envoy.transport_sockets.tls\n        typed_config:\n          \
+               \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\n";
+    swap(text, tls, "")
+}
+
 /// Replaces what stands in the example exactly once.
 pub fn swap(text: &str, from: &str, to: &str) -> String {
     envoy::swap(text, from, to).expect("the example has it once")
