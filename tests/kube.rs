@@ -85,8 +85,7 @@ impl Cluster {
     }
 
     fn of(&self, group: &str, kind: &str) -> Api<DynamicObject> {
-        let is = |one: &&Resource| (one.group, one.kind) == (group, kind);
-        let resource = WATCHED.iter().find(is).expect("it is watched");
+        let resource = watched(group, kind);
         let api = api_of(
             resource.group,
             resource.version,
@@ -120,7 +119,10 @@ impl Cluster {
         }
     }
 
-    async fn create(&self, group: &str, kind: &str, object: Value) {
+    async fn create(&self, group: &str, kind: &str, mut object: Value) {
+        let resource = watched(group, kind);
+        object["apiVersion"] = json!(resource.api().api_version);
+        object["kind"] = json!(kind);
         created(&self.of(group, kind), object).await;
     }
 
@@ -203,6 +205,11 @@ impl Cluster {
             ..Kubernetes::default()
         }
     }
+}
+
+fn watched(group: &str, kind: &str) -> &'static Resource {
+    let is = |one: &&Resource| (one.group, one.kind) == (group, kind);
+    WATCHED.iter().find(is).expect("it is watched")
 }
 
 fn uuid(folder: &Path) -> String {
