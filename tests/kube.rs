@@ -14,6 +14,7 @@ use harness::running::Running;
 use harness::{http, soon};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::config::Kubeconfig;
 use kube::{Client, ResourceExt};
 use kvscout::app;
 use kvscout::config::{
@@ -42,16 +43,25 @@ struct Cluster {
 impl Cluster {
     /// A real one, where there is one.
     async fn any() -> Self {
-        let Some(kubeconfig) = std::env::var_os(REAL) else {
+        let Some(real) = std::env::var_os(REAL) else {
             return Self::fake().await;
         };
         let folder = tempfile::tempdir().expect("a folder");
         let namespace = format!("kvscout-test-{}", uuid(folder.path()));
-        let client = client(Path::new(&kubeconfig)).await;
+        // As a pod's account, it says in which namespace it is: leases are there.
+        let mut file = Kubeconfig::read_from(real).expect("a kubeconfig");
+        let contexts = file
+            .contexts
+            .iter_mut()
+            .filter_map(|one| one.context.as_mut());
+        contexts.for_each(|context| context.namespace = Some(namespace.clone()));
+        let kubeconfig = folder.path().join("kubeconfig");
+        let text = serde_json::to_string(&file).expect("JSON");
+        std::fs::write(&kubeconfig, text).expect("written");
         let cluster = Self {
-            client,
+            client: client(&kubeconfig).await,
             namespace,
-            kubeconfig: kubeconfig.into(),
+            kubeconfig,
             folder,
             fake: None,
         };
@@ -219,7 +229,7 @@ fn uuid(folder: &Path) -> String {
 }
 
 async fn client(kubeconfig: &Path) -> Client {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+    let file = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
     let access = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
     Client::try_from(access.expect("a cluster")).expect("a client")
 }
@@ -817,7 +827,7 @@ async fn leader_and_follower(one: World, other: World) -> (World, World) {
 
 #[tokio::test]
 async fn one_of_two_replicas_leads_and_the_other_is_as_warm() {
-    let cluster = Cluster::fake().await;
+    let cluster = Cluster::any().await;
     cluster.install().await;
     cluster.pool(&[8000]).await;
     cluster.pod("a", "10.1.0.1").await;
@@ -851,11 +861,12 @@ async fn one_of_two_replicas_leads_and_the_other_is_as_warm() {
     follower.shut_down().await;
     let spec = cluster.lease().await.spec.expect("a spec");
     assert_eq!(spec.holder_identity.as_deref(), Some(""));
+    cluster.clean_up().await;
 }
 
 #[tokio::test]
 async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
-    let cluster = Cluster::fake().await;
+    let cluster = Cluster::any().await;
     cluster.install().await;
     cluster.pool(&[8000]).await;
     let replicas = (
@@ -869,6 +880,30 @@ async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
     let taken = cluster.lease().await.spec.expect("a spec").holder_identity;
     assert!(taken != held && taken.is_some_and(|holder| !holder.is_empty()));
     follower.shut_down().await;
+    cluster.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_given_back_though_a_renewal_was_still_on_its_way() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    // Long enough that it is renewed once, and not while this runs.
+    let election = LeaderElection {
+        lease_duration_ms: 180_000,
+        renew_deadline_ms: 120_000,
+        retry_period_ms: 60_000,
+        ..LeaderElection::by("kvscout".into())
+    };
+    let world = World::start(Kubernetes {
+        leader_election: Some(election),
+        ..cluster.settings()
+    })
+    .await;
+    world.ready().await;
+    cluster.faked().overtake();
+    world.shut_down().await;
+    let spec = cluster.lease().await.spec.expect("a spec");
+    assert_eq!(spec.holder_identity.as_deref(), Some(""));
 }
 
 #[tokio::test]

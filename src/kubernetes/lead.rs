@@ -19,6 +19,9 @@ use crate::readiness::{Readiness, Ticket};
 /// For a lease to be given back; the rest of the process ends meanwhile.
 const RELEASE_MAX: Duration = Duration::from_secs(2);
 
+/// A renewal that was on its way when the end came may be written between a look and a word: then another look.
+const RELEASES_MAX: usize = 3;
+
 /// A replica that leads, or would.
 pub struct Candidate {
     leases: Api<Lease>,
@@ -115,13 +118,19 @@ impl Candidate {
     }
 
     async fn release(&mut self) -> kube::Result<()> {
-        let spec = self.election.released(clock());
-        let held = self.leases.get_opt(&self.settings.lease).await?;
-        if held.is_some() && self.write(held, spec).await? {
-            tracing::info!(
-                lease = self.settings.lease,
-                "leads no more: the lease is released"
-            );
+        for _ in 0..RELEASES_MAX {
+            let held = self.leases.get_opt(&self.settings.lease).await?;
+            let spec = held.as_ref().and_then(|lease| lease.spec.as_ref());
+            if !spec.is_some_and(|spec| self.election.is_ours(spec)) {
+                return Ok(());
+            }
+            if self.write(held, self.election.released(clock())).await? {
+                tracing::info!(
+                    lease = self.settings.lease,
+                    "leads no more: the lease is released"
+                );
+                return Ok(());
+            }
         }
         Ok(())
     }

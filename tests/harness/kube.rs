@@ -41,6 +41,8 @@ struct Shared {
     gone_at_once: bool,
     /// Streams come a few bytes at a time.
     trickle: bool,
+    /// The next object that is written anew has been written since it was read.
+    overtaken: bool,
     watches: u64,
     lists: u64,
 }
@@ -133,6 +135,11 @@ impl FakeApi {
         let mut shared = self.api.shared.lock();
         shared.version += 1;
         (shared.oldest, shared.gone_at_once) = (shared.version, refuse);
+    }
+
+    /// Something that was on its way comes before the next word about an object.
+    pub fn overtake(&self) {
+        self.api.shared.lock().overtaken = true;
     }
 
     /// Tells every watch how far it has come.
@@ -355,6 +362,11 @@ impl Api {
         let object: Value = serde_json::from_slice(body).expect("JSON");
         let (table, name) = place(path);
         let mut shared = self.shared.lock();
+        if std::mem::take(&mut shared.overtaken)
+            && let Some(held) = shared.object(table, name)
+        {
+            self.put(&mut shared, table, "MODIFIED", name, held);
+        }
         let held = shared
             .tables
             .get(table)
