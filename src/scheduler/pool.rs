@@ -1,10 +1,10 @@
 //! Which pool a request is for.
 //!
-//! Signs are asked in order, from what a gateway says of itself to what the request lets guess:
+//! Signs are asked in order, from what a gateway insists on to what the request lets guess:
 //!
-//! 1. the pool that the stream's metadata names (`x-kvscout-pool`);
-//! 2. the Service that the stream asks at, where a pool refers to it;
-//! 3. the endpoints that the gateway allows;
+//! 1. the endpoints that the gateway allows;
+//! 2. the pool that the stream's metadata names (`x-kvscout-pool`);
+//! 3. the Service that the stream asks at, where a pool refers to it;
 //! 4. the objective, then the model that it names: pools that have a rule for it, then pools whose servers say that
 //!    they serve it (vLLM's metrics say the first of a server's names).
 //!
@@ -21,25 +21,25 @@ impl Scheduler {
     /// As far as the gateway says it.
     pub(super) fn scope(&self, hint: &PoolHint, subset: Option<Vec<String>>) -> Scope {
         let fleet = self.parts.fleet.borrow();
+        let anywhere = Scope {
+            pools: Pools::Any,
+            subset,
+        };
         let mut pools: Vec<&Pool> = fleet.pools.iter().collect();
+        if pools.len() > 1 && anywhere.subset.is_some() {
+            let allowed: Vec<_> = fleet.allowed(&anywhere).collect();
+            narrow(&mut pools, |pool| allowed.iter().any(|one| pool.has(one)));
+        }
         if let Some(named) = &hint.pool {
             narrow(&mut pools, |pool| is_named(pool, named));
         }
         if let Some(authority) = &hint.authority {
             narrow(&mut pools, |pool| is_asked_at(pool, authority));
         }
-        let mut scope = Scope {
+        Scope {
             pools: of(&pools),
-            subset,
-        };
-        if pools.len() > 1 && scope.subset.is_some() {
-            let hinted = fleet.within(&scope);
-            narrow(&mut pools, |pool| {
-                hinted.endpoints.iter().any(|endpoint| pool.has(endpoint))
-            });
-            scope.pools = of(&pools);
+            ..anywhere
         }
-        scope
     }
 
     /// Further, by what the request itself names.

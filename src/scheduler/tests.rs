@@ -1065,10 +1065,15 @@ async fn a_request_goes_to_its_own_pool_whoever_else_holds_its_prefix() {
     assert_eq!(goes(asked).await.1, b);
     // What is said first counts; what fits nobody says nothing, and everybody may get it.
     assert_eq!(goes(hinted(Some("b"), Some("a"))).await.1, b);
-    assert_eq!(
-        goes(hinted(Some("typo"), Some("kvscout"))).await,
-        (8000, None)
-    );
+    let nobody = hinted(Some("typo"), Some("kvscout"));
+    assert_eq!(goes(nobody).await, (8000, None));
+    let allowed = Ask {
+        subset: Some(vec!["127.0.0.1:8000".to_owned()]),
+        pool: hinted(Some("b"), None),
+        ..ids("r", &PROMPT, "")
+    };
+    let placed = world.scheduler.place(allowed).await.expect("placed");
+    assert_eq!(placed.address().port(), 8000, "what is allowed comes first");
     let counted = |pool: &str, count: u32| {
         let line = format!(
             "kvscout_requests_total{{pool=\"{pool}\",basis=\"overlap\",reason=\"\",outcome=\"placed\"}} {count}"
@@ -1076,7 +1081,7 @@ async fn a_request_goes_to_its_own_pool_whoever_else_holds_its_prefix() {
         let text = world.metrics.handle().render();
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     };
-    counted("a", 2);
+    counted("a", 3);
     counted("b", 3);
     counted("unknown", 1);
 }
