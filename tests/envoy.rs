@@ -400,6 +400,33 @@ async fn the_service_that_envoy_asks_at_says_the_pool_and_its_metadata_before_it
     }
 }
 
+/// A filter that asks nobody, and on the pool's route whom to ask, at its cluster's name.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_istio_makes_of_a_pools_route_goes_where_kvscout_says() {
+    let (pods, addresses) = Pod::several(2).await;
+    let kvscout = Kvscout::start(&addresses, Tls::SelfSigned, settings()).await;
+    let (bodies, follow) = (Bodies::FullDuplex, Follow::Metadata);
+    let example = envoy::configured(&addresses, kvscout.address, bodies, follow);
+    let gateway = Envoy::run(&envoy::as_istio(&example, &as_istio_names("kvscout"))).await;
+    for (pod, body) in pods.iter().zip([Bytes::from("{}"), megabytes(2)]) {
+        let address = pod.address.to_string();
+        let request = post("/v1/completions").header(SELECT, &address);
+        let request = request.body(full(body.clone())).expect("a request");
+        let answer = http::send(gateway.routed, request).await;
+        assert_eq!((answer.status, answer.header("x-pod")), (200, &*address));
+        assert!(
+            answer.body == body,
+            "{} bytes of {}",
+            answer.body.len(),
+            body.len()
+        );
+        let served = answer.header("x-conformance-test-served-endpoint");
+        assert_eq!(served, address, "who served is told back");
+    }
+    let get = http::get(gateway.routed, "/v1/models").await;
+    assert_eq!(get.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_endpoints_the_answer_is_503_with_its_reason() {
     for bodies in BOTH {

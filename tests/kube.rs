@@ -790,7 +790,7 @@ impl Cluster {
     fn led(&self, lease_duration_ms: u64) -> Kubernetes {
         let election = LeaderElection {
             lease_duration_ms,
-            renew_deadline_ms: 600,
+            renew_deadline_ms: lease_duration_ms * 6 / 10,
             retry_period_ms: 100,
             ..LeaderElection::by("kvscout".into())
         };
@@ -901,6 +901,21 @@ async fn a_lease_is_given_back_though_a_renewal_was_still_on_its_way() {
     .await;
     world.ready().await;
     cluster.faked().overtake();
+    world.shut_down().await;
+    let spec = cluster.lease().await.spec.expect("a spec");
+    assert_eq!(spec.holder_identity.as_deref(), Some(""));
+}
+
+#[tokio::test]
+async fn a_lease_is_given_back_by_one_that_renewed_too_late_to_lead() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    let world = World::start(cluster.led(1_000)).await;
+    world.ready().await;
+    cluster.faked().go_away();
+    let follows = |status, _: &str| status == 503;
+    world.until("/readyz", "it leads no more", follows).await;
+    cluster.faked().come_back();
     world.shut_down().await;
     let spec = cluster.lease().await.spec.expect("a spec");
     assert_eq!(spec.holder_identity.as_deref(), Some(""));

@@ -52,10 +52,9 @@ impl Candidate {
             () = self.campaign() => {}
             () = ending => {}
         }
-        if self.election.leads_for(Instant::now()).is_some() {
-            // Who cannot be told finds out by time.
-            let _late = timeout(RELEASE_MAX, self.release()).await;
-        }
+        // Also where a late renewal has cost the lead: the lease may still be ours. Who cannot be told finds out by
+        // time.
+        let _late = timeout(RELEASE_MAX, self.release()).await;
     }
 
     async fn campaign(&mut self) {
