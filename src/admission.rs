@@ -9,7 +9,11 @@
 //! A place in the line is given back when it is dropped, so that a client that hangs up leaves at
 //! once. Whoever is called keeps its [`Turn`] until its load is booked, and the next is called only
 //! then: what one request frees does not let everybody through.
+//!
+//! Each pool has a line of its own, of `queue_max` places, so that none stands in another one's way; whoever may
+//! have several pools' endpoints waits in one more.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::{self, Criticality, Saturation};
-use crate::fleet::{Endpoint, Fleet};
+use crate::fleet::{Endpoint, Fleet, Pools, Scope};
 use crate::metrics::Metrics;
 use crate::routes::Class;
 
@@ -32,7 +36,8 @@ pub struct Admission {
     settings: config::Admission,
     saturation: Saturation,
     fleet: watch::Receiver<Arc<Fleet>>,
-    state: Mutex<State>,
+    /// An empty line stays, some 200 bytes for each pool that ever was full: ranks are its own.
+    lines: Mutex<HashMap<Name, State>>,
     metrics: Arc<Metrics>,
 }
 
@@ -95,6 +100,9 @@ impl Drop for Frees {
     }
 }
 
+/// The pool whose line it is; none of those who may have several.
+type Name = Option<Arc<str>>;
+
 #[derive(Default)]
 struct State {
     line: Line<Waiting>,
@@ -103,7 +111,7 @@ struct State {
 }
 
 struct Waiting {
-    subset: Option<Vec<String>>,
+    scope: Scope,
     call: oneshot::Sender<Called>,
 }
 
@@ -126,7 +134,7 @@ impl Admission {
             settings,
             saturation,
             fleet,
-            state: Mutex::default(),
+            lines: Mutex::default(),
             metrics,
         }
     }
@@ -149,15 +157,23 @@ impl Admission {
     /// Requests that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.state.lock().line.len()
+        let lines = self.lines.lock();
+        lines.values().map(|state| state.line.len()).sum()
+    }
+
+    /// Whether nobody waits in the line of a request.
+    fn is_first(&self, scope: &Scope) -> bool {
+        let lines = self.lines.lock();
+        let line = lines.get(&name(scope));
+        line.is_none_or(|state| state.line.is_empty())
     }
 
     /// Admits a request that cannot wait, such as one whose body is on its way.
     ///
     /// # Errors
     /// [`Shed`] where it is Sheddable and nobody has room.
-    pub fn at_once(&self, class: Class, subset: Option<&[String]>) -> Result<(), Shed> {
-        if class.criticality == Criticality::Sheddable && !self.has_room(subset) {
+    pub fn at_once(&self, class: Class, scope: &Scope) -> Result<(), Shed> {
+        if class.criticality == Criticality::Sheddable && !self.has_room(scope) {
             return Err(self.shed(Shed::Saturated, class));
         }
         Ok(())
@@ -165,12 +181,12 @@ impl Admission {
 
     /// What would become of a request by now. Changes nothing.
     #[must_use]
-    pub fn outlook(&self, class: Class, subset: Option<&[String]>) -> Outlook {
-        let has_room = self.has_room(subset);
+    pub fn outlook(&self, class: Class, scope: &Scope) -> Outlook {
+        let has_room = self.has_room(scope);
         match class.criticality {
             Criticality::Sheddable if !has_room => Outlook::Refused,
             Criticality::Standard if self.settings.queue_max > 0 => {
-                match has_room && self.waiting() == 0 {
+                match has_room && self.is_first(scope) {
                     true => Outlook::AtOnce,
                     false => Outlook::Waits,
                 }
@@ -188,15 +204,15 @@ impl Admission {
         &self,
         class: Class,
         fairness: Option<&str>,
-        subset: Option<&[String]>,
+        scope: &Scope,
     ) -> Result<Turn<'_>, Shed> {
-        self.at_once(class, subset)?;
+        self.at_once(class, scope)?;
         let waits = class.criticality == Criticality::Standard && self.settings.queue_max > 0;
         // With room, only those who came before stand in the way.
-        if !waits || (self.has_room(subset) && self.waiting() == 0) {
+        if !waits || (self.has_room(scope) && self.is_first(scope)) {
             return Ok(Turn { _place: None });
         }
-        let (mut place, called) = self.enter(class, fairness, subset)?;
+        let (mut place, called) = self.enter(class, fairness, scope)?;
         // Room may have come meanwhile, or be there for this one and for none before it.
         self.freed();
         let wait = Duration::from_millis(self.settings.wait_ms_max);
@@ -227,15 +243,32 @@ impl Admission {
     /// An endpoint may have room again: something ended there, or it said so. Calls the first in
     /// line that finds room; it calls the next.
     pub fn freed(&self) {
-        let mut state = self.state.lock();
+        let mut lines = self.lines.lock();
+        for state in lines.values_mut() {
+            self.call(state);
+        }
+    }
+
+    fn call(&self, state: &mut State) {
         if state.called.is_some() || state.line.is_empty() {
             return;
         }
-        // Nearly all may have any endpoint, and are asked for together.
-        let mut anywhere = None;
-        let first = state.line.take_first(|waiting| match &waiting.subset {
-            None => *anywhere.get_or_insert_with(|| self.has_room(None)),
-            subset => self.has_room(subset.as_deref()),
+        // Nearly all of a line may have the same endpoints, and are asked for together.
+        let mut anywhere: Option<(Pools, bool)> = None;
+        let first = state.line.take_first(|waiting| {
+            let pools = &waiting.scope.pools;
+            match &anywhere {
+                Some((known, has_room)) if waiting.scope.subset.is_none() && known == pools => {
+                    *has_room
+                }
+                _ => {
+                    let has_room = self.has_room(&waiting.scope);
+                    if waiting.scope.subset.is_none() {
+                        anywhere = Some((pools.clone(), has_room));
+                    }
+                    has_room
+                }
+            }
         });
         if let Some((rank, waiting)) = first {
             state.called = Some(rank);
@@ -245,9 +278,9 @@ impl Admission {
     }
 
     /// Somebody that it may have could take more. Nobody at all has room, too: for a refusal.
-    fn has_room(&self, subset: Option<&[String]>) -> bool {
+    fn has_room(&self, scope: &Scope) -> bool {
         let fleet = self.fleet.borrow();
-        let mut allowed = fleet.allowed(subset).peekable();
+        let mut allowed = fleet.allowed(scope).peekable();
         allowed.peek().is_none() || allowed.any(|endpoint| !self.is_saturated(endpoint))
     }
 
@@ -256,18 +289,20 @@ impl Admission {
         &self,
         class: Class,
         fairness: Option<&str>,
-        subset: Option<&[String]>,
+        scope: &Scope,
     ) -> Result<(Place<'_>, oneshot::Receiver<Called>), Shed> {
         let (call, called) = oneshot::channel();
         let waiting = Waiting {
-            subset: subset.map(<[String]>::to_vec),
+            scope: scope.clone(),
             call,
         };
         let flow = fairness.map_or(0, |id| xxh3_64(id.as_bytes()));
         let max = self.settings.queue_max;
-        let mut state = self.state.lock();
+        let name = name(scope);
+        let mut lines = self.lines.lock();
+        let state = lines.entry(name.clone()).or_default();
         let entered = state.line.enter(class.priority, flow, max, waiting);
-        drop(state);
+        drop(lines);
         let Ok((rank, last)) = entered else {
             return Err(self.shed(Shed::QueueFull, class));
         };
@@ -277,6 +312,7 @@ impl Admission {
         }
         let place = Place {
             admission: self,
+            name,
             rank,
             began: Instant::now(),
             outcome: "hung_up",
@@ -290,9 +326,14 @@ impl Admission {
     }
 }
 
+fn name(scope: &Scope) -> Name {
+    scope.pools.one().cloned()
+}
+
 /// A place in line, given back when dropped.
 struct Place<'a> {
     admission: &'a Admission,
+    name: Name,
     rank: Rank,
     began: Instant,
     outcome: &'static str,
@@ -300,10 +341,12 @@ struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut state = self.admission.state.lock();
-        state.line.leave(self.rank);
-        state.called = state.called.filter(|called| *called != self.rank);
-        drop(state);
+        let mut lines = self.admission.lines.lock();
+        if let Some(state) = lines.get_mut(&self.name) {
+            state.line.leave(self.rank);
+            state.called = state.called.filter(|called| *called != self.rank);
+        }
+        drop(lines);
         let waited = self.began.elapsed();
         self.admission.metrics.waited(self.outcome, waited);
         self.admission.freed();

@@ -30,6 +30,8 @@ pub struct Decision {
     pub model: Option<Arc<str>>,
     /// The model that serves it in place of the one that it names.
     pub target: Option<Arc<str>>,
+    /// The pool that it is for, where pools say who serves and one is known.
+    pub pool: Option<Arc<str>>,
     /// What the choice rested on; candidates in the order of the fleet's endpoints.
     pub case: Case,
     /// Who could have got it.
@@ -83,6 +85,8 @@ pub struct Made {
     pub model: Option<Arc<str>>,
     /// See [`Decision::target`].
     pub target: Option<Arc<str>>,
+    /// See [`Decision::pool`].
+    pub pool: Option<Arc<str>>,
     /// See [`Decision::case`].
     pub case: Case,
     /// See [`Decision::fleet`].
@@ -102,6 +106,7 @@ impl Decision {
             at: SystemTime::now(),
             model: made.model,
             target: made.target,
+            pool: made.pool,
             case: made.case,
             fleet: made.fleet,
             choice: made.choice,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::{FutureExt, StreamExt};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -15,6 +16,8 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::authority::mend::Mended;
+use self::authority::{Shown, pool_hint};
 use crate::config::Tls;
 use crate::proto::ext_proc::external_processor_server::{
     ExternalProcessor, ExternalProcessorServer,
@@ -22,6 +25,7 @@ use crate::proto::ext_proc::external_processor_server::{
 use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
 use crate::scheduler::Scheduler;
 
+mod authority;
 mod drive;
 pub mod exchange;
 pub mod health;
@@ -112,13 +116,14 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    if let Some(tls) = tls::config(tls, &settings.certificate_names).await? {
-        server = server.tls_config(tls)?;
-    }
+    let tls = tls::acceptor(tls, &settings.certificate_names).await?;
     let message_bytes_max =
         settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
     let service = ExternalProcessorServer::new(Service::new(scheduler, settings))
         .max_decoding_message_size(message_bytes_max);
+    let services = server
+        .add_service(Shown(service))
+        .add_service(health.service());
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let (began, ending) = oneshot::channel();
     let shutdown = async move {
@@ -126,10 +131,21 @@ pub async fn serve(
         // Where the server has ended by itself, nobody waits for this.
         let _ = began.send(());
     };
-    let served = server
-        .add_service(service)
-        .add_service(health.service())
-        .serve_with_incoming_shutdown(incoming, shutdown);
+    let served = match tls {
+        None => {
+            let connections = incoming.map(|connection| connection.map(Mended::new));
+            services
+                .serve_with_incoming_shutdown(connections, shutdown)
+                .boxed()
+        }
+        Some(tls) => {
+            let connections = tls::accepted(incoming, tls);
+            let connections = connections.map(|connection| connection.map(Mended::new));
+            services
+                .serve_with_incoming_shutdown(connections, shutdown)
+                .boxed()
+        }
+    };
     tokio::select! {
         ended = served => Ok(ended?),
         () = grace_over(ending, grace) => {
@@ -178,9 +194,9 @@ impl ExternalProcessor for Service {
         let (replies, stream) = mpsc::channel(REPLIES_MAX);
         let number = self.exchanges.fetch_add(1, Ordering::Relaxed);
         let reading = self.reading.clone().try_acquire_owned().ok();
+        let id = format!("kvscout-{number}");
         let drive = drive::Drive::new(
-            self.settings.rules.clone(),
-            format!("kvscout-{number}"),
+            (self.settings.rules.clone(), id, pool_hint(&request)),
             self.scheduler.clone(),
             self.memory.clone(),
             reading,

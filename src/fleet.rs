@@ -14,11 +14,13 @@ use parking_lot::Mutex;
 pub mod report;
 pub mod heard;
 pub mod load;
+pub mod pools;
 pub mod roster;
 pub mod fixed;
 pub mod scrape;
 
 pub use load::{Booking, Load, Outside};
+pub use pools::{Pool, Pools, Scope};
 
 /// vLLM's largest deployments have some hundred ranks behind one address.
 pub const RANKS_MAX: u16 = 1_024;
@@ -277,6 +279,8 @@ pub struct Fleet {
     /// Those that may not, for now, and are heard all the same: pods that are not ready (yet, or for
     /// a moment). What they hold is known when they are.
     pub resting: Vec<Arc<Endpoint>>,
+    /// The pools that they are of, by name; none where a file says who serves.
+    pub pools: Vec<Pool>,
 }
 
 impl Fleet {
@@ -286,21 +290,13 @@ impl Fleet {
         Self {
             endpoints,
             resting: Vec::new(),
+            pools: Vec::new(),
         }
     }
 
     /// The endpoints whose events count.
     pub fn heard(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.endpoints.iter().chain(&self.resting)
-    }
-
-    /// The endpoints in a subset; all of them without one.
-    pub fn allowed(&self, subset: Option<&[String]>) -> impl Iterator<Item = &Arc<Endpoint>> {
-        let is_allowed = move |endpoint: &&Arc<Endpoint>| {
-            let any = |names: &[String]| names.iter().any(|name| endpoint.is_named(name));
-            subset.is_none_or(any)
-        };
-        self.endpoints.iter().filter(is_allowed)
     }
 }
 

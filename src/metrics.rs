@@ -374,13 +374,13 @@ mod tests {
     #[test]
     fn what_is_counted_is_rendered_with_its_description() {
         let metrics = Metrics::default();
-        metrics.answered("overlap", "", "placed");
+        metrics.answered(None, ("overlap", "", "placed"));
         metrics.decided(&[("read", Duration::from_micros(30))]);
         metrics.endpoint("pod-1").stored.increment(3);
         let text = metrics.handle().render();
         for line in [
             "# TYPE kvscout_requests_total counter",
-            "# HELP kvscout_requests_total Requests by what",
+            "# HELP kvscout_requests_total Requests by their pool",
             "kvscout_requests_total{pool=\"default\",basis=\"overlap\",reason=\"\",outcome=\"placed\"} 1",
             "kvscout_event_blocks_total{endpoint=\"pod-1\",what=\"stored\"} 3",
             "kvscout_decision_seconds_bucket{le=\"0.00005\"} 1",
@@ -402,7 +402,7 @@ mod tests {
     #[test]
     fn two_apps_do_not_share_counters() {
         let (one, two) = (Metrics::default(), Metrics::default());
-        one.answered("overlap", "", "placed");
+        one.answered(None, ("overlap", "", "placed"));
         assert!(!two.handle().render().contains("kvscout_requests_total{"));
     }
 }

@@ -1,9 +1,10 @@
 //! Which model serves a request, and how important it is: the rules of InferenceModel and
 //! InferenceObjective.
 //!
-//! [`Routes`] is a snapshot in a watch, as the fleet is. The configuration fills it, and Kubernetes.
+//! [`Routes`] is a snapshot in a watch, as the fleet is. The configuration fills it, and Kubernetes. Every pool
+//! has [`Rules`] of its own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -22,6 +23,51 @@ pub struct Class {
 /// The rules as of now.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Routes {
+    /// For a request of which nobody knows the pool: what all of them say.
+    common: Rules,
+    pools: BTreeMap<Arc<str>, Rules>,
+}
+
+impl Routes {
+    /// Of these rules, whatever the pool; of two for one name, the first.
+    #[must_use]
+    pub fn of(models: &[InferenceModel], objectives: &[InferenceObjective]) -> Self {
+        Rules::of(models, objectives).into()
+    }
+
+    /// The same where pools have their own.
+    #[must_use]
+    pub fn with_pools(self, pools: BTreeMap<Arc<str>, Rules>) -> Self {
+        Self { pools, ..self }
+    }
+
+    /// Those of a pool; without one, what all of them say.
+    #[must_use]
+    pub fn rules(&self, pool: Option<&Arc<str>>) -> &Rules {
+        let own = pool.and_then(|pool| self.pools.get(pool));
+        own.unwrap_or(&self.common)
+    }
+
+    /// Whether any rule is about models, so that a request's must be known.
+    #[must_use]
+    pub fn name_models(&self) -> bool {
+        let mut all = self.pools.values().chain([&self.common]);
+        all.any(|rules| !rules.models.is_empty() || !rules.others.is_empty())
+    }
+}
+
+impl From<Rules> for Routes {
+    fn from(common: Rules) -> Self {
+        Self {
+            common,
+            pools: BTreeMap::new(),
+        }
+    }
+}
+
+/// The rules of one pool.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rules {
     models: HashMap<String, Model>,
     /// What serves models that have no targets of their own.
     others: Line,
@@ -38,11 +84,11 @@ struct Model {
 /// Targets by the sums of weights up to and with each.
 type Line = Vec<(u64, Arc<str>)>;
 
-impl Routes {
-    /// Of these rules; of two for one name, the first.
+impl Rules {
+    /// Of two for one name, the first.
     #[must_use]
     pub fn of(models: &[InferenceModel], objectives: &[InferenceObjective]) -> Self {
-        let mut routes = Self::default();
+        let mut rules = Self::default();
         for model in models {
             let rule = || Model {
                 class: Class {
@@ -51,13 +97,13 @@ impl Routes {
                 },
                 targets: line(&model.targets),
             };
-            routes.models.entry(model.name.clone()).or_insert_with(rule);
+            rules.models.entry(model.name.clone()).or_insert_with(rule);
         }
         for objective in objectives {
-            let named = routes.objectives.entry(objective.name.clone());
+            let named = rules.objectives.entry(objective.name.clone());
             named.or_insert(objective.priority);
         }
-        routes
+        rules
     }
 
     /// The same with targets for every model that has none of its own.
@@ -81,10 +127,16 @@ impl Routes {
         self.strategy
     }
 
-    /// Whether any rule is about models, so that a request's must be known.
+    /// Whether a rule has this model by name.
     #[must_use]
-    pub fn name_models(&self) -> bool {
-        !self.models.is_empty() || !self.others.is_empty()
+    pub fn has_model(&self, name: &str) -> bool {
+        self.models.contains_key(name)
+    }
+
+    /// Whether it is declared.
+    #[must_use]
+    pub fn has_objective(&self, name: &str) -> bool {
+        self.objectives.contains_key(name)
     }
 
     /// A name that a client gives, as a word of which there are few: `*` where no rule has it.
@@ -152,7 +204,7 @@ fn line(targets: &[Target]) -> Line {
 mod tests {
     use super::*;
 
-    fn split(weights: &[(&str, u32)]) -> Routes {
+    fn split(weights: &[(&str, u32)]) -> Rules {
         let targets = weights.iter().map(|(model, weight)| Target {
             model: (*model).into(),
             weight: *weight,
@@ -163,10 +215,10 @@ mod tests {
             priority: 3,
             targets: targets.collect(),
         };
-        Routes::of(&[model], &[])
+        Rules::of(&[model], &[])
     }
 
-    fn shares(routes: &Routes, name: &str) -> u32 {
+    fn shares(routes: &Rules, name: &str) -> u32 {
         let first = |conversation: &u64| {
             routes
                 .target("chat", *conversation)
@@ -195,15 +247,15 @@ mod tests {
             model: "all".into(),
             weight: 1,
         }];
-        let target = |routes: Routes, name| routes.target(name, 1).map(|t| t.to_string());
+        let target = |routes: Rules, name| routes.target(name, 1).map(|t| t.to_string());
         let (with, without) = (split(&[("v1", 1)]), split(&[]));
         assert_eq!(target(with.with_others(&all), "chat"), Some("v1".into()));
         assert_eq!(
             target(without.with_others(&all), "chat"),
             Some("all".into())
         );
-        let routes = Routes::default().with_others(&all);
-        assert!(routes.name_models());
+        let routes = Rules::default().with_others(&all);
+        assert!(Routes::from(routes.clone()).name_models());
         assert_eq!(target(routes, "other"), Some("all".into()));
     }
 
@@ -225,8 +277,8 @@ mod tests {
                 name: name.into(),
                 priority,
             });
-        let routes = Routes {
-            objectives: Routes::of(&[], &objectives).objectives,
+        let routes = Rules {
+            objectives: Rules::of(&[], &objectives).objectives,
             ..split(&[])
         };
         let class = |name, objective| {

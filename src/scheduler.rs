@@ -15,7 +15,7 @@ use crate::blocks::Chains;
 use crate::choice::{Basis, Candidate, Case, Choice, Weights};
 use crate::config::{self, Policy, Saturation, Strategy};
 use crate::decisions::{Decisions, Took};
-use crate::fleet::{Endpoint, EndpointId, Fleet};
+use crate::fleet::{Endpoint, EndpointId, Fleet, Scope};
 use crate::index::{Cached, Index};
 use crate::metrics::Metrics;
 use crate::parity::{self, Parity};
@@ -28,11 +28,12 @@ mod fallbacks;
 mod home;
 mod intent;
 mod placement;
+mod pool;
 mod reader;
 mod reading;
 mod settle;
 
-pub use ask::{Ask, ByLoad, Refusal};
+pub use ask::{Ask, ByLoad, PoolHint, Refusal};
 pub use explain::{Explanation, Unexplained};
 use intent::Intent;
 pub use placement::{Outcome, Placement};
@@ -93,23 +94,25 @@ impl Scheduler {
 
     /// Places a request, by overlap if its prompt can be read in time.
     pub async fn place(&self, ask: Ask) -> Result<Placement, Refusal> {
-        let (subset, mut took, mut since) =
-            (ask.subset.as_deref(), Took::default(), Instant::now());
-        self.allowed(subset)?;
+        let (mut took, mut since) = (Took::default(), Instant::now());
         let intent = self.intent(&ask);
+        let scope = &intent.scope;
+        self.allowed(scope)?;
         self.count(&intent);
         // Who is refused is not read before.
-        self.admitted(self.admission.at_once(intent.class, subset))?;
-        let reading = self.reading(&ask, &intent).await;
+        self.admitted(scope, self.admission.at_once(intent.class, scope))?;
+        let strategy = self.strategy(scope);
+        let reading = self.reading(&ask, &intent, strategy).await;
         took.read = lap(&mut since);
         let fairness = ask.fairness.as_deref();
-        let turn = self.admission.admit(intent.class, fairness, subset).await;
-        let turn = self.admitted(turn)?;
+        let turn = self.admission.admit(intent.class, fairness, scope).await;
+        let turn = self.admitted(scope, turn)?;
         took.wait = lap(&mut since);
         // As of now, and until the turn ends without another wait: the load is booked in it.
-        let allowed = self.allowed(subset)?;
+        let allowed = self.allowed(scope)?;
         let reading = self.doubted(reading, &allowed);
-        let reading = self.in_conversation(reading, ask.session.as_deref(), &ask.body);
+        let told = (ask.session.as_deref(), &ask.body[..]);
+        let reading = self.in_conversation(reading, strategy, told);
         let mut prompt = Chains::new(&reading.tokens, &reading.identity);
         let cached = self.overlaps(&reading, &mut prompt, &allowed);
         took.overlap = lap(&mut since);
@@ -130,37 +133,47 @@ impl Scheduler {
 
     /// Places a request whose body is not read.
     pub fn place_by_load(&self, ask: &ByLoad) -> Result<Placement, Refusal> {
-        let (subset, since) = (ask.subset.as_deref(), Instant::now());
-        let allowed = self.allowed(subset)?;
+        let since = Instant::now();
+        let (routes, objective) = (self.parts.routes.borrow().clone(), ask.objective.as_deref());
+        let scope = self.scope(&ask.pool, ask.subset.clone());
+        let scope = self.narrowed(scope, &routes, (None, objective));
+        let allowed = self.allowed(&scope)?;
         // Without a body there is nothing to compute, and nothing to spare by a refusal.
         if ask.reason != "no_body" {
-            let (class, known) = self.class(None, ask.objective.as_deref());
+            let rules = routes.rules(scope.pools.one());
+            let (class, known) = intent::known(rules.class(None, objective));
             self.count_class(known);
-            self.admitted(self.admission.at_once(class, subset))?;
+            self.admitted(&scope, self.admission.at_once(class, &scope))?;
         }
         let reading = Reading::load_only(ask.reason, ask.body_bytes);
-        let reading = self.in_conversation(reading, ask.session.as_deref(), b"");
+        let told = (ask.session.as_deref(), &[][..]);
+        let reading = self.in_conversation(reading, self.strategy(&scope), told);
         let cached = vec![Cached::default(); allowed.endpoints.len()];
         let prompt = Chains::new(&reading.tokens, &reading.identity);
         let case = self.case(&ask.request_id, &reading, &allowed, &cached);
-        let (intent, began) = (Intent::default(), (Took::default(), since));
+        let intent = Intent {
+            scope,
+            ..Intent::default()
+        };
+        let began = (Took::default(), since);
         let placement = self.settle(case, &reading, &prompt, allowed, intent, began)?;
         self.tell(&placement);
         Ok(placement)
     }
 
     /// The prompt, as far as the strategy asks for it.
-    async fn reading(&self, ask: &Ask, intent: &Intent) -> Reading {
-        match self.strategy() {
+    async fn reading(&self, ask: &Ask, intent: &Intent, strategy: Strategy) -> Reading {
+        match strategy {
             Strategy::Default => Reading::load_only("strategy", ask.body.len()),
             Strategy::PrefixCache => self.read(ask, intent).await,
         }
     }
 
-    /// How to choose, as of now.
-    fn strategy(&self) -> Strategy {
-        let pool = self.parts.routes.borrow().strategy();
-        pool.unwrap_or(self.parts.policy.strategy)
+    /// How to choose for a pool, as of now.
+    fn strategy(&self, scope: &Scope) -> Strategy {
+        let routes = self.parts.routes.borrow();
+        let said = routes.rules(scope.pools.one()).strategy();
+        said.unwrap_or(self.parts.policy.strategy)
     }
 
     /// Whether an endpoint has so much to do that nothing should be added.
@@ -181,9 +194,10 @@ impl Scheduler {
         self.admission.waiting()
     }
 
-    fn admitted<T>(&self, admitted: Result<T, Shed>) -> Result<T, Refusal> {
+    fn admitted<T>(&self, scope: &Scope, admitted: Result<T, Shed>) -> Result<T, Refusal> {
         admitted.map_err(|why| {
-            self.parts.metrics.answered("", "", why.as_str());
+            let pool = Self::pool_label(scope);
+            self.parts.metrics.answered(pool, ("", "", why.as_str()));
             Refusal::Shed {
                 why,
                 retry_after_s: self.admission.retry_after_s(),
@@ -192,26 +206,24 @@ impl Scheduler {
     }
 
     /// Endpoints that may be chosen.
-    fn allowed(&self, subset: Option<&[String]>) -> Result<Arc<Fleet>, Refusal> {
-        self.find_allowed(subset).inspect_err(|refusal| {
-            self.parts.metrics.answered("", "", refusal.as_str());
+    fn allowed(&self, scope: &Scope) -> Result<Arc<Fleet>, Refusal> {
+        self.find_allowed(scope).inspect_err(|refusal| {
+            let pool = Self::pool_label(scope);
+            self.parts
+                .metrics
+                .answered(pool, ("", "", refusal.as_str()));
         })
     }
 
     /// The same, uncounted.
-    fn find_allowed(&self, subset: Option<&[String]>) -> Result<Arc<Fleet>, Refusal> {
+    fn find_allowed(&self, scope: &Scope) -> Result<Arc<Fleet>, Refusal> {
         let fleet = self.parts.fleet.borrow().clone();
-        if fleet.endpoints.is_empty() {
-            return Err(Refusal::NoEndpoint);
+        let allowed = fleet.within(scope);
+        match (allowed.endpoints.is_empty(), &scope.subset) {
+            (false, _) => Ok(allowed),
+            (true, Some(_)) if !fleet.endpoints.is_empty() => Err(Refusal::NoneInSubset),
+            (true, _) => Err(Refusal::NoEndpoint),
         }
-        if subset.is_none() {
-            return Ok(fleet);
-        }
-        let endpoints: Vec<_> = fleet.allowed(subset).cloned().collect();
-        if endpoints.is_empty() {
-            return Err(Refusal::NoneInSubset);
-        }
-        Ok(Arc::new(Fleet::of(endpoints)))
     }
 
     async fn read(&self, ask: &Ask, intent: &Intent) -> Reading {

@@ -297,6 +297,28 @@ fn nats_starts_with_the_configuration_that_the_chart_writes() {
     assert!(checked.status.success(), "{}", text(&checked.stderr));
 }
 
+/// By the Service that a gateway asks at, a picker of several pools tells them apart.
+#[test]
+fn every_pool_that_is_named_has_a_service_of_its_own_that_leads_to_the_pickers() {
+    let values = root().join("deploy/chart/kvscout/ci/external-values.yaml");
+    let all = render(Some(&values)).expect("it renders");
+    let services: Vec<_> = of(&all, "Service").collect();
+    let names: Vec<_> = services
+        .iter()
+        .map(|one| one["metadata"]["name"].as_str())
+        .collect();
+    assert_eq!(names, ["picker", "picker-llama", "picker-qwen"].map(Some));
+    for one in &services {
+        assert_eq!(one["spec"]["selector"], services[0]["spec"]["selector"]);
+        assert_eq!(one["spec"]["ports"][0], services[0]["spec"]["ports"][0]);
+    }
+    let said = configuration(&all).replace(['\n', ' '], "");
+    assert!(
+        said.contains("pools:-llama-qwen-moreservice:picker"),
+        "{said}"
+    );
+}
+
 /// A Service has no ranges: each rank's port is one of its own, at the one process that listens.
 #[test]
 fn publishers_that_connect_find_a_port_for_each_rank() {

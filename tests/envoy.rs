@@ -3,17 +3,19 @@
 mod harness;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use harness::envoy::{Bodies, Envoy, Follow};
+use harness::envoy::{self, Bodies, Envoy, Follow};
 use harness::http::{self, Answer, full, post};
 use harness::pod::{Pod, STREAM};
-use harness::{Kvscout, soon, until};
+use harness::{Kvscout, endpoint, soon, until};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use kvscout::config::{Config, Policy, Tls};
 use kvscout::ext_proc::{ExtProcSettings, Rules};
+use kvscout::fleet::{Fleet, Pool};
 use kvscout::routes::Routes;
 
 const BOTH: [Bodies; 2] = [Bodies::FullDuplex, Bodies::Buffered];
@@ -341,6 +343,88 @@ async fn a_list_says_where_the_second_try_goes() {
         }
     }
     assert!(gone_came_first, "one time in two");
+}
+
+/// Istio names its clusters so, and Envoy says a cluster's name as `:authority`; no such one is allowed.
+fn as_istio_names(cluster: &str) -> String {
+    format!("\"outbound|9002||{cluster}.llm.svc.cluster.local\"")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_that_envoy_asks_at_says_the_pool_and_its_metadata_before_it() {
+    let (pods, addresses) = Pod::several(3).await;
+    let endpoints: Vec<_> = addresses.iter().enumerate().map(endpoint).collect();
+    let pool = |n: usize| Pool {
+        name: format!("pool-{n}").into(),
+        namespace: "llm".into(),
+        services: vec![format!("epp-{n}")],
+        fleet: Arc::new(Fleet::of(vec![endpoints[n].clone()])),
+    };
+    let fleet = Fleet::of(endpoints.clone()).with_pools((0..3).map(pool).collect());
+    let says = (Routes::default(), Config::default().policy);
+    let ask = "{envoy_grpc: {cluster_name: kvscout}}";
+    for tls in [Tls::SelfSigned, Tls::Off] {
+        let kvscout = Kvscout::of(fleet.clone(), tls.clone(), settings(), says.clone()).await;
+        let example = envoy::configured(
+            &addresses,
+            kvscout.address,
+            Bodies::FullDuplex,
+            Follow::Metadata,
+        );
+        let example = match tls {
+            Tls::Off => envoy::without_tls(&example),
+            _ => example,
+        };
+        for (service, metadata, pod) in [(1, None, 1), (2, None, 2), (2, Some("llm/pool-0"), 0)] {
+            let name = as_istio_names(&format!("epp-{service}"));
+            let metadata = metadata.map(|pool| format!("{{key: x-kvscout-pool, value: {pool}}}"));
+            let metadata = metadata.unwrap_or_default();
+            let asked =
+                format!("{{envoy_grpc: {{cluster_name: {name}}}, initial_metadata: [{metadata}]}}");
+            let config = envoy::swap(&example, ask, &asked);
+            let config = envoy::swap(&config, "- name: kvscout\n", &format!("- name: {name}\n"));
+            let gateway = Envoy::run(&config).await;
+            // More than one for each connection: what a name refers to later was said once.
+            for _ in 0..4 {
+                let request = post("/v1/completions").body(full("{}")).expect("a request");
+                let answer = http::send(gateway.routed, request).await;
+                let address = pods[pod].address.to_string();
+                let said = format!("{tls:?} {service}: {answer:?}");
+                assert_eq!(
+                    (answer.status, answer.header("x-pod")),
+                    (200, &*address),
+                    "{said}"
+                );
+            }
+        }
+    }
+}
+
+/// A filter that asks nobody, and on the pool's route whom to ask, at its cluster's name.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_istio_makes_of_a_pools_route_goes_where_kvscout_says() {
+    let (pods, addresses) = Pod::several(2).await;
+    let kvscout = Kvscout::start(&addresses, Tls::SelfSigned, settings()).await;
+    let (bodies, follow) = (Bodies::FullDuplex, Follow::Metadata);
+    let example = envoy::configured(&addresses, kvscout.address, bodies, follow);
+    let gateway = Envoy::run(&envoy::as_istio(&example, &as_istio_names("kvscout"))).await;
+    for (pod, body) in pods.iter().zip([Bytes::from("{}"), megabytes(2)]) {
+        let address = pod.address.to_string();
+        let request = post("/v1/completions").header(SELECT, &address);
+        let request = request.body(full(body.clone())).expect("a request");
+        let answer = http::send(gateway.routed, request).await;
+        assert_eq!((answer.status, answer.header("x-pod")), (200, &*address));
+        assert!(
+            answer.body == body,
+            "{} bytes of {}",
+            answer.body.len(),
+            body.len()
+        );
+        let served = answer.header("x-conformance-test-served-endpoint");
+        assert_eq!(served, address, "who served is told back");
+    }
+    let get = http::get(gateway.routed, "/v1/models").await;
+    assert_eq!(get.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,15 +8,19 @@ mod harness;
 
 use std::path::Path;
 
-use harness::exchange::{Exchange, body, channel, headers};
+use harness::exchange::{Exchange, body, channel, channel_at, headers};
 use harness::kube::FakeApi;
 use harness::running::Running;
 use harness::{http, soon};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::config::Kubeconfig;
 use kube::{Client, ResourceExt};
 use kvscout::app;
-use kvscout::config::{Config, FleetSource, Kubernetes, LeaderElection, PodEvents, Tls, yaml};
+use kvscout::config::{
+    Config, Engine, FleetSource, Kubernetes, LeaderElection, Model, Pages, PodEvents,
+    RenderSettings, Source, Tls, yaml,
+};
 use kvscout::kubernetes::resources::{CRDS, GROUP, LLM_D_GROUP, Resource, WATCHED, X_GROUP};
 use serde_json::{Value, json};
 use tonic_health::pb::HealthCheckRequest;
@@ -39,16 +43,25 @@ struct Cluster {
 impl Cluster {
     /// A real one, where there is one.
     async fn any() -> Self {
-        let Some(kubeconfig) = std::env::var_os(REAL) else {
+        let Some(real) = std::env::var_os(REAL) else {
             return Self::fake().await;
         };
         let folder = tempfile::tempdir().expect("a folder");
         let namespace = format!("kvscout-test-{}", uuid(folder.path()));
-        let client = client(Path::new(&kubeconfig)).await;
+        // As a pod's account, it says in which namespace it is: leases are there.
+        let mut file = Kubeconfig::read_from(real).expect("a kubeconfig");
+        let contexts = file
+            .contexts
+            .iter_mut()
+            .filter_map(|one| one.context.as_mut());
+        contexts.for_each(|context| context.namespace = Some(namespace.clone()));
+        let kubeconfig = folder.path().join("kubeconfig");
+        let text = serde_json::to_string(&file).expect("JSON");
+        std::fs::write(&kubeconfig, text).expect("written");
         let cluster = Self {
-            client,
+            client: client(&kubeconfig).await,
             namespace,
-            kubeconfig: kubeconfig.into(),
+            kubeconfig,
             folder,
             fake: None,
         };
@@ -82,8 +95,7 @@ impl Cluster {
     }
 
     fn of(&self, group: &str, kind: &str) -> Api<DynamicObject> {
-        let is = |one: &&Resource| (one.group, one.kind) == (group, kind);
-        let resource = WATCHED.iter().find(is).expect("it is watched");
+        let resource = watched(group, kind);
         let api = api_of(
             resource.group,
             resource.version,
@@ -117,7 +129,10 @@ impl Cluster {
         }
     }
 
-    async fn create(&self, group: &str, kind: &str, object: Value) {
+    async fn create(&self, group: &str, kind: &str, mut object: Value) {
+        let resource = watched(group, kind);
+        object["apiVersion"] = json!(resource.api().api_version);
+        object["kind"] = json!(kind);
         created(&self.of(group, kind), object).await;
     }
 
@@ -129,8 +144,15 @@ impl Cluster {
 
     /// A pod that no node takes, so that its status is what we say.
     async fn pod(&self, name: &str, ip: &str) {
+        self.pod_of(name, ip, json!({"labels": {"app": "vllm"}}))
+            .await;
+    }
+
+    /// With these labels and annotations.
+    async fn pod_of(&self, name: &str, ip: &str, mut metadata: Value) {
+        metadata["name"] = json!(name);
         let pod = json!({
-            "metadata": {"name": name, "labels": {"app": "vllm"}},
+            "metadata": metadata,
             "spec": {"schedulerName": "nobody", "containers": [{"name": "vllm", "image": "none"}]},
         });
         self.create("", "Pod", pod).await;
@@ -158,11 +180,16 @@ impl Cluster {
     }
 
     async fn pool(&self, ports: &[u16]) {
+        self.pool_of("llama", ("vllm", "kvscout"), ports).await;
+    }
+
+    /// Of pods with this label, asked for at this Service.
+    async fn pool_of(&self, name: &str, (app, service): (&str, &str), ports: &[u16]) {
         let ports: Vec<_> = ports.iter().map(|port| json!({"number": port})).collect();
         let pool = json!({
-            "metadata": {"name": "llama"},
-            "spec": {"selector": {"matchLabels": {"app": "vllm"}}, "targetPorts": ports,
-                     "endpointPickerRef": {"name": "kvscout", "port": {"number": 9002}}},
+            "metadata": {"name": name},
+            "spec": {"selector": {"matchLabels": {"app": app}}, "targetPorts": ports,
+                     "endpointPickerRef": {"name": service, "port": {"number": 9002}}},
         });
         self.create(GROUP, "InferencePool", pool).await;
     }
@@ -190,6 +217,11 @@ impl Cluster {
     }
 }
 
+fn watched(group: &str, kind: &str) -> &'static Resource {
+    let is = |one: &&Resource| (one.group, one.kind) == (group, kind);
+    WATCHED.iter().find(is).expect("it is watched")
+}
+
 fn uuid(folder: &Path) -> String {
     let name = folder.file_name().expect("a name").to_string_lossy();
     let plain = name.chars().filter(char::is_ascii_alphanumeric);
@@ -197,7 +229,7 @@ fn uuid(folder: &Path) -> String {
 }
 
 async fn client(kubeconfig: &Path) -> Client {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+    let file = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
     let access = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
     Client::try_from(access.expect("a cluster")).expect("a client")
 }
@@ -260,12 +292,19 @@ impl std::ops::Deref for World {
 
 impl World {
     async fn start(settings: Kubernetes) -> Self {
+        Self::reading(Vec::new(), settings).await
+    }
+
+    /// That reads prompts of these models.
+    async fn reading(models: Vec<Model>, settings: Kubernetes) -> Self {
         let mut config = Config {
             fleet: FleetSource::Kubernetes(settings),
             tls: Tls::Off,
+            models,
             ..Config::default()
         };
         config.load.scrape_interval_ms = 0;
+        config.decisions.pages = Pages::Any;
         Self(Running::start(config).await)
     }
 
@@ -278,11 +317,19 @@ impl World {
 
     /// Asks for an endpoint for a request to this model; it gets one.
     async fn ask(&self, model: &str) {
-        let mut exchange = Exchange::open(channel(self.bound.ext_proc).await).await;
+        let request = json!({"model": model, "prompt": "hello"});
+        self.ask_at("kvscout", &request).await;
+    }
+
+    /// The same at a Service's name; says what was decided.
+    async fn ask_at(&self, service: &str, request: &Value) -> Value {
+        let mut exchange = Exchange::open(channel_at(self.bound.ext_proc, service).await).await;
         exchange.say(headers("/v1/completions", false)).await;
-        let request = json!({"model": model, "prompt": "hello"}).to_string();
-        exchange.say(body(request, true)).await;
+        exchange.say(body(request.to_string(), true)).await;
         exchange.hear().await;
+        let decisions = self.get("/decisions?limit=1").await.1;
+        let decisions: Value = serde_json::from_str(&decisions).expect("JSON");
+        decisions["decisions"][0].clone()
     }
 
     async fn shut_down(self) {
@@ -439,7 +486,7 @@ async fn rules_and_the_strategy_change_while_it_runs() {
     world.ask("chat").await;
     let placed = |reason: &str, count: u32| {
         format!(
-            "kvscout_requests_total{{pool=\"default\",basis=\"load_only\",reason=\"{reason}\",outcome=\"placed\"}} {count}"
+            "kvscout_requests_total{{pool=\"llama\",basis=\"load_only\",reason=\"{reason}\",outcome=\"placed\"}} {count}"
         )
     };
     world.counts(&placed("unknown_model", 1)).await;
@@ -482,6 +529,90 @@ async fn repeat(world: &World, model: &str, part: &str) {
         }
     })
     .await;
+}
+
+/// A model whose words are one token each, and one that reads as Qwen3 does.
+fn two_models(folder: &Path) -> Vec<Model> {
+    let words = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"prefixes": 1, "?": 2}, "unk_token": "?"},
+    });
+    let small = folder.join("small");
+    std::fs::create_dir(&small).expect("a folder");
+    std::fs::write(small.join("tokenizer.json"), words.to_string()).expect("written");
+    std::fs::write(small.join("tokenizer_config.json"), "{}").expect("written");
+    let model = |name: &str, folder| Model {
+        names: vec![name.to_owned()],
+        adapters: Vec::new(),
+        source: Source::Folder(folder),
+        engine: Engine::Reference,
+        render: RenderSettings::default(),
+    };
+    vec![model("small", small), model("qwen", harness::tokenizer())]
+}
+
+#[tokio::test]
+async fn two_pools_of_different_models_are_one_pickers_and_never_mixed() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    let mut servers = Vec::new();
+    for name in ["small", "qwen"] {
+        let server = harness::sim::pod(1_000, 0, None).await.expect("a server");
+        let (serves, events) = (server.addresses.http, server.addresses.events.clone());
+        let events = events.expect("events are on").endpoint;
+        let port = events.rsplit(':').next().expect("a port");
+        let service = format!("kvscout-{name}");
+        cluster
+            .pool_of(name, (name, &service), &[serves.port()])
+            .await;
+        let metadata = json!({"labels": {"app": name}, "annotations": {"kvscout.io/events": port}});
+        cluster.pod_of(name, "127.0.0.1", metadata).await;
+        servers.push((server, serves));
+    }
+    let settings = Kubernetes {
+        pools: vec!["small".into(), "qwen".into()],
+        ..cluster.settings()
+    };
+    let world = World::reading(two_models(cluster.folder.path()), settings).await;
+    world.ready().await;
+    let at = |n: usize| servers[n].1;
+    world
+        .serves(&[&format!("qwen {}", at(1)), &format!("small {}", at(0))])
+        .await;
+    // The same tokens for both, cached by the first alone.
+    let prompt = |model: &str| json!({"model": model, "prompt": (0..64).collect::<Vec<u32>>(), "max_tokens": 1});
+    soon("a cached prompt is known", async {
+        loop {
+            let request = http::post("/v1/completions").body(http::full(prompt("sim").to_string()));
+            http::send(at(0), request.expect("a request")).await;
+            let decided = world.ask_at("kvscout-small", &prompt("small")).await;
+            if decided["predicted_cached_tokens"] != json!(0) {
+                return;
+            }
+        }
+    })
+    .await;
+    let other = world.ask_at("kvscout-qwen", &prompt("qwen")).await;
+    assert_eq!(other["endpoint"], "qwen", "whoever else has it cached");
+    assert_eq!(other["predicted_cached_tokens"], 0);
+    // Each model's own words: three, and Qwen3's.
+    let text = |model: &str| json!({"model": model, "prompt": "prefixes uncached immediately"});
+    let namespace = &cluster.namespace;
+    for (name, tokens) in [("small", 3), ("qwen", 5)] {
+        let service = format!("kvscout-{name}.{namespace}.svc.cluster.local:9002");
+        let decided = world.ask_at(&service, &text(name)).await;
+        let said = [&decided["pool"], &decided["model"], &decided["endpoint"]];
+        assert_eq!(said, [name; 3], "{decided}");
+        assert_eq!(decided["prompt_tokens"], tokens, "{decided}");
+    }
+    let metrics = world.get("/metrics").await.1;
+    for name in ["small", "qwen"] {
+        let line = format!("kvscout_requests_total{{pool=\"{name}\",basis=\"overlap\"");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    assert!(!metrics.contains("pool=\"unknown\""), "{metrics}");
+    world.shut_down().await;
+    cluster.clean_up().await;
 }
 
 #[tokio::test]
@@ -659,7 +790,7 @@ impl Cluster {
     fn led(&self, lease_duration_ms: u64) -> Kubernetes {
         let election = LeaderElection {
             lease_duration_ms,
-            renew_deadline_ms: 600,
+            renew_deadline_ms: lease_duration_ms * 6 / 10,
             retry_period_ms: 100,
             ..LeaderElection::by("kvscout".into())
         };
@@ -696,7 +827,7 @@ async fn leader_and_follower(one: World, other: World) -> (World, World) {
 
 #[tokio::test]
 async fn one_of_two_replicas_leads_and_the_other_is_as_warm() {
-    let cluster = Cluster::fake().await;
+    let cluster = Cluster::any().await;
     cluster.install().await;
     cluster.pool(&[8000]).await;
     cluster.pod("a", "10.1.0.1").await;
@@ -730,11 +861,12 @@ async fn one_of_two_replicas_leads_and_the_other_is_as_warm() {
     follower.shut_down().await;
     let spec = cluster.lease().await.spec.expect("a spec");
     assert_eq!(spec.holder_identity.as_deref(), Some(""));
+    cluster.clean_up().await;
 }
 
 #[tokio::test]
 async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
-    let cluster = Cluster::fake().await;
+    let cluster = Cluster::any().await;
     cluster.install().await;
     cluster.pool(&[8000]).await;
     let replicas = (
@@ -748,6 +880,45 @@ async fn a_leader_that_dies_is_followed_when_its_time_is_over() {
     let taken = cluster.lease().await.spec.expect("a spec").holder_identity;
     assert!(taken != held && taken.is_some_and(|holder| !holder.is_empty()));
     follower.shut_down().await;
+    cluster.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_given_back_though_a_renewal_was_still_on_its_way() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    // Long enough that it is renewed once, and not while this runs.
+    let election = LeaderElection {
+        lease_duration_ms: 180_000,
+        renew_deadline_ms: 120_000,
+        retry_period_ms: 60_000,
+        ..LeaderElection::by("kvscout".into())
+    };
+    let world = World::start(Kubernetes {
+        leader_election: Some(election),
+        ..cluster.settings()
+    })
+    .await;
+    world.ready().await;
+    cluster.faked().overtake();
+    world.shut_down().await;
+    let spec = cluster.lease().await.spec.expect("a spec");
+    assert_eq!(spec.holder_identity.as_deref(), Some(""));
+}
+
+#[tokio::test]
+async fn a_lease_is_given_back_by_one_that_renewed_too_late_to_lead() {
+    let cluster = Cluster::fake().await;
+    cluster.install().await;
+    let world = World::start(cluster.led(1_000)).await;
+    world.ready().await;
+    cluster.faked().go_away();
+    let follows = |status, _: &str| status == 503;
+    world.until("/readyz", "it leads no more", follows).await;
+    cluster.faked().come_back();
+    world.shut_down().await;
+    let spec = cluster.lease().await.spec.expect("a spec");
+    assert_eq!(spec.holder_identity.as_deref(), Some(""));
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ async function live(scheme) {
 function many() {
   const trusts = ["live", "live", "live", "live", "live", "learning", "doubtful", "silent"];
   const names = Array.from({length: 500}, (_, at) => "vllm-qwen3-" + at);
-  const endpoints = names.map((name, at) => ({name, address: "10.0.0.1:8000", trust: trusts[at % 8], reason: "so", since_s: at, blocks: 30000 + at, own_copies: 30 * at, cache_blocks: 16000, requests: at % 9, queued_tokens: 100 * (at % 9), pace: null, avoided: at % 50 === 0, says: null}));
+  const endpoints = names.map((name, at) => ({name, pools: [at % 2 ? "llama" : "qwen"], address: "10.0.0.1:8000", trust: trusts[at % 8], reason: "so", since_s: at, blocks: 30000 + at, own_copies: 30 * at, cache_blocks: 16000, requests: at % 9, queued_tokens: 100 * (at % 9), pace: null, avoided: at % 50 === 0, says: null}));
   const score = {compared: 100, exact: 97, over: 2, under: 1, predicted_tokens: 9, reported_tokens: 9, error_tokens: 640, causes: {event_lag: 2, unknown: 1}, lately_wrong: 0, mistrusted: 0};
   const prefixes = Array.from({length: 96}, (_, at) => ({key: "k" + at, parent: at === 0 ? null : at >> 2, before: at === 0 ? 0 : 8, blocks: 8, block_size: 16, ends: 3, pairs: 9000 - at, holders: names.map((_, pod) => [pod, 8]).filter(([pod]) => pod % 2 === at % 2)}));
   return {endpoints, audit: names.map(name => ({name, score})), prefixes: {endpoints: names, prefixes}, decisions: {decisions: []}};

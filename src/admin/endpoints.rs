@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Admin, json, query};
 use crate::config::Saturation;
-use crate::fleet::Endpoint;
+use crate::fleet::{Endpoint, Fleet};
 use crate::index::Index;
 
 /// What is known of one endpoint.
@@ -17,6 +17,8 @@ use crate::index::Index;
 pub struct EndpointState {
     /// The pod's name.
     pub name: String,
+    /// The InferencePools that it is of; none where a file says who serves.
+    pub pools: Vec<String>,
     /// What Envoy connects to.
     pub address: String,
     /// How complete the picture of its cache is, why, and for how many seconds.
@@ -73,12 +75,18 @@ pub struct Digest {
 impl EndpointState {
     /// As of now.
     #[must_use]
-    pub fn of(endpoint: &Endpoint, index: &Index, saturation: &Saturation, digests: bool) -> Self {
+    pub fn of(
+        (endpoint, fleet): (&Endpoint, &Fleet),
+        index: &Index,
+        saturation: &Saturation,
+        digests: bool,
+    ) -> Self {
         let (trust, load, now) = (endpoint.trust_since(), &endpoint.load, Instant::now());
         let report = load.report(now);
         let cache_blocks = report.as_ref().and_then(|(report, _)| report.cache_blocks);
         Self {
             name: endpoint.name.clone(),
+            pools: fleet.pools_of(endpoint).map(str::to_owned).collect(),
             address: endpoint.address.to_string(),
             trust: trust.trust.as_str(),
             reason: trust.reason,

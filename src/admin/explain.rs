@@ -86,7 +86,7 @@ pub async fn explain(
 }
 
 /// `path`: where the request would be sent, `/v1/chat/completions` where nothing is said. `request_id`,
-/// `session`, `objective`: what its headers would say. `subset`: an endpoint that the gateway allows; may be given
+/// `session`, `objective`: what its headers would say. `pool`: the InferencePool that it is for. `subset`: an endpoint that the gateway allows; may be given
 /// again. The others are what-ifs: `strategy`, `matching_ratio_min`, `media_gpu`, `media_cpu`, `media_storage` as the
 /// configuration's `policy`, and `without`: an endpoint's name; may be given again.
 pub const KEYS: &[&str] = &[
@@ -94,6 +94,7 @@ pub const KEYS: &[&str] = &[
     "request_id",
     "session",
     "objective",
+    "pool",
     "subset",
     "strategy",
     "matching_ratio_min",
@@ -118,6 +119,7 @@ fn read(asked: Option<&str>, body: Bytes) -> Result<(Ask, Knobs), String> {
             "request_id" => ask.request_id = text(),
             "session" => ask.session = Some(text()),
             "objective" => ask.objective = Some(text()),
+            "pool" => ask.pool.pool = Some(text()),
             "subset" => ask.subset.get_or_insert_default().push(text()),
             "strategy" => knobs.strategy = Some(strategy(&value)?),
             "matching_ratio_min" => knobs.matching_ratio_min = Some(share(&key, &value)?),

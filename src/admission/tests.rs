@@ -1,9 +1,13 @@
 use std::net::SocketAddr;
 
 use super::*;
-use crate::fleet::{Booking, EndpointId};
+use crate::fleet::{Booking, EndpointId, Pool};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+static ANYBODY: Scope = Scope {
+    pools: Pools::Any,
+    subset: None,
+};
 const STANDARD: Class = Class {
     criticality: Criticality::Standard,
     priority: 0,
@@ -54,7 +58,7 @@ impl World {
         let (admission, endpoint) = (self.admission.clone(), self.endpoints[0].clone());
         let before = self.admission.waiting();
         let waits = tokio::spawn(async move {
-            let turn = admission.admit(class, None, None).await.ok()?;
+            let turn = admission.admit(class, None, &ANYBODY).await.ok()?;
             let booking = Booking::new(endpoint, tokens, 1, Instant::now());
             drop(turn);
             Some(booking)
@@ -102,7 +106,7 @@ async fn with_room_everybody_goes_at_once() {
     ] {
         let admitted = world
             .admission
-            .admit(class(criticality, 0), None, None)
+            .admit(class(criticality, 0), None, &ANYBODY)
             .await;
         assert!(admitted.is_ok(), "{criticality:?}");
     }
@@ -116,7 +120,7 @@ async fn without_room_the_critical_goes_and_the_sheddable_is_refused() {
     let admit = async |criticality| {
         let turn = world
             .admission
-            .admit(class(criticality, 0), None, None)
+            .admit(class(criticality, 0), None, &ANYBODY)
             .await;
         turn.map(|_| ())
     };
@@ -124,7 +128,7 @@ async fn without_room_the_critical_goes_and_the_sheddable_is_refused() {
     assert_eq!(admit(Criticality::Sheddable).await, Err(Shed::Saturated));
     let counted = "kvscout_requests_shed_total{reason=\"saturated\",criticality=\"Sheddable\"} 1";
     assert!(world.count(counted));
-    assert_eq!(world.admission.at_once(STANDARD, None), Ok(()));
+    assert_eq!(world.admission.at_once(STANDARD, &ANYBODY), Ok(()));
 }
 
 #[tokio::test]
@@ -132,7 +136,13 @@ async fn room_is_what_the_subset_has() {
     let world = world(2, 10, PATIENCE);
     let _full = world.book(0, 101);
     let sheddable = class(Criticality::Sheddable, 0);
-    let within = |name: &str| world.admission.at_once(sheddable, Some(&[name.to_owned()]));
+    let within = |name: &str| {
+        let scope = Scope {
+            subset: Some(vec![name.to_owned()]),
+            ..Scope::default()
+        };
+        world.admission.at_once(sheddable, &scope)
+    };
     assert_eq!(within("127.0.0.1:8000"), Err(Shed::Saturated));
     assert_eq!(within("127.0.0.1:8001"), Ok(()));
     assert_eq!(
@@ -202,7 +212,7 @@ async fn a_client_that_hangs_up_leaves_at_once_even_if_it_was_just_called() {
     gone.abort();
     world.until(|| world.admission.waiting() == 0).await;
     // One that is called and dropped before it hears of it: the call goes to the next.
-    let mut called = Box::pin(world.admission.admit(STANDARD, None, None));
+    let mut called = Box::pin(world.admission.admit(STANDARD, None, &ANYBODY));
     assert!(futures::poll!(&mut called).is_pending());
     let next = world.waits(STANDARD, 101).await;
     drop(full);
@@ -229,14 +239,14 @@ async fn a_full_line_refuses_the_last_and_a_line_of_nobody_nobody() {
     let last = full_line.waits(STANDARD, 1).await;
     let refused = full_line
         .admission
-        .admit(STANDARD, None, None)
+        .admit(STANDARD, None, &ANYBODY)
         .await
         .map(|_| ());
     assert_eq!(refused, Err(Shed::QueueFull));
     let mut important = Box::pin(full_line.admission.admit(
         class(Criticality::Standard, 1),
         None,
-        None,
+        &ANYBODY,
     ));
     assert!(futures::poll!(&mut important).is_pending());
     assert!(soon(last).await.expect("no panic").is_none(), "put out");
@@ -244,7 +254,56 @@ async fn a_full_line_refuses_the_last_and_a_line_of_nobody_nobody() {
 
     let no_line = world(1, 0, PATIENCE);
     let _full = no_line.book(0, 101);
-    assert!(no_line.admission.admit(STANDARD, None, None).await.is_ok());
+    assert!(
+        no_line
+            .admission
+            .admit(STANDARD, None, &ANYBODY)
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn a_pool_whose_line_is_full_stands_in_no_other_ones_way() {
+    let world = world(2, 1, PATIENCE);
+    let pool = |name: &str, endpoint: usize| Pool {
+        name: name.into(),
+        namespace: "llm".into(),
+        services: Vec::new(),
+        fleet: Arc::new(Fleet::of(vec![world.endpoints[endpoint].clone()])),
+    };
+    let pools = vec![pool("full", 0), pool("free", 1)];
+    let fleet = Fleet::of(world.endpoints.clone()).with_pools(pools);
+    world.fleet.send_replace(Arc::new(fleet));
+    let of = |name: &str| Scope {
+        pools: Pools::One(name.into()),
+        subset: None,
+    };
+    let (full, free) = (of("full"), of("free"));
+    let booked = world.book(0, 101);
+    let mut waits = Box::pin(world.admission.admit(STANDARD, None, &full));
+    assert!(futures::poll!(&mut waits).is_pending());
+    let refused = world
+        .admission
+        .admit(STANDARD, None, &full)
+        .await
+        .map(|_| ());
+    assert_eq!(refused, Err(Shed::QueueFull));
+    let mut other = Box::pin(world.admission.admit(STANDARD, None, &free));
+    assert!(matches!(
+        futures::poll!(&mut other),
+        std::task::Poll::Ready(Ok(_))
+    ));
+    let _booked = world.book(1, 101);
+    let mut second = Box::pin(world.admission.admit(STANDARD, None, &free));
+    assert!(
+        futures::poll!(&mut second).is_pending(),
+        "it has a line of its own"
+    );
+    assert_eq!(world.admission.waiting(), 2);
+    drop(booked);
+    world.admission.freed();
+    assert!(soon(waits).await.is_ok(), "and is called past others");
 }
 
 #[tokio::test]
@@ -254,7 +313,7 @@ async fn a_newcomer_does_not_pass_those_who_wait() {
     let first = world.waits(STANDARD, 101).await;
     // There is room, and nobody has said so yet.
     drop(full);
-    let mut second = Box::pin(world.admission.admit(STANDARD, None, None));
+    let mut second = Box::pin(world.admission.admit(STANDARD, None, &ANYBODY));
     assert!(futures::poll!(&mut second).is_pending());
     assert!(soon(first).await.expect("no panic").is_some());
 }

@@ -39,7 +39,7 @@ impl Sights {
         let (fleet, saturation) = (self.fleet.borrow().clone(), &self.saturation);
         let states = fleet.endpoints.iter();
         states
-            .map(|one| EndpointState::of(one, &self.index, saturation, digests))
+            .map(|one| EndpointState::of((one, &fleet), &self.index, saturation, digests))
             .collect()
     }
 
@@ -72,6 +72,7 @@ impl Sights {
         let (size, records) = (index.size(), self.parity.records());
         let endpoints = fleet.endpoints.iter().map(|endpoint| EndpointSizes {
             name: &endpoint.name,
+            pools: fleet.pools_of(endpoint).collect(),
             trust: endpoint.trust().as_str(),
             requests: endpoint.load.requests(),
             queued_tokens: endpoint.load.prefill_tokens(),
@@ -99,6 +100,7 @@ impl Sights {
             index_given_up: index.given_up(),
             tokenizer_waiting: self.pool.waiting(),
             tokenizer_working: self.pool.working(),
+            pools: fleet.pools.iter().map(|pool| &*pool.name).collect(),
             endpoints: endpoints.collect(),
             models: states.collect(),
             parity: parity.collect(),

@@ -27,6 +27,9 @@ pub struct Decision {
     pub model: Option<String>,
     /// The model that serves it in place of the one that it names.
     pub target: Option<String>,
+    /// The InferencePool that it is for; null where none is known, or a file says who serves.
+    #[serde(default)]
+    pub pool: Option<String>,
     /// `overlap`, `partial` or `load_only`.
     pub basis: String,
     /// Why it is not `overlap`; empty where it is.
@@ -216,6 +219,7 @@ impl Decision {
             time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             model: kept.model.as_deref().map(str::to_owned),
             target: kept.target.as_deref().map(str::to_owned),
+            pool: kept.pool.as_deref().map(str::to_owned),
             basis: basis.as_str().to_owned(),
             reason: basis.reason().to_owned(),
             prompt_tokens,

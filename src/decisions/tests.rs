@@ -52,6 +52,7 @@ fn made(request: &str) -> Made {
     };
     Made {
         model: Some("chat".into()),
+        pool: None,
         target: None,
         choice: case.choose().expect("three candidates"),
         case,
@@ -143,7 +144,7 @@ fn the_names_of_fields_stay() {
         of.as_object().expect("an object").keys().cloned().collect()
     };
     let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
-    let decision = "number id time_ms model target basis reason prompt_tokens prompt_doubtful endpoint \
+    let decision = "number id time_ms model target pool basis reason prompt_tokens prompt_doubtful endpoint \
         decided_by trust predicted_cached_tokens runner_up margin policy token_weight took_us \
         candidates outcome";
     assert_eq!(keys(&told), words(decision));

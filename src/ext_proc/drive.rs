@@ -11,7 +11,7 @@ use tonic::{Status, Streaming};
 use super::exchange::{Exchange, OutOfOrder, Placed, Rules, Step};
 use super::reply::{CHUNK_BYTES_MAX, Pick};
 use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
-use crate::scheduler::{Placement, Refusal, Scheduler};
+use crate::scheduler::{Placement, PoolHint, Refusal, Scheduler};
 
 /// Replies that may wait beside a whole released body before we stop listening to Envoy.
 const QUEUE_SLACK: usize = 64;
@@ -84,15 +84,14 @@ impl Drive {
     /// An exchange of which nothing was heard; what it holds is booked with `memory`, and without
     /// the right to read it holds nothing.
     pub fn new(
-        rules: Rules,
-        id: String,
+        (rules, id, pool): (Rules, String, PoolHint),
         scheduler: Arc<Scheduler>,
         memory: Arc<Memory>,
         reading: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let queue_max = rules.body_bytes_max / CHUNK_BYTES_MAX + QUEUE_SLACK;
         Self {
-            exchange: Exchange::new(rules, id),
+            exchange: Exchange::new(rules, id).for_pool(pool),
             scheduler,
             queue: VecDeque::new(),
             queue_max,

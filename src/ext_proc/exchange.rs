@@ -24,14 +24,14 @@ use thiserror::Error;
 
 use self::response::Response;
 use super::read::{self, Mode};
-use super::reply::{self, Pick, Side};
+use super::reply::{self, Other, Pick, Side};
 use crate::prompt::json::outline::Replacement;
 use crate::proto::core::Metadata;
 use crate::proto::ext_proc::processing_request::Request as Message;
 use crate::proto::ext_proc::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use crate::scheduler::{Ask, ByLoad, Outcome, Refusal};
+use crate::scheduler::{Ask, ByLoad, Outcome, PoolHint, Refusal};
 
 mod response;
 
@@ -101,6 +101,7 @@ pub struct OutOfOrder(&'static str);
 pub struct Exchange {
     rules: Rules,
     fallback_id: String,
+    pool: PoolHint,
     request: Request,
     request_mode: Mode,
     /// The request's body has ended. Envoy 1.35 and later may say the last chunk of a long body
@@ -167,6 +168,7 @@ impl Exchange {
         Self {
             rules,
             fallback_id,
+            pool: PoolHint::default(),
             request: Request::Fresh,
             request_mode: Mode::default(),
             request_ended: false,
@@ -174,6 +176,12 @@ impl Exchange {
             response: Response::default(),
             summary: None,
         }
+    }
+
+    /// The same on a stream that says which pool it is for.
+    #[must_use]
+    pub fn for_pool(self, pool: PoolHint) -> Self {
+        Self { pool, ..self }
     }
 
     /// Hears a message.
@@ -234,14 +242,14 @@ impl Exchange {
             Owed::Headers => vec![send(reply::headers_with_pick(&pick, None))],
             Owed::Body(body) => {
                 let new = self.rewritten(rewrite, &body);
-                let length = self.length(new.as_ref());
-                vec![send(reply::body_with_pick(&pick, new, length))]
+                let other = self.other(new.as_ref());
+                vec![send(reply::body_with_pick(&pick, new, other))]
             }
             Owed::HeadersAndBody(body, end) => {
                 let new = self.rewritten(rewrite, &body);
-                let length = self.length(new.as_ref());
+                let other = self.other(new.as_ref());
                 let body = new.unwrap_or(body);
-                let mut steps = vec![send(reply::headers_with_pick(&pick, length))];
+                let mut steps = vec![send(reply::headers_with_pick(&pick, other))];
                 let ended = end == End::LastChunk;
                 steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
                 if end == End::Trailers {
@@ -259,9 +267,10 @@ impl Exchange {
         Some(rewrite.apply(body))
     }
 
-    /// The length that headers must say of another body, where they say one.
-    fn length(&self, new: Option<&Bytes>) -> Option<usize> {
-        new.filter(|_| self.sized).map(Bytes::len)
+    fn other(&self, new: Option<&Bytes>) -> Option<Other> {
+        new.map(|new| Other {
+            length: self.sized.then_some(new.len()),
+        })
     }
 
     /// What is known where Envoy ends the conversation before the response ended for us, as it
@@ -400,6 +409,7 @@ impl Exchange {
             content_type: head.content_type,
             body,
             subset: head.subset,
+            pool: std::mem::take(&mut self.pool),
             objective: head.objective,
             fairness: head.fairness,
             target: head.target,
@@ -416,6 +426,7 @@ impl Exchange {
         vec![Step::PlaceByLoad(ByLoad {
             request_id: head.request_id,
             subset: head.subset,
+            pool: std::mem::take(&mut self.pool),
             objective: head.objective,
             session: head.session,
             body_bytes,

@@ -62,27 +62,29 @@ pub enum Side {
     Response,
 }
 
-/// The answer to request headers: go there, with a body of so many bytes where it changed.
+/// What headers must say of another body than the client's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Other {
+    /// Its length, where they say one. Envoy answers 500 to a wrong one.
+    pub length: Option<usize>,
+}
+
+/// The answer to request headers: go there, with another body where it changed.
 #[must_use]
-pub fn headers_with_pick(pick: &Pick, length: Option<usize>) -> ProcessingResponse {
+pub fn headers_with_pick(pick: &Pick, other: Option<Other>) -> ProcessingResponse {
     let headers = HeadersResponse {
-        response: Some(to_pick(pick, length)),
+        response: Some(to_pick(pick, other)),
     };
     with_metadata(Response::RequestHeaders(headers), pick)
 }
 
-/// The answer to a buffered request body: go there, with this body in its place, or as it is. Envoy
-/// answers 500 where the length that a header says is not the new body's.
+/// The answer to a buffered request body: go there, with this body in its place, or as it is.
 #[must_use]
-pub fn body_with_pick(
-    pick: &Pick,
-    new: Option<Bytes>,
-    length: Option<usize>,
-) -> ProcessingResponse {
+pub fn body_with_pick(pick: &Pick, new: Option<Bytes>, other: Option<Other>) -> ProcessingResponse {
     let body = BodyResponse {
         response: Some(CommonResponse {
             body_mutation: new.map(whole),
-            ..to_pick(pick, length)
+            ..to_pick(pick, other)
         }),
     };
     with_metadata(Response::RequestBody(body), pick)
@@ -227,13 +229,19 @@ fn whole(bytes: Bytes) -> BodyMutation {
     }
 }
 
-fn to_pick(pick: &Pick, length: Option<usize>) -> CommonResponse {
+/// Where the body names another model, its answer must come as it is: in a compressed one the client's name cannot
+/// be put back.
+fn to_pick(pick: &Pick, other: Option<Other>) -> CommonResponse {
     let rank = pick.rank.map(|rank| header(RANK, &rank.to_string()));
     let address = header(DESTINATION, &pick.list());
+    let length = other.and_then(|other| other.length);
     let length = length.map(|length| header("content-length", &length.to_string()));
     let mutation = HeaderMutation {
         set_headers: [address].into_iter().chain(rank).chain(length).collect(),
-        remove_headers: Vec::new(),
+        remove_headers: other
+            .map(|_| "accept-encoding".to_owned())
+            .into_iter()
+            .collect(),
     };
     CommonResponse {
         header_mutation: Some(mutation),

@@ -163,6 +163,14 @@ impl Load {
         })
     }
 
+    /// Whether the server said that this is its model's name. It has one, and may have others that it does not say.
+    #[must_use]
+    pub fn serves(&self, model: &str) -> bool {
+        let told = self.told.lock();
+        let said = told.as_ref().and_then(|told| told.report.model.as_deref());
+        said == Some(model)
+    }
+
     /// What the server said last, and how long ago.
     #[must_use]
     pub fn report(&self, now: Instant) -> Option<(Report, Duration)> {

@@ -50,6 +50,8 @@ pub struct Report {
     pub cache_blocks: Option<u64>,
     /// What it has prefilled since it started.
     pub prefilled: Option<Prefilled>,
+    /// The first of the names that it serves its model by.
+    pub model: Option<String>,
     /// Its adapters, if it has any. The page does not say which engine's.
     pub lora: Option<Lora>,
 }
@@ -93,6 +95,7 @@ pub enum Unread {
 pub struct Page {
     /// By the label `engine`; engines that have none are one.
     engines: BTreeMap<String, BTreeMap<&'static str, f64>>,
+    model: Option<String>,
     /// And when that was so.
     lora: Option<(f64, Lora)>,
 }
@@ -112,6 +115,9 @@ impl Page {
     fn take(&mut self, sample: &Sample<'_>) {
         let known = OF_AN_ENGINE.iter().find(|family| **family == sample.family);
         if let Some(family) = known {
+            if *family == WAITING {
+                self.model = sample.label("model_name").map(str::to_owned);
+            }
             let engine = sample.label("engine").unwrap_or_default();
             let engine = self.engines.entry(engine.to_owned()).or_default();
             let value = match *family {
@@ -145,11 +151,15 @@ impl Page {
             _ => Unread::NotVllm,
         })?;
         let lora = self.lora.as_ref().map(|(_, lora)| lora.clone());
-        Ok(Report { lora, ..report })
+        Ok(Report {
+            model: self.model.clone(),
+            lora,
+            ..report
+        })
     }
 }
 
-/// Of one engine, without adapters; none where the page does not say what it must.
+/// Of one engine, without what the page says of all; none where the page does not say what it must.
 fn report(engine: &BTreeMap<&'static str, f64>) -> Option<Report> {
     let value = |family: &str| engine.get(family).copied();
     let first = |families: &[&str]| families.iter().find_map(|family| value(family));
@@ -164,6 +174,7 @@ fn report(engine: &BTreeMap<&'static str, f64>) -> Option<Report> {
         kv_usage: first(&KV_USAGE).filter(|usage| (0.0..=1.0).contains(usage)),
         cache_blocks: value(CACHE_CONFIG).map(|blocks| blocks as u64),
         prefilled: value(FIRST_OUTPUTS).and_then(prefilled),
+        model: None,
         lora: None,
     })
 }
@@ -178,6 +189,7 @@ fn add(a: Report, b: Report) -> Report {
             tokens: a.tokens + b.tokens,
             requests: a.requests + b.requests,
         }),
+        model: None,
         lora: None,
     }
 }

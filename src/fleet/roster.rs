@@ -70,6 +70,7 @@ impl Roster {
         Fleet {
             endpoints: known(serve),
             resting: known(rest),
+            pools: Vec::new(),
         }
     }
 }

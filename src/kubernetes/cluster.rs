@@ -1,6 +1,8 @@
 //! What the cluster's resources add up to: a plain value, changed by what is heard of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use kube::api::DynamicObject;
 
@@ -8,10 +10,10 @@ use super::objects::{Object, Pod, Pool, read};
 use super::pods;
 use super::resources::{Resource, WATCHED, What};
 use super::rules::{self, Said};
-use crate::config::{Config, InferenceModel, InferenceObjective, Kubernetes, Strategy};
-use crate::fleet::Fleet;
+use crate::config::{Config, InferenceModel, InferenceObjective, Kubernetes};
 use crate::fleet::roster::Roster;
-use crate::routes::Routes;
+use crate::fleet::{self, Fleet};
+use crate::routes::{Routes, Rules};
 
 /// What was heard of a kind of resource, which is a place in [`WATCHED`].
 #[derive(Debug)]
@@ -101,17 +103,21 @@ impl Cluster {
     /// What an operator should know of the pools that are served.
     #[must_use]
     pub fn remark(&self) -> Option<&'static str> {
-        let (none, several) = (self.served().next().is_none(), self.strategies().nth(1));
-        match (none, several) {
-            (true, _) => Some(
+        if self.served().next().is_none() {
+            return Some(
                 "no InferencePool of the namespace is served: does its endpointPickerRef name \
                  fleet.kubernetes.service, or is it in fleet.kubernetes.pools?",
-            ),
-            (_, Some(_)) if self.strategy().is_none() => {
-                Some("their routing strategies differ: policy.strategy counts")
-            }
-            _ => None,
+            );
         }
+        let mut asked_at: BTreeMap<&str, &str> = BTreeMap::new();
+        let shares = self.served().any(|(name, pool)| {
+            let first = asked_at.entry(&pool.picker).or_insert(name);
+            *first != name
+        });
+        shares.then_some(
+            "some of them are asked for at one Service, so a request's pool is known by its model alone: \
+             give each pool a Service of its own (poolServices in the chart)",
+        )
     }
 
     /// The endpoints as of now.
@@ -122,46 +128,70 @@ impl Cluster {
                 Object::Pod(pod) => Some((name, pod)),
                 _ => None::<(&str, &Pod)>,
             });
-        let pools = self.served().map(|(_, pool)| pool);
-        let (serve, rest) = pods::entries(&self.settings, self.binds, pools, pods);
-        self.roster.fleet(serve, rest)
+        let seats = pods::seats(&self.settings, self.binds, self.served(), pods);
+        let fleet = self.roster.fleet(seats.serve, seats.rest);
+        let pools = self.pools(&fleet, &seats.pools);
+        fleet.with_pools(pools)
     }
 
-    /// The rules as of now.
+    /// The served pools by name; two of one name, of both APIs, are one. `seats`: which addresses are whose.
+    fn pools(
+        &self,
+        fleet: &Fleet,
+        seats: &BTreeMap<String, BTreeSet<SocketAddr>>,
+    ) -> Vec<fleet::Pool> {
+        let named: BTreeMap<&str, &Pool> = self.served().collect();
+        let pools = named.into_iter().map(|(name, pool)| {
+            let own = |all: &[Arc<fleet::Endpoint>]| {
+                let seats = seats.get(name);
+                let has = |one: &&Arc<fleet::Endpoint>| {
+                    seats.is_some_and(|seats| seats.contains(&one.address))
+                };
+                all.iter().filter(has).cloned().collect()
+            };
+            let same = self.served().filter(|(other, _)| *other == name);
+            fleet::Pool {
+                name: name.into(),
+                namespace: pool.namespace.as_str().into(),
+                services: same.map(|(_, pool)| pool.picker.clone()).collect(),
+                fleet: Arc::new(Fleet {
+                    endpoints: own(&fleet.endpoints),
+                    resting: own(&fleet.resting),
+                    pools: Vec::new(),
+                }),
+            }
+        });
+        pools.collect()
+    }
+
+    /// The rules as of now: each pool's own, and what all of them say together.
     #[must_use]
     pub fn routes(&self) -> Routes {
-        let mut said = Said {
-            models: Vec::new(),
-            objectives: Vec::new(),
-            rewrites: Vec::new(),
-        };
+        let names: BTreeSet<&str> = self.served().map(|(name, _)| name).collect();
+        let common = self.rules(|pool| names.contains(pool));
+        let own = names
+            .iter()
+            .map(|name| (Arc::from(*name), self.rules(|pool| pool == *name)));
+        Routes::from(common).with_pools(own.collect())
+    }
+
+    /// What is said of these pools.
+    fn rules(&self, of: impl Fn(&str) -> bool) -> Rules {
+        let mut said = Said::default();
         for (_, name, object) in self.all() {
             match object {
-                Object::Model(one) if self.serves(&one.pool) => said.models.push(one),
-                Object::Objective(one) if self.serves(&one.pool) => {
-                    said.objectives.push((name, one));
-                }
-                Object::Rewrite(one) if self.serves(&one.pool) => said.rewrites.push(one),
+                Object::Model(one) if of(&one.pool) => said.models.push(one),
+                Object::Objective(one) if of(&one.pool) => said.objectives.push((name, one)),
+                Object::Rewrite(one) if of(&one.pool) => said.rewrites.push(one),
                 _ => {}
             }
         }
-        rules::routes((&self.own.0, &self.own.1), said).with_strategy(self.strategy())
-    }
-
-    /// What the pools say; nothing where they disagree.
-    fn strategy(&self) -> Option<Strategy> {
-        let first = self.strategies().next()?;
-        self.strategies()
-            .all(|other| other == first)
-            .then_some(first)
-    }
-
-    fn strategies(&self) -> impl Iterator<Item = Strategy> {
-        self.served().filter_map(|(_, pool)| pool.strategy)
-    }
-
-    fn serves(&self, pool: &str) -> bool {
-        self.served().any(|(name, _)| name == pool)
+        let pools = self.served().filter(|(name, _)| of(name));
+        let mut strategies = pools.filter_map(|(_, pool)| pool.strategy);
+        // Where they disagree, none of them counts.
+        let first = strategies.next();
+        let strategy = first.filter(|first| strategies.all(|other| other == *first));
+        rules::rules((&self.own.0, &self.own.1), said).with_strategy(strategy)
     }
 
     fn served(&self) -> impl Iterator<Item = (&str, &Pool)> + Clone {

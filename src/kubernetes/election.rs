@@ -86,6 +86,12 @@ impl Election {
         (rest > Duration::ZERO).then_some(rest)
     }
 
+    /// Whether we hold it, as it says.
+    #[must_use]
+    pub fn is_ours(&self, spec: &LeaseSpec) -> bool {
+        spec.holder_identity.as_ref() == Some(&self.identity)
+    }
+
     /// What the lease is to say when we lead no more: nobody's, and soon anybody's.
     #[must_use]
     pub fn released(&self, clock: MicroTime) -> LeaseSpec {

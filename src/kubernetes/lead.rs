@@ -19,6 +19,9 @@ use crate::readiness::{Readiness, Ticket};
 /// For a lease to be given back; the rest of the process ends meanwhile.
 const RELEASE_MAX: Duration = Duration::from_secs(2);
 
+/// A renewal that was on its way when the end came may be written between a look and a word: then another look.
+const RELEASES_MAX: usize = 3;
+
 /// A replica that leads, or would.
 pub struct Candidate {
     leases: Api<Lease>,
@@ -49,10 +52,9 @@ impl Candidate {
             () = self.campaign() => {}
             () = ending => {}
         }
-        if self.election.leads_for(Instant::now()).is_some() {
-            // Who cannot be told finds out by time.
-            let _late = timeout(RELEASE_MAX, self.release()).await;
-        }
+        // Also where a late renewal has cost the lead: the lease may still be ours. Who cannot be told finds out by
+        // time.
+        let _late = timeout(RELEASE_MAX, self.release()).await;
     }
 
     async fn campaign(&mut self) {
@@ -115,13 +117,19 @@ impl Candidate {
     }
 
     async fn release(&mut self) -> kube::Result<()> {
-        let spec = self.election.released(clock());
-        let held = self.leases.get_opt(&self.settings.lease).await?;
-        if held.is_some() && self.write(held, spec).await? {
-            tracing::info!(
-                lease = self.settings.lease,
-                "leads no more: the lease is released"
-            );
+        for _ in 0..RELEASES_MAX {
+            let held = self.leases.get_opt(&self.settings.lease).await?;
+            let spec = held.as_ref().and_then(|lease| lease.spec.as_ref());
+            if !spec.is_some_and(|spec| self.election.is_ours(spec)) {
+                return Ok(());
+            }
+            if self.write(held, self.election.released(clock())).await? {
+                tracing::info!(
+                    lease = self.settings.lease,
+                    "leads no more: the lease is released"
+                );
+                return Ok(());
+            }
         }
         Ok(())
     }

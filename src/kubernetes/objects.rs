@@ -67,6 +67,7 @@ pub struct Pod {
 /// A pool.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Pool {
+    pub namespace: String,
     /// Labels that its pods have.
     pub selector: BTreeMap<String, String>,
     /// Where each of them serves.
@@ -223,6 +224,7 @@ fn read_pool(object: DynamicObject) -> Result<Pool, String> {
         }
     };
     Ok(Pool {
+        namespace: object.metadata.namespace.unwrap_or_default(),
         selector,
         ports,
         picker: picker.map(|picker| picker.name).unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! Pools and pods → endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::objects::{Created, Pod, Pool};
@@ -8,24 +8,36 @@ use crate::config::{Kubernetes, PodEvents};
 use crate::fleet::roster::Entry;
 use crate::fleet::{EventAddress, Publisher};
 
-/// Who has an address: whether it is ready, its age, and its endpoints there.
-type Seat = (bool, Created, Vec<Entry>);
+/// Who has an address: whether it is ready, its age, its endpoints there, and of which pools they are.
+type Seat<'a> = (bool, Created, Vec<Entry>, Vec<&'a str>);
 
-/// The endpoints of the served pools' pods: those that serve, and those that rest.
+/// The endpoints of the served pools' pods.
+#[derive(Default)]
+pub struct Seats {
+    /// Those that serve.
+    pub serve: Vec<Entry>,
+    /// Those that rest.
+    pub rest: Vec<Entry>,
+    /// Whose the addresses are: a pool has some of its pods' ports.
+    pub pools: BTreeMap<String, BTreeSet<SocketAddr>>,
+}
+
+/// Gives every endpoint its place.
 ///
-/// A pod that ends is neither. Of two pods with one address, as Kubernetes may tell for a moment after
+/// A pod that ends has none. Of two pods with one address, as Kubernetes may tell for a moment after
 /// one has gone, the ready one has it, else the younger one.
-pub fn entries<'a>(
+pub fn seats<'a>(
     settings: &Kubernetes,
     binds: bool,
-    pools: impl Iterator<Item = &'a Pool> + Clone,
+    pools: impl Iterator<Item = (&'a str, &'a Pool)> + Clone,
     pods: impl Iterator<Item = (&'a str, &'a Pod)>,
-) -> (Vec<Entry>, Vec<Entry>) {
-    let mut seats: BTreeMap<SocketAddr, Seat> = BTreeMap::new();
+) -> Seats {
+    let mut found = Seats::default();
+    let mut seats: BTreeMap<SocketAddr, Seat<'_>> = BTreeMap::new();
     for (name, pod) in pods.filter(|(_, pod)| !pod.ends) {
         let Some(ip) = pod.ip else { continue };
         let ports = ports(pools.clone(), pod);
-        for (place, port) in ports.iter().enumerate() {
+        for (place, (port, of)) in ports.iter().enumerate() {
             if !pod
                 .active_ports
                 .as_ref()
@@ -39,28 +51,45 @@ pub fn entries<'a>(
                 1 => name.to_owned(),
                 _ => format!("{name}:{port}"),
             };
-            let seat = |held: &Seat| (held.0, held.1) >= (pod.ready, pod.created);
+            let seat = |held: &Seat<'_>| (held.0, held.1) >= (pod.ready, pod.created);
             if !seats.get(&address).is_some_and(seat) {
                 let all = ranks(settings, binds, pod, &name, address, place);
-                seats.insert(address, (pod.ready, pod.created, all));
+                seats.insert(address, (pod.ready, pod.created, all, of.clone()));
             }
         }
     }
-    let (mut serve, mut rest) = (Vec::new(), Vec::new());
-    for (ready, _, entries) in seats.into_values() {
-        if ready { &mut serve } else { &mut rest }.extend(entries);
+    for (address, (ready, _, entries, of)) in seats {
+        for pool in of {
+            found
+                .pools
+                .entry(pool.to_owned())
+                .or_default()
+                .insert(address);
+        }
+        match ready {
+            true => found.serve.extend(entries),
+            false => found.rest.extend(entries),
+        }
     }
-    (serve, rest)
+    found
 }
 
-/// Where a pod serves: the ports of all its pools.
-fn ports<'a>(pools: impl Iterator<Item = &'a Pool>, pod: &Pod) -> Vec<u16> {
-    let mut ports = Vec::new();
-    for pool in pools {
+/// Where a pod serves: the ports of all its pools, each with theirs.
+fn ports<'a>(
+    pools: impl Iterator<Item = (&'a str, &'a Pool)>,
+    pod: &Pod,
+) -> Vec<(u16, Vec<&'a str>)> {
+    let mut ports: Vec<(u16, Vec<&str>)> = Vec::new();
+    for (name, pool) in pools {
         let mut wanted = pool.selector.iter();
-        if wanted.all(|(key, value)| pod.labels.get(key) == Some(value)) {
-            let new = pool.ports.iter().filter(|port| !ports.contains(*port));
-            ports.extend(new.collect::<Vec<_>>());
+        if !wanted.all(|(key, value)| pod.labels.get(key) == Some(value)) {
+            continue;
+        }
+        for port in &pool.ports {
+            match ports.iter_mut().find(|(known, _)| known == port) {
+                Some((_, of)) => of.push(name),
+                None => ports.push((*port, vec![name])),
+            }
         }
     }
     ports

@@ -1,12 +1,13 @@
-//! InferenceModels, InferenceObjectives and InferenceModelRewrites → routes.
+//! InferenceModels, InferenceObjectives and InferenceModelRewrites → rules.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::objects::{Created, Model, Objective, Rewrite};
 use crate::config::{Criticality, InferenceModel, InferenceObjective, Target};
-use crate::routes::Routes;
+use crate::routes::Rules;
 
-/// What is said of the served pools, each with its name, in the order that they are believed.
+/// What is said of a pool, or of all that are served, in the order that it is believed.
+#[derive(Default)]
 pub struct Said<'a> {
     /// InferenceModels.
     pub models: Vec<&'a Model>,
@@ -21,7 +22,7 @@ pub struct Said<'a> {
 /// Of two objects that speak of one model the older wins, as upstream; a rule for a model by name wins over
 /// one for all. Where a model has both kinds, its InferenceModel says how important it is, and the
 /// rewrite what serves it.
-pub fn routes(own: (&[InferenceModel], &[InferenceObjective]), mut said: Said<'_>) -> Routes {
+pub fn rules(own: (&[InferenceModel], &[InferenceObjective]), mut said: Said<'_>) -> Rules {
     said.models.sort_by_key(|model| age(model.created));
     said.rewrites.sort_by_key(|rewrite| age(rewrite.created));
     let mut models: BTreeMap<&str, InferenceModel> = BTreeMap::new();
@@ -60,7 +61,7 @@ pub fn routes(own: (&[InferenceModel], &[InferenceObjective]), mut said: Said<'_
     });
     let models: Vec<_> = own.0.iter().cloned().chain(models.into_values()).collect();
     let objectives: Vec<_> = own.1.iter().cloned().chain(objectives).collect();
-    Routes::of(&models, &objectives).with_others(others.map_or(&[], Vec::as_slice))
+    Rules::of(&models, &objectives).with_others(others.map_or(&[], Vec::as_slice))
 }
 
 /// Those of which nobody says how old they are, last.

@@ -19,7 +19,7 @@ use super::lead::Candidate;
 use super::resources::{Resource, WATCHED};
 use crate::config::{Config, Kubernetes, LeaderElection};
 use crate::events::backoff::Backoff;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Pool};
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, Ticket};
 use crate::routes::Routes;
@@ -205,7 +205,11 @@ fn same(one: &Fleet, other: &Fleet) -> bool {
         let ids = |endpoints: &[Arc<_>]| endpoints.iter().map(Arc::as_ptr).collect::<Vec<_>>();
         (ids(&fleet.endpoints), ids(&fleet.resting))
     };
-    ids(one) == ids(other)
+    let pools = |fleet: &Fleet| {
+        let pool = |pool: &Pool| (pool.name.clone(), pool.services.clone(), ids(&pool.fleet));
+        fleet.pools.iter().map(pool).collect::<Vec<_>>()
+    };
+    ids(one) == ids(other) && pools(one) == pools(other)
 }
 
 async fn access(path: &Path) -> Result<kube::Config, KubernetesError> {

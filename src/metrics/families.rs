@@ -98,7 +98,7 @@ pub const SUBJECTS: &[Subject] = &[
             counter(
                 "kvscout_requests_total",
                 &["pool", "basis", "reason", "outcome"],
-                "Requests by what their choice rested on, why that is not all, and what became of them: placed, or a refusal's word",
+                "Requests by their pool, what their choice rested on, why that is not all, and what became of them: placed, or a refusal's word",
             ),
             counter(
                 "kvscout_model_targets_total",
@@ -458,7 +458,7 @@ pub const SUBJECTS: &[Subject] = &[
             gauge(
                 "kvscout_build_info",
                 &["version", "pool"],
-                "1, by version and the pool that it picks for",
+                "1, by version and metrics.pool",
             ),
             gauge(
                 "kvscout_model_loaded",
@@ -613,8 +613,10 @@ pub fn page() -> String {
          What `/metrics` on the admin port tells, in Prometheus' text format. Made by `make metrics-page` from\n\
          `src/metrics/families.rs`; a test holds the two in step.\n\n\
          Labels are bounded: `endpoint` is a name of the fleet's, `model` one of the configuration's or of the\n\
-         model rules', and all others are words of kvscout's own. `pool` is `metrics.pool`. Gauges are as of\n\
-         the scrape; those of an endpoint that left are gone a minute later.\n",
+         model rules', and all others are words of kvscout's own. `pool` of `kvscout_requests_total` is the\n\
+         request's InferencePool: one of those served (64 in a process's life, then `other`), `unknown` where\n\
+         several could be meant, and `metrics.pool` where a file says who serves; so is the inference extension's\n\
+         `name`. Gauges are as of the scrape; those of an endpoint that left are gone a minute later.\n",
     );
     for subject in SUBJECTS {
         page.push_str(&format!("\n## {}\n\n", subject.name));

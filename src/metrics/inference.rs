@@ -8,7 +8,7 @@ use std::time::Duration;
 use metrics::{Counter, Histogram};
 use parking_lot::RwLock;
 
-use super::{Metrics, Sizes};
+use super::{EndpointSizes, Metrics, Sizes};
 
 /// A model that nobody configured: clients may name any.
 const OTHER: &str = "*";
@@ -67,26 +67,12 @@ impl InferenceNames {
     }
 
     pub fn observe(&self, metrics: &Metrics, sizes: &Sizes<'_>) {
-        let name = [("name", &*self.pool)];
-        let set = |family, value: f64| metrics.gauge(family, &name).set(value);
-        set("inference_pool_ready_pods", sizes.endpoints.len() as f64);
-        let said: Vec<_> = sizes.endpoints.iter().filter_map(|one| one.said).collect();
-        let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
-        let usage: Vec<f64> = said.iter().filter_map(|said| said.kv_usage).collect();
-        let (used, waiting) = (
-            mean(usage.iter().sum(), usage.len()),
-            mean(
-                said.iter().map(|said| f64::from(said.waiting)).sum(),
-                said.len(),
-            ),
-        );
-        set("inference_pool_average_kv_cache_utilization", used);
-        set("inference_pool_average_queue_size", waiting);
-        for endpoint in &sizes.endpoints {
-            let Some(said) = endpoint.said else { continue };
-            let by = [name[0], ("model_server_pod", endpoint.name)];
-            let gauge = metrics.gauge("inference_pool_per_pod_queue_size", &by);
-            gauge.set(f64::from(said.waiting));
+        match &sizes.pools[..] {
+            [] => observe_pool(metrics, &self.pool, sizes.endpoints.iter()),
+            pools => pools.iter().for_each(|pool| {
+                let own = sizes.endpoints.iter();
+                observe_pool(metrics, pool, own.filter(|one| one.pools.contains(pool)));
+            }),
         }
         metrics
             .gauge("inference_extension_prefix_indexer_size", &[])
@@ -105,6 +91,34 @@ impl InferenceNames {
             );
             gauge.set(requests as f64);
         }
+    }
+}
+
+/// What its endpoints say of themselves.
+fn observe_pool<'a>(
+    metrics: &Metrics,
+    pool: &str,
+    endpoints: impl Iterator<Item = &'a EndpointSizes<'a>>,
+) {
+    let name = [("name", pool)];
+    let set = |family, value: f64| metrics.gauge(family, &name).set(value);
+    let endpoints: Vec<_> = endpoints.collect();
+    set("inference_pool_ready_pods", endpoints.len() as f64);
+    let said: Vec<_> = endpoints.iter().filter_map(|one| one.said).collect();
+    let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
+    let usage: Vec<f64> = said.iter().filter_map(|said| said.kv_usage).collect();
+    let used = mean(usage.iter().sum(), usage.len());
+    let waiting = said.iter().map(|said| f64::from(said.waiting)).sum();
+    set("inference_pool_average_kv_cache_utilization", used);
+    set(
+        "inference_pool_average_queue_size",
+        mean(waiting, said.len()),
+    );
+    for endpoint in endpoints {
+        let Some(said) = endpoint.said else { continue };
+        let by = [name[0], ("model_server_pod", endpoint.name)];
+        let gauge = metrics.gauge("inference_pool_per_pod_queue_size", &by);
+        gauge.set(f64::from(said.waiting));
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is counted of every request: handles are kept, so that none is looked up by a text.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Histogram};
@@ -12,9 +13,12 @@ use super::{Metrics, histogram};
 /// Basis, reason, outcome: words of our own source.
 type Answer = (&'static str, &'static str, &'static str);
 
+/// Pools that are counted by name, in a process's life; those that come after them are told apart no more.
+const POOLS_MAX: usize = 64;
+
 /// Of all requests.
 pub(super) struct Requests {
-    answered: RwLock<HashMap<Answer, Counter>>,
+    answered: RwLock<HashMap<Arc<str>, HashMap<Answer, Counter>>>,
     decision: Histogram,
     stages: [(&'static str, Histogram); 3],
     matching_ratio: Histogram,
@@ -37,21 +41,30 @@ impl Requests {
 }
 
 impl Metrics {
-    /// A request was answered; `outcome` is `placed` or a refusal's word.
-    pub fn answered(&self, basis: &'static str, reason: &'static str, outcome: &'static str) {
-        let answer = (basis, reason, outcome);
-        if let Some(counter) = self.requests.answered.read().get(&answer) {
+    /// A request of a pool, or of `metrics.pool` where there are none, was answered so: basis, reason, and `placed`
+    /// or a refusal's word.
+    pub fn answered(&self, pool: Option<&str>, answer: Answer) {
+        let pool = pool.unwrap_or(&self.pool);
+        let counted = self.requests.answered.read();
+        if let Some(counter) = counted.get(pool).and_then(|pool| pool.get(&answer)) {
             return counter.increment(1);
         }
+        drop(counted);
+        let mut counted = self.requests.answered.write();
+        let pool = match counted.len() < POOLS_MAX || counted.contains_key(pool) {
+            true => pool,
+            false => "other",
+        };
+        let counter = counted.entry(pool.into()).or_default().entry(answer);
+        let (basis, reason, outcome) = answer;
         let labels = [
-            ("pool", &*self.pool),
+            ("pool", pool),
             ("basis", basis),
             ("reason", reason),
             ("outcome", outcome),
         ];
-        let counter = self.counter("kvscout_requests_total", &labels);
+        let counter = counter.or_insert_with(|| self.counter("kvscout_requests_total", &labels));
         counter.increment(1);
-        self.requests.answered.write().insert(answer, counter);
     }
 
     /// A choice took so long, stage by stage, from whole body on, without a wait for room.

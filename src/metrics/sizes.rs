@@ -129,6 +129,8 @@ pub struct Sizes<'a> {
     pub tokenizer_working: usize,
     /// One per configured model.
     pub models: Vec<ModelSizes<'a>>,
+    /// The fleet's pools; none where a file says who serves.
+    pub pools: Vec<&'a str>,
     /// One per endpoint of the fleet.
     pub endpoints: Vec<EndpointSizes<'a>>,
     /// One per configured model or adapter name.
@@ -185,6 +187,8 @@ pub struct ParitySizes<'a> {
 pub struct EndpointSizes<'a> {
     /// The endpoint's name.
     pub name: &'a str,
+    /// The pools that it is of.
+    pub pools: Vec<&'a str>,
     /// The word for its trust.
     pub trust: &'static str,
     /// Requests placed and not ended.

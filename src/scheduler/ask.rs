@@ -4,6 +4,15 @@ use bytes::Bytes;
 
 use crate::admission::Shed;
 
+/// What a gateway says of the pool that a request is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PoolHint {
+    /// Its name, or `namespace/name`.
+    pub pool: Option<String>,
+    /// The name at which it asks for an endpoint: where several pools are served, that of the pool's Service.
+    pub authority: Option<String>,
+}
+
 /// A request that wants an endpoint.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ask {
@@ -18,6 +27,8 @@ pub struct Ask {
     /// The only endpoints allowed, as `ip:port` or `ip`, every rank behind it; none where the
     /// gateway gave no hint.
     pub subset: Option<Vec<String>>,
+    /// Which pool's endpoints they are to be.
+    pub pool: PoolHint,
     /// The objective that its header names.
     pub objective: Option<String>,
     /// Whom it is for, as its header says: those who wait take turns by it.
@@ -35,6 +46,8 @@ pub struct ByLoad {
     pub request_id: String,
     /// As in [`Ask`].
     pub subset: Option<Vec<String>>,
+    /// As in [`Ask`].
+    pub pool: PoolHint,
     /// As in [`Ask`].
     pub objective: Option<String>,
     /// As in [`Ask`].

@@ -53,18 +53,19 @@ impl Scheduler {
     /// # Errors
     /// See [`Unexplained`].
     pub async fn explain(&self, ask: &Ask, knobs: &Knobs) -> Result<Explanation, Unexplained> {
-        let (subset, mut took, mut since) =
-            (ask.subset.as_deref(), Took::default(), Instant::now());
-        let allowed = without(self.find_allowed(subset)?, &knobs.without)?;
+        let (mut took, mut since) = (Took::default(), Instant::now());
         let intent = self.intent(ask);
+        let (scope, strategy) = (&intent.scope, self.strategy(&intent.scope));
+        let allowed = without(self.find_allowed(scope)?, &knobs.without)?;
         // What is asked is what would be, not whether to read it.
-        let reading = match (knobs.strategy, self.strategy()) {
+        let reading = match (knobs.strategy, strategy) {
             (None, Strategy::Default) => Reading::load_only("strategy", ask.body.len()),
             _ => self.read(ask, &intent).await,
         };
         took.read = lap(&mut since);
         let reading = self.doubted(reading, &allowed);
-        let reading = self.in_conversation(reading, ask.session.as_deref(), &ask.body);
+        let told = (ask.session.as_deref(), &ask.body[..]);
+        let reading = self.in_conversation(reading, strategy, told);
         let mut prompt = Chains::new(&reading.tokens, &reading.identity);
         let cached = self.overlaps(&reading, &mut prompt, &allowed);
         took.overlap = lap(&mut since);
@@ -79,7 +80,7 @@ impl Scheduler {
         let blocks = prompt.all_made().iter();
         Ok(Explanation {
             class: intent.class,
-            outlook: self.admission.outlook(intent.class, subset),
+            outlook: self.admission.outlook(intent.class, scope),
             rendered_bytes: reading.rendered_bytes,
             tokens: reading.tokens.len(),
             prompts: reading.prompts,
@@ -90,6 +91,7 @@ impl Scheduler {
                 Made {
                     model: reading.model.clone(),
                     target: intent.target,
+                    pool: intent.scope.pools.one().cloned(),
                     case,
                     fleet: allowed,
                     choice,

@@ -15,12 +15,12 @@ impl Scheduler {
     pub(super) fn in_conversation(
         &self,
         reading: Reading,
-        session: Option<&str>,
-        body: &[u8],
+        strategy: Strategy,
+        (session, body): (Option<&str>, &[u8]),
     ) -> Reading {
         let policy = &self.parts.policy;
         let by_load = matches!(reading.basis, Basis::LoadOnly(_));
-        if !by_load || !policy.session_affinity || self.strategy() == Strategy::Default {
+        if !by_load || !policy.session_affinity || strategy == Strategy::Default {
             return reading;
         }
         let conversation = conversation::key(session, Outline::of(body).as_ref());

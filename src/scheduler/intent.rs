@@ -6,6 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Ask, Scheduler};
 use crate::config::Criticality;
+use crate::fleet::{Pools, Scope};
 use crate::prompt::json::Json;
 use crate::prompt::json::outline::{Outline, Replacement};
 use crate::prompt::{Api, PromptError, conversation};
@@ -14,6 +15,8 @@ use crate::routes::Class;
 /// What the rules say of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Intent {
+    /// Whom it may have.
+    pub scope: Scope,
     /// How important it is.
     pub class: Class,
     /// What its objective or model is known by; `false` where it names one that nobody declared.
@@ -31,6 +34,7 @@ pub(super) struct Intent {
 impl Default for Intent {
     fn default() -> Self {
         Self {
+            scope: Scope::default(),
             class: Class::default(),
             objective_known: true,
             named: None,
@@ -46,11 +50,16 @@ impl Scheduler {
     /// on the pool, which may be busy: another model than the server's would be an error of ours.
     pub(super) fn intent(&self, ask: &Ask) -> Intent {
         let routes = self.parts.routes.borrow().clone();
-        let looks = routes.name_models() || ask.target.is_some();
+        let scope = self.scope(&ask.pool, ask.subset.clone());
+        let is_among = matches!(scope.pools, Pools::Among(_));
+        let looks = routes.name_models() || ask.target.is_some() || is_among;
         let outline = looks.then(|| Outline::of(&ask.body));
         let outline = outline.flatten();
         let named = outline.as_ref().and_then(|outline| outline.json("model"));
         let name = named.as_ref().and_then(Json::as_str);
+        let objective = ask.objective.as_deref();
+        let scope = self.narrowed(scope, &routes, (name, objective));
+        let rules = routes.rules(scope.pools.one());
         let (class, objective_known) = match Api::of_path(&ask.path) {
             // What the engine has no work with needs no room.
             Err(PromptError::NoPrefill) => {
@@ -60,10 +69,11 @@ impl Scheduler {
                 };
                 (class, true)
             }
-            _ => self.class(name, ask.objective.as_deref()),
+            _ => known(rules.class(name, objective)),
         };
         let (Some(name), Some(outline)) = (name, &outline) else {
             return Intent {
+                scope,
                 class,
                 objective_known,
                 ..Intent::default()
@@ -72,19 +82,20 @@ impl Scheduler {
         // Without a conversation, any share will do: the request's own, then.
         let conversation = conversation::key(ask.session.as_deref(), Some(outline));
         let conversation = conversation.unwrap_or_else(|| xxh3_64(ask.request_id.as_bytes()));
-        let target = routes.target(name, conversation);
+        let target = rules.target(name, conversation);
         let said = || ask.target.as_deref().map(Arc::from);
         let other = target.cloned().or_else(said);
         let other = other.filter(|target| **target != *name);
         Intent {
+            named: target.map(|_| rules.known(name)),
             class,
             objective_known,
-            named: target.map(|_| routes.known(name)),
             served_by: target.cloned(),
             rewrite: other
                 .as_deref()
                 .map(|target| outline.replaced("model", target)),
             target: other,
+            scope,
         }
     }
 
@@ -102,12 +113,12 @@ impl Scheduler {
             self.parts.metrics.objective_unknown();
         }
     }
+}
 
-    /// How important a request is, and whether its objective is a known one.
-    pub(super) fn class(&self, model: Option<&str>, objective: Option<&str>) -> (Class, bool) {
-        match self.parts.routes.borrow().class(model, objective) {
-            Ok(class) => (class, true),
-            Err(standard) => (standard, false),
-        }
+/// How important a request is, and whether its objective is a known one.
+pub(super) fn known(class: Result<Class, Class>) -> (Class, bool) {
+    match class {
+        Ok(class) => (class, true),
+        Err(standard) => (standard, false),
     }
 }

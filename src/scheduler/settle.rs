@@ -10,7 +10,7 @@ use crate::admission::Frees;
 use crate::blocks::{Chain, Chains};
 use crate::choice::{Basis, Case, Choice};
 use crate::decisions::{Made, Took};
-use crate::fleet::{Booking, Endpoint, Fleet, Trust};
+use crate::fleet::{Booking, Endpoint, Fleet, Scope, Trust};
 use crate::metrics::EndpointMetrics;
 use crate::parity::{Placed, Watch};
 use crate::replicas::Told;
@@ -43,13 +43,14 @@ impl Scheduler {
         let counted = self.parts.audit.counted(&endpoint);
         let booking = Booking::new(endpoint, work, requests, Instant::now());
         took.choose = lap(&mut since);
-        self.measure(&case, &choice, &counted.metrics);
+        self.measure(&intent.scope, &case, (&choice, &counted.metrics));
         let metrics = self.parts.metrics.clone();
         let model = reading.model.as_ref();
         let running = metrics.placed_for(intent.named.as_ref().or(model), intent.target.as_ref());
         let made = Made {
             model: reading.model.clone(),
             target: intent.target.clone(),
+            pool: intent.scope.pools.one().cloned(),
             case,
             fleet: allowed,
             choice,
@@ -78,7 +79,7 @@ impl Scheduler {
     }
 
     /// Counts a choice.
-    fn measure(&self, case: &Case, choice: &Choice, of: &EndpointMetrics) {
+    fn measure(&self, scope: &Scope, case: &Case, (choice, of): (&Choice, &EndpointMetrics)) {
         of.prompt_tokens.increment(choice.prompt_tokens);
         of.predicted.increment(choice.predicted_cached_tokens);
         let cached = case
@@ -88,7 +89,8 @@ impl Scheduler {
         of.blind
             .increment(cached.sum::<u64>() / case.candidates.len().max(1) as u64);
         let metrics = &self.parts.metrics;
-        metrics.answered(choice.basis.as_str(), choice.basis.reason(), "placed");
+        let answer = (choice.basis.as_str(), choice.basis.reason(), "placed");
+        metrics.answered(Self::pool_label(scope), answer);
         if !matches!(choice.basis, Basis::LoadOnly(_)) {
             metrics.matched(choice.matching_ratio());
         }

@@ -9,9 +9,10 @@ use crate::blocks::{BlockEvent, EngineHash, Shape, Stored, TokenId};
 use crate::config::{Config, Criticality, InferenceModel, Model, RenderSettings, Source, Target};
 use crate::decisions::what_if::Knobs;
 use crate::fleet::report::{Prefilled, Report};
-use crate::fleet::{EventAddress, Publisher, Trust};
+use crate::fleet::{EventAddress, Pool, Publisher, Trust};
 use crate::models::{Hub, Loader};
 use crate::readiness::Readiness;
+use crate::routes::Rules;
 use crate::tokens::TokenPool;
 
 const MODEL: &str = "/model/qwen";
@@ -317,6 +318,7 @@ async fn a_session_stays_even_without_a_body_but_not_at_an_endpoint_that_fails()
         let placed = world.scheduler.place_by_load(&ByLoad {
             request_id: format!("r{request}"),
             subset: None,
+            pool: PoolHint::default(),
             objective: None,
             session: Some("s".into()),
             body_bytes: 4_000,
@@ -1004,8 +1006,8 @@ async fn a_model_that_no_rule_names_is_no_label() {
         model: "sql".into(),
         weight: 1,
     };
-    let rules = Routes::default().with_others(&[all]);
-    world.routes.send_replace(Arc::new(rules));
+    let rules = Rules::default().with_others(&[all]);
+    world.routes.send_replace(Arc::new(rules.into()));
     for model in ["one", "two"] {
         let body = format!("{{\"prompt\": [1], \"model\": \"{model}\"}}");
         let placed = world
@@ -1017,4 +1019,173 @@ async fn a_model_that_no_rule_names_is_no_label() {
     let text = world.metrics.handle().render();
     let counted = "kvscout_model_targets_total{model=\"*\",target=\"sql\"} 2";
     assert!(text.contains(counted), "{text}");
+}
+
+/// Pools of some of the endpoints each, asked for at a Service of its name.
+fn pools_of(world: &World, pools: &[(&str, &[usize])]) {
+    let endpoints = world.fleet.borrow().endpoints.clone();
+    let pool = |(name, of): &(&str, &[usize])| Pool {
+        name: (*name).into(),
+        namespace: "llm".into(),
+        services: vec![(*name).to_owned()],
+        fleet: Arc::new(Fleet::of(
+            of.iter().map(|n| endpoints[*n].clone()).collect(),
+        )),
+    };
+    let pools = pools.iter().map(pool).collect();
+    let fleet = Fleet::of(endpoints.clone()).with_pools(pools);
+    world.fleet.send_replace(Arc::new(fleet));
+}
+
+fn hinted(pool: Option<&str>, authority: Option<&str>) -> PoolHint {
+    PoolHint {
+        pool: pool.map(str::to_owned),
+        authority: authority.map(str::to_owned),
+    }
+}
+
+#[tokio::test]
+async fn a_request_goes_to_its_own_pool_whoever_else_holds_its_prefix() {
+    let world = world(3).await;
+    pools_of(&world, &[("a", &[0]), ("b", &[1, 2])]);
+    hold(&world, 0, &PROMPT[..8], None);
+    let goes = async |pool: PoolHint| {
+        let request = Ask {
+            pool,
+            ..ids("r", &PROMPT, "")
+        };
+        let placed = world.scheduler.place(request).await.expect("placed");
+        (placed.address().port(), placed.decision.pool.clone())
+    };
+    let (a, b) = (Some("a".into()), Some("b".into()));
+    assert_eq!(goes(hinted(Some("a"), None)).await, (8000, a.clone()));
+    assert_ne!(goes(hinted(Some("llm/b"), None)).await.0, 8000);
+    assert_eq!(goes(hinted(None, Some("a.llm.svc:9002"))).await, (8000, a));
+    let asked = hinted(None, Some("outbound+9002++b.llm.svc.cluster.local"));
+    assert_eq!(goes(asked).await.1, b);
+    // What is said first counts; what fits nobody says nothing, and everybody may get it.
+    assert_eq!(goes(hinted(Some("b"), Some("a"))).await.1, b);
+    let nobody = hinted(Some("typo"), Some("kvscout"));
+    assert_eq!(goes(nobody).await, (8000, None));
+    let allowed = Ask {
+        subset: Some(vec!["127.0.0.1:8000".to_owned()]),
+        pool: hinted(Some("b"), None),
+        ..ids("r", &PROMPT, "")
+    };
+    let placed = world.scheduler.place(allowed).await.expect("placed");
+    assert_eq!(placed.address().port(), 8000, "what is allowed comes first");
+    let counted = |pool: &str, count: u32| {
+        let line = format!(
+            "kvscout_requests_total{{pool=\"{pool}\",basis=\"overlap\",reason=\"\",outcome=\"placed\"}} {count}"
+        );
+        let text = world.metrics.handle().render();
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    };
+    counted("a", 3);
+    counted("b", 3);
+    counted("unknown", 1);
+}
+
+#[tokio::test]
+async fn a_pool_without_endpoints_has_none_of_anothers() {
+    let world = world(1).await;
+    pools_of(&world, &[("a", &[0]), ("empty", &[])]);
+    let ask = ByLoad {
+        request_id: "r".into(),
+        subset: None,
+        pool: hinted(Some("empty"), None),
+        objective: None,
+        session: None,
+        body_bytes: 0,
+        reason: "no_body",
+    };
+    let refused = world.scheduler.place_by_load(&ask);
+    assert_eq!(refused.err(), Some(Refusal::NoEndpoint));
+    let other = ByLoad {
+        pool: hinted(Some("a"), None),
+        ..ask
+    };
+    assert!(world.scheduler.place_by_load(&other).is_ok());
+}
+
+#[tokio::test]
+async fn where_the_gateway_does_not_say_it_the_request_tells_its_pool() {
+    let world = world(3).await;
+    pools_of(&world, &[("a", &[0]), ("b", &[1]), ("c", &[2])]);
+    let rules = |name: &str, objective: &str| {
+        let model = InferenceModel {
+            name: name.into(),
+            criticality: Criticality::Standard,
+            priority: 0,
+            targets: Vec::new(),
+        };
+        let objective = config::InferenceObjective {
+            name: objective.into(),
+            priority: 1,
+        };
+        Rules::of(&[model], &[objective])
+    };
+    let pools = [("a", rules("chat", "paid")), ("b", rules("other", "batch"))];
+    let pools = pools.map(|(name, rules)| (name.into(), rules));
+    let routes = Routes::default().with_pools(pools.into());
+    world.routes.send_replace(Arc::new(routes));
+    let report = Report {
+        model: Some("served".into()),
+        ..Report::default()
+    };
+    let third = world.fleet.borrow().endpoints[2].clone();
+    let told = (third.load.ours(), Instant::now(), Duration::from_secs(1));
+    third.load.told(report, told.0, told.1, told.2);
+    let goes = async |model: &str, subset: Option<&str>, objective: Option<&str>| {
+        let request = Ask {
+            subset: subset.map(|one| vec![one.to_owned()]),
+            objective: objective.map(str::to_owned),
+            ..ask(
+                "r",
+                "/v1/completions",
+                format!("{{\"model\": \"{model}\", \"prompt\": [1]}}"),
+            )
+        };
+        let placed = world.scheduler.place(request).await.expect("placed");
+        placed.decision.pool.as_deref().map(str::to_owned)
+    };
+    let is = |pool: &str| Some(pool.to_owned());
+    assert_eq!(goes("chat", None, None).await, is("a"), "a rule has it");
+    assert_eq!(goes("other", None, None).await, is("b"));
+    assert_eq!(
+        goes("served", None, None).await,
+        is("c"),
+        "its server says so"
+    );
+    assert_eq!(goes("nobody's", None, None).await, None);
+    assert_eq!(
+        goes("nobody's", None, Some("batch")).await,
+        is("b"),
+        "its objective is the pool's"
+    );
+    assert_eq!(
+        goes("chat", Some("127.0.0.1:8002"), None).await,
+        is("c"),
+        "the gateway allows it alone"
+    );
+}
+
+#[tokio::test]
+async fn a_pools_strategy_is_for_its_own_requests() {
+    let world = world(2).await;
+    pools_of(&world, &[("a", &[0]), ("b", &[1])]);
+    let by_load = Rules::default().with_strategy(Some(Strategy::Default));
+    let pools = [("a".into(), by_load), ("b".into(), Rules::default())];
+    let routes = Routes::default().with_pools(pools.into());
+    world.routes.send_replace(Arc::new(routes));
+    let reason = async |pool: &str| {
+        let request = Ask {
+            pool: hinted(Some(pool), None),
+            ..ids("r", &PROMPT, "")
+        };
+        let placed = world.scheduler.place(request).await.expect("placed");
+        placed.choice().basis.reason()
+    };
+    assert_eq!(reason("a").await, "strategy");
+    assert_eq!(reason("b").await, "");
 }

@@ -38,6 +38,9 @@ pub struct Args {
     /// What x-gateway-inference-objective would say.
     #[arg(long)]
     pub objective: Option<String>,
+    /// The InferencePool that it is for, where there is more than one.
+    #[arg(long)]
+    pub pool: Option<String>,
     /// An endpoint that the gateway allows, ip or ip:port; may be given again.
     #[arg(long, value_name = "IP[:PORT]")]
     pub subset: Vec<String>,
@@ -77,6 +80,7 @@ impl Args {
             ("request_id", &self.request_id),
             ("session", &self.session),
             ("objective", &self.objective),
+            ("pool", &self.pool),
         ] {
             if let Some(value) = value {
                 query.append_pair(key, value);
@@ -144,9 +148,12 @@ fn winner(decision: &Decision) -> String {
         }
         _ => String::new(),
     };
+    let pool = decision.pool.as_ref();
+    let pool = pool.map(|pool| format!(" of pool {pool}"));
     format!(
-        "winner: {} by {}, {} of {} tokens cached there ({}){lead}",
+        "winner: {}{} by {}, {} of {} tokens cached there ({}){lead}",
         decision.endpoint,
+        pool.unwrap_or_default(),
         decision.decided_by,
         decision.predicted_cached_tokens,
         decision.prompt_tokens,

@@ -193,6 +193,52 @@ pub fn configured(
     }
 }
 
+/// The same as Istio has it (`pilot/pkg/networking/core/route`, `pilot/pkg/xds/filters`, August 2026), with kvscout's
+/// cluster under this name.
+pub fn as_istio(text: &str, name: &str) -> String {
+    let modes = "\
+request_header_mode: SEND
+                        request_body_mode: FULL_DUPLEX_STREAMED
+                        request_trailer_mode: SEND
+                        response_header_mode: SEND
+                        response_body_mode: FULL_DUPLEX_STREAMED
+                        response_trailer_mode: SEND
+";
+    let of_route = format!(
+        "- match: {{prefix: \"/\"}}
+                          typed_per_filter_config:
+                            envoy.filters.http.ext_proc:
+                              \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute
+                              overrides:
+                                failure_mode_allow: false
+                                grpc_service: {{envoy_grpc: {{cluster_name: {name}}}}}
+                                processing_mode: {{{}}}
+                          route:
+                            cluster: picked\n",
+        modes.trim().replace('\n', ", ")
+    );
+    let route = "- match: {prefix: \"/\"}\n                          route:\n                            cluster: picked\n";
+    let skips = "request_header_mode: SKIP\n                        response_header_mode: SKIP\n";
+    let asks = "{envoy_grpc: {cluster_name: kvscout}}";
+    let swaps = [
+        (modes, skips),
+        (route, &of_route),
+        (asks, "{envoy_grpc: {cluster_name: dummy}, timeout: 10s}"),
+        ("message_timeout: 30s", "message_timeout: 1000s"),
+        ("[envoy.lb, envoy.lb.subset_hint]", "[envoy.lb]"),
+        ("- name: kvscout\n", &format!("- name: {name}\n")),
+    ];
+    let swap = |text: String, (from, to): (&str, &str)| swap(&text, from, to);
+    swaps.into_iter().fold(text.to_owned(), swap)
+}
+
+/// The same where kvscout speaks plaintext.
+pub fn without_tls(text: &str) -> String {
+    let tls = "      transport_socket:\n        name: envoy.transport_sockets.tls\n        typed_config:\n          \
+               \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\n";
+    swap(text, tls, "")
+}
+
 /// Replaces what stands in the example exactly once.
 pub fn swap(text: &str, from: &str, to: &str) -> String {
     envoy::swap(text, from, to).expect("the example has it once")

@@ -26,6 +26,15 @@ pub async fn channel(to: SocketAddr) -> Channel {
         .expect("connected")
 }
 
+/// The same as a gateway opens it that asks at this name.
+pub async fn channel_at(to: SocketAddr, authority: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{to}")).expect("an address");
+    let origin = format!("http://{authority}").parse().expect("a name");
+    soon("a connection", endpoint.origin(origin).connect())
+        .await
+        .expect("connected")
+}
+
 /// One exchange, from Envoy's end.
 pub struct Exchange {
     pub say: mpsc::Sender<ProcessingRequest>,

@@ -12,6 +12,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use http_body_util::BodyExt;
+use kvscout::kubernetes::resources::WATCHED;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -40,6 +41,8 @@ struct Shared {
     gone_at_once: bool,
     /// Streams come a few bytes at a time.
     trickle: bool,
+    /// The next object that is written anew has been written since it was read.
+    overtaken: bool,
     watches: u64,
     lists: u64,
 }
@@ -132,6 +135,11 @@ impl FakeApi {
         let mut shared = self.api.shared.lock();
         shared.version += 1;
         (shared.oldest, shared.gone_at_once) = (shared.version, refuse);
+    }
+
+    /// Something that was on its way comes before the next word about an object.
+    pub fn overtake(&self) {
+        self.api.shared.lock().overtaken = true;
     }
 
     /// Tells every watch how far it has come.
@@ -302,12 +310,25 @@ impl Api {
             return status(StatusCode::NOT_FOUND, "404 page not found");
         }
         let mut object: Value = serde_json::from_slice(body).expect("JSON");
+        // A real one guesses the kind of its own objects alone.
+        let is_custom = WATCHED
+            .iter()
+            .any(|one| !one.group.is_empty() && path.starts_with(&format!("/apis/{}/", one.group)));
+        if is_custom && object["kind"].is_null() {
+            return status(StatusCode::BAD_REQUEST, "Object 'Kind' is missing");
+        }
         let name = object["metadata"]["name"]
             .as_str()
             .expect("a name")
             .to_owned();
         let mut shared = self.shared.lock();
         let second = shared.version % 60;
+        if let Some((namespace, _)) = path
+            .split_once("/namespaces/")
+            .and_then(|p| p.1.split_once('/'))
+        {
+            object["metadata"]["namespace"] = json!(namespace);
+        }
         object["metadata"]["uid"] = json!(format!("uid-{}", shared.version));
         object["metadata"]["creationTimestamp"] = json!(format!("2026-01-01T00:00:{second:02}Z"));
         object.as_object_mut().expect("an object").remove("status");
@@ -341,6 +362,11 @@ impl Api {
         let object: Value = serde_json::from_slice(body).expect("JSON");
         let (table, name) = place(path);
         let mut shared = self.shared.lock();
+        if std::mem::take(&mut shared.overtaken)
+            && let Some(held) = shared.object(table, name)
+        {
+            self.put(&mut shared, table, "MODIFIED", name, held);
+        }
         let held = shared
             .tables
             .get(table)

@@ -101,8 +101,18 @@ impl Kvscout {
         routes: Routes,
         policy: Policy,
     ) -> Self {
-        let endpoints: Vec<_> = pods.iter().enumerate().map(endpoint).collect();
-        let fleet = Fleet::of(endpoints.clone());
+        let endpoints = pods.iter().enumerate().map(endpoint).collect();
+        Self::of(Fleet::of(endpoints), tls, settings, (routes, policy)).await
+    }
+
+    /// Starts over this fleet.
+    pub async fn of(
+        fleet: Fleet,
+        tls: Tls,
+        settings: ExtProcSettings,
+        (routes, policy): (Routes, Policy),
+    ) -> Self {
+        let endpoints = fleet.endpoints.clone();
         let (sender, fleet) = watch::channel(Arc::new(fleet));
         let scheduler = Arc::new(scheduler(fleet, routes, policy));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -149,7 +159,8 @@ impl Drop for Kvscout {
     }
 }
 
-fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
+/// An endpoint of which nothing is heard.
+pub fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
     let id = EndpointId(u32::try_from(number).expect("few pods"));
     let name = format!("pod-{number}");
     Arc::new(Endpoint::new(id, name, *address, None))

@@ -20,6 +20,7 @@ fn each_rank_finds_itself_on_the_page_of_a_real_server() {
             tokens: 610.0 * requests,
             requests,
         }),
+        model: Some("/model/qwen".into()),
         lora: None,
     };
     assert_eq!(page.of(Some(0)), Ok(said(7, 3, 4.0, 191)));

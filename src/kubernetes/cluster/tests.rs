@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::resources::{GROUP, LLM_D_GROUP, X_GROUP};
 use super::*;
-use crate::config::{Criticality, PodEvents};
+use crate::config::{Criticality, PodEvents, Strategy};
 use crate::fleet::{Endpoint, EventAddress, Publisher};
 use crate::routes::Class;
 
@@ -398,26 +398,105 @@ fn nothing_is_known_before_every_kind_was_heard_of() {
 }
 
 #[test]
-fn the_pools_annotation_is_the_strategy_and_pools_that_disagree_have_none() {
+fn a_pools_annotation_is_the_strategy_of_its_own_requests() {
     let mut world = World(Cluster::new(settings(), &Config::default()));
     let key = "inference.networking.x-k8s.io/routing-strategy";
+    // Of pool a, of pool b, and of a request whose pool nobody knows.
     let mut says = |name: &str, strategy: Value| {
         world.apply(
             X_GROUP,
             "InferencePool",
             old_pool(name, "kvscout", strategy),
         );
-        let strategy = world.0.routes().strategy();
-        let differ = world.0.remark().is_some_and(|said| said.contains("differ"));
-        (strategy, differ)
+        let routes = world.0.routes();
+        let of = |pool: &str| routes.rules(Some(&pool.into())).strategy();
+        (of("a"), of("b"), routes.rules(None).strategy())
     };
     let (cache, load) = (Some(Strategy::PrefixCache), Some(Strategy::Default));
-    assert_eq!(says("a", json!({})), (None, false));
-    assert_eq!(says("a", json!({key: "DEFAULT"})), (load, false));
-    assert_eq!(says("a", json!({key: "PREFIX_CACHE"})), (cache, false));
-    assert_eq!(says("b", json!({})), (cache, false));
-    assert_eq!(says("b", json!({key: "DEFAULT"})), (None, true));
-    assert_eq!(says("b", json!({key: "typo"})), (cache, false));
+    assert_eq!(says("a", json!({})), (None, None, None));
+    assert_eq!(says("a", json!({key: "DEFAULT"})), (load, load, load));
+    assert_eq!(says("b", json!({})), (load, None, load));
+    let cached = json!({key: "PREFIX_CACHE"});
+    assert_eq!(says("b", cached), (load, cache, None), "they disagree");
+    assert_eq!(says("b", json!({key: "typo"})), (load, None, load));
+}
+
+#[test]
+fn an_endpoint_is_of_the_pools_that_select_its_pod_and_have_its_port() {
+    let mut world = World::of_pool(settings(), &[8000]);
+    let chosen = |name, label: &str, ports: &[u16]| {
+        let selector = json!({"matchLabels": {"app": label}});
+        with(pool(name, "kvscout", ports), "/spec/selector", selector)
+    };
+    world.apply(GROUP, "InferencePool", chosen("qwen", "qwen", &[8000]));
+    world.apply(
+        GROUP,
+        "InferencePool",
+        chosen("more", "vllm", &[8000, 8001]),
+    );
+    world.apply(GROUP, "InferencePool", chosen("empty", "nobody", &[8000]));
+    world.pod(pod("a", "1", "10.0.0.1"));
+    let labelled = |pod, label: &str| with(pod, "/metadata/labels", json!({"app": label}));
+    world.pod(labelled(pod("b", "2", "10.0.0.2"), "qwen"));
+    world.pod(unready(labelled(pod("c", "3", "10.0.0.3"), "qwen")));
+    let fleet = world.0.fleet();
+    let of = |name: &str| {
+        let pool = fleet.pool(name).expect("served");
+        let names = pool.fleet.heard().map(|endpoint| endpoint.name.clone());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(of("llama"), ["a:8000"]);
+    assert_eq!(of("more"), ["a:8000", "a:8001"]);
+    assert_eq!(of("qwen"), ["b", "c"]);
+    assert_eq!(of("empty"), [] as [&str; 0]);
+    // Who loses an address to another pod takes it out of its own pool.
+    world.pod(labelled(pod("late", "4", "10.0.0.1"), "qwen"));
+    let late = with(
+        labelled(pod("late", "4", "10.0.0.1"), "qwen"),
+        "/metadata/creationTimestamp",
+        "2026-01-02T00:00:00Z",
+    );
+    world.pod(late);
+    let fleet = world.0.fleet();
+    let llama = fleet.pool("llama").expect("served");
+    assert!(llama.fleet.endpoints.is_empty());
+}
+
+#[test]
+fn pools_that_are_asked_for_at_one_service_are_remarked() {
+    let mut world = World::of_pool(settings(), &[8000]);
+    world.apply(GROUP, "InferencePool", pool("qwen", "other", &[8000]));
+    assert_eq!(world.0.remark(), None, "it is not served");
+    world.apply(GROUP, "InferencePool", pool("qwen", "kvscout", &[8000]));
+    let remark = world.0.remark().expect("they share it");
+    assert!(remark.contains("a Service of its own"), "{remark}");
+}
+
+#[test]
+fn what_is_said_of_a_pool_counts_for_it_alone() {
+    let mut world = World::of_pool(settings(), &[8000]);
+    world.apply(GROUP, "InferencePool", pool("qwen", "kvscout", &[8000]));
+    let mine = model("mine", OLD, "Critical", json!([{"name": "chat-v1"}]));
+    world.apply(X_GROUP, "InferenceModel", mine);
+    let theirs = model("theirs", NEW, "Sheddable", json!([{"name": "chat-q"}]));
+    let theirs = with(theirs, "/spec/poolRef", json!({"name": "qwen"}));
+    world.apply(X_GROUP, "InferenceModel", theirs);
+    let routes = world.0.routes();
+    let said = |pool: Option<&str>| {
+        let rules = routes.rules(pool.map(Arc::from).as_ref());
+        let class = rules.class(Some("chat"), None).expect("known");
+        let target = rules.target("chat", 1).map(ToString::to_string);
+        (class.criticality, target)
+    };
+    assert_eq!(
+        said(Some("llama")),
+        (Criticality::Critical, Some("chat-v1".into()))
+    );
+    assert_eq!(
+        said(Some("qwen")),
+        (Criticality::Sheddable, Some("chat-q".into()))
+    );
+    assert_eq!(said(None).0, Criticality::Critical, "the older one");
 }
 
 fn model(name: &str, created: &str, criticality: &str, targets: Value) -> Value {
@@ -442,6 +521,7 @@ fn target(world: &World, name: &str) -> Option<String> {
     world
         .0
         .routes()
+        .rules(None)
         .target(name, 1)
         .map(|target| target.to_string())
 }
@@ -449,7 +529,7 @@ fn target(world: &World, name: &str) -> Option<String> {
 #[test]
 fn the_older_of_two_models_wins_and_other_pools_models_do_not_count() {
     let mut world = World::of_pool(settings(), &[8000]);
-    let class = |world: &World| world.0.routes().class(Some("chat"), None);
+    let class = |world: &World| world.0.routes().rules(None).class(Some("chat"), None);
     let of = |criticality| {
         Ok(Class {
             criticality,
@@ -516,6 +596,7 @@ fn a_rewrite_by_name_wins_over_one_for_all_and_over_the_models_targets() {
     let class = world
         .0
         .routes()
+        .rules(None)
         .class(Some("chat"), None)
         .expect("no objective");
     assert_eq!(class.criticality, Criticality::Critical);
@@ -551,7 +632,7 @@ fn objectives_go_by_their_names_and_llm_ds_first() {
         json!({"metadata": {"name": "paid"}, "spec": spec})
     };
     let priority = |world: &World| {
-        let class = world.0.routes().class(None, Some("paid"));
+        let class = world.0.routes().rules(None).class(None, Some("paid"));
         class.map(|class| class.priority)
     };
     assert_eq!(priority(&world), Err(Class::default()));

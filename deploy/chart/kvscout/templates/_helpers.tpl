@@ -62,7 +62,12 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- $nats := dict "servers" (include "kvscout.natsServers" . | fromJsonArray) "namespace" .Release.Namespace "pool" (include "kvscout.name" .) -}}
 {{- $_ := set $ours "events" (dict "source" "nats" "nats" $nats) -}}
 {{- end -}}
-{{- mergeOverwrite $ours (deepCopy .Values.config) | toYaml -}}
+{{- $config := mergeOverwrite $ours (deepCopy .Values.config) -}}
+{{- if and .Values.poolServices (include "kvscout.watches" .) -}}
+{{- $kubernetes := $config.fleet.kubernetes -}}
+{{- $_ := set $kubernetes "pools" (concat .Values.poolServices (dig "pools" list $kubernetes) | uniq) -}}
+{{- end -}}
+{{- $config | toYaml -}}
 {{- end -}}
 
 {{/* Where vLLM connects to: the first port, if it does. A publisher connects to one address. */}}
