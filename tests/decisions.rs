@@ -7,15 +7,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
-use harness::exchange::{Exchange, body, channel};
+use harness::exchange::{Exchange, channel};
 use harness::http::{self, full, post};
 use harness::process::{ANY_PORT, Served, kvscout, text, write};
 use harness::{sim, soon, tokenizer};
 use hyper::Request;
-use kvscout::proto::core::{HeaderMap, HeaderValue};
-use kvscout::proto::ext_proc::processing_request::Request as Message;
-use kvscout::proto::ext_proc::processing_response::Response as Reply;
-use kvscout::proto::ext_proc::{HttpBody, HttpHeaders};
 use kvscout_sim::server;
 use serde_json::{Value, json};
 
@@ -98,55 +94,19 @@ impl World {
     /// Places a request and answers it as a server that found so many tokens cached; the decision header.
     async fn ask(&self, id: &str, cached_tokens: u64) -> Option<String> {
         let mut exchange = Exchange::open(channel(self.ext_proc).await).await;
-        let path = [(":path", "/v1/completions"), ("x-request-id", id)];
-        exchange.say(Message::RequestHeaders(headers(&path))).await;
-        exchange.say(body(prompt(100), true)).await;
-        let reply = exchange.hear().await;
-        assert!(matches!(reply, Reply::RequestHeaders(_)), "{reply:?}");
-        let reply = exchange.hear().await;
-        assert!(matches!(reply, Reply::RequestBody(_)), "{reply:?}");
-        let answer = [(":status", "200"), ("content-type", "application/json")];
-        exchange
-            .say(Message::ResponseHeaders(headers(&answer)))
-            .await;
-        let Reply::ResponseHeaders(reply) = exchange.hear().await else {
-            panic!("not headers");
-        };
+        let said = [(":path", "/v1/completions"), ("x-request-id", id)];
+        exchange.placed(&said, prompt(100)).await;
         let usage = json!({"usage": {"prompt_tokens": 100, "completion_tokens": 1,
             "prompt_tokens_details": {"cached_tokens": cached_tokens}}});
-        let answer = HttpBody {
-            body: usage.to_string().into(),
-            end_of_stream: true,
-            ..Default::default()
-        };
-        exchange.say(Message::ResponseBody(answer)).await;
-        let reply_to_body = exchange.hear().await;
-        assert!(
-            matches!(reply_to_body, Reply::ResponseBody(_)),
-            "{reply_to_body:?}"
-        );
-        let mutation = reply.response.and_then(|common| common.header_mutation)?;
-        let header = mutation.set_headers.into_iter().next()?.header?;
-        assert_eq!(header.key, "x-kvscout-decision");
-        Some(String::from_utf8(header.raw_value.to_vec()).expect("text"))
+        let added = exchange.answered(usage.to_string()).await;
+        exchange.ended().await;
+        let (name, value) = added.into_iter().next()?;
+        assert_eq!(name, "x-kvscout-decision");
+        Some(value)
     }
 
     fn log(&self) -> PathBuf {
         self.folder.path().join("decisions.jsonl")
-    }
-}
-
-fn headers(all: &[(&str, &str)]) -> HttpHeaders {
-    let header = |(key, value): &(&str, &str)| HeaderValue {
-        key: (*key).to_owned(),
-        raw_value: (*value).to_owned().into(),
-        ..Default::default()
-    };
-    HttpHeaders {
-        headers: Some(HeaderMap {
-            headers: all.iter().map(header).collect(),
-        }),
-        ..Default::default()
     }
 }
 
@@ -280,4 +240,57 @@ async fn what_shows_cached_prompts_is_for_whoever_may_ask() {
         text(&refused.stderr).contains("decisions.pages"),
         "{refused:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_to_be_written_is_written_at_the_end() {
+    let mut world = World::start("decisions: {log: {file: decisions.jsonl}}\n").await;
+    let ids: Vec<String> = (0..20).map(|number| format!("id-{number}")).collect();
+    for id in &ids {
+        world.ask(id, 96).await;
+    }
+    world.served.terminate();
+    let ended = soon("kvscout ends", async {
+        loop {
+            if let Some(status) = world.served.child.try_wait().expect("a child") {
+                return status;
+            }
+            tokio::time::sleep(harness::PATIENCE / 1000).await;
+        }
+    });
+    assert!(ended.await.success());
+    let log = std::fs::read_to_string(world.log()).expect("a log");
+    let lines = log.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        line["id"].as_str().expect("an id").to_owned()
+    });
+    assert_eq!(lines.collect::<Vec<_>>(), ids);
+}
+
+/// `/dev/full` takes no byte, as a full disk does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_costs_lines_of_the_log_and_no_request() {
+    let world = World::start("decisions: {log: {file: /dev/full}}\n").await;
+    let lost = async |count: usize| {
+        let line = format!("kvscout_decision_log_lines_total{{outcome=\"lost\"}} {count}");
+        soon(&line, async {
+            loop {
+                let page = http::get(world.admin, "/metrics").await;
+                let page = String::from_utf8(page.body.to_vec()).expect("text");
+                if page.lines().any(|one| one == line) {
+                    return;
+                }
+                tokio::time::sleep(harness::PATIENCE / 1000).await;
+            }
+        })
+        .await;
+    };
+    world.ask("id-0", 96).await;
+    lost(1).await;
+    // The log rests now before it tries again, and requests do not.
+    for number in 1..20 {
+        world.ask(&format!("id-{number}"), 96).await;
+    }
+    lost(20).await;
+    assert!(world.get("/decisions/id-19").await["outcome"].is_object());
 }

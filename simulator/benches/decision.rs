@@ -99,7 +99,8 @@ impl Picker {
                     bytes_max: 64 << 20,
                     files_max: 2,
                 };
-                let writing = tokio::spawn(log::run(settings, lines, metrics.clone()));
+                let ending = std::future::pending();
+                let writing = tokio::spawn(log::run(settings, lines, metrics.clone(), ending));
                 (Some(sender), Some(writing))
             }
             _ => (None, None),
@@ -155,6 +156,7 @@ impl Picker {
                 usage: Some(usage),
                 served: None,
                 whole: true,
+                ..Outcome::default()
             });
             tokio::task::yield_now().await;
         }

@@ -404,6 +404,7 @@ impl Exchange {
             fairness: head.fairness,
             target: head.target,
             session: head.session,
+            trace: None,
         }))]
     }
 
@@ -418,6 +419,7 @@ impl Exchange {
             subset: head.subset,
             objective: head.objective,
             session: head.session,
+            trace: None,
             body_bytes,
             reason,
         })]

@@ -319,6 +319,7 @@ async fn a_session_stays_even_without_a_body_but_not_at_an_endpoint_that_fails()
             subset: None,
             objective: None,
             session: Some("s".into()),
+            trace: None,
             body_bytes: 4_000,
             reason: "body_too_long",
         });
@@ -564,6 +565,7 @@ async fn a_retried_request_is_audited_where_it_was_served() {
         usage: Some(usage(Some(0))),
         served,
         whole: true,
+        ..Outcome::default()
     });
     let text = world.metrics.handle().render();
     assert!(
@@ -599,6 +601,7 @@ async fn only_an_answer_that_fills_any_block_must_have_stored_one() {
             usage: Some(usage),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
         assert_eq!(pod.take_computed(), must, "{usage:?}");
     }
@@ -620,6 +623,7 @@ async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
             usage: Some(usage(said)),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
         let text = world.metrics.handle().render();
         let count = |verdict: &str, n: u32| {
@@ -650,6 +654,7 @@ async fn what_a_response_tells_does_not_make_a_chats_silence_a_miss() {
             usage: Some(told),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
     }
     let text = world.metrics.handle().render();
@@ -723,6 +728,7 @@ async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
             usage: None,
             served: None,
             whole: true,
+            ..Outcome::default()
         });
     }
     assert!(failed <= 3, "{failed} of 100 went to a pod that fails");
@@ -756,6 +762,7 @@ async fn the_rank_that_holds_the_prefix_is_picked_and_audited() {
         usage: Some(usage(Some(8))),
         served,
         whole: true,
+        ..Outcome::default()
     });
     let text = world.metrics.handle().render();
     let exact = "kvscout_predictions_total{endpoint=\"pod/2\",verdict=\"exact\"} 1";
@@ -969,6 +976,7 @@ async fn a_prediction_that_missed_is_told_with_its_cause() {
             usage: Some(usage(Some(0))),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
         let kept = world
             .scheduler
