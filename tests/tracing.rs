@@ -85,10 +85,7 @@ async fn a_traced_request_is_a_span_with_one_for_each_stage_and_says_nothing_of_
     chat(ext_proc, "00").await;
     chat(ext_proc, "01").await;
     let line = served.line("placed");
-    assert!(
-        line.contains(&format!("trace_id={TRACE}")),
-        "{line}"
-    );
+    assert!(line.contains(&format!("trace_id={TRACE}")), "{line}");
     // What was not sent before is sent at the end.
     served.terminate();
     let request = collector.span("picker", "request").await;
