@@ -84,10 +84,11 @@ impl Log {
     }
 
     fn write(&mut self, decisions: &[Arc<Decision>]) -> Written {
-        let mut lines = 0;
+        let (mut lines, mut line) = (0, Vec::new());
         let mut all = || -> io::Result<()> {
             for decision in decisions {
-                let mut line = serde_json::to_vec(&json::Decision::whole(decision))?;
+                line.clear();
+                serde_json::to_writer(&mut line, &json::Decision::whole(decision))?;
                 line.push(b'\n');
                 self.put(&line)?;
                 lines += 1;
