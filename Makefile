@@ -68,7 +68,7 @@ demo: setup ## Run the story: four servers, kvscout, Envoy, a conversation, a lo
 	@target/release/kvscout-sim demo $(FLAGS)
 
 .PHONY: test
-test: setup $(DEPLOY)/.done ## Run every test; CI runs this.
+test: setup $(DEPLOY)/.done ## Run every test that needs no Prometheus, Chromium or cluster.
 	@cargo test --workspace --no-fail-fast
 
 .PHONY: test-chaos
@@ -213,7 +213,7 @@ dashboards: ## Write deploy/grafana/*.json from what deploy/grafana/dashboards.p
 
 # promtool's package has Prometheus itself beside it.
 .PHONY: test-dashboards
-test-dashboards: setup $(TOOLS)/prometheus/usr/bin/promtool ## Ask a real Prometheus every panel's query, and load the alert rules (a minute).
+test-dashboards: setup $(TOOLS)/prometheus/usr/bin/promtool ## Ask a real Prometheus every panel's query, and bring every alert about (half a minute).
 	@cargo test -p kvscout --test dashboards -- --include-ignored
 
 .PHONY: metrics-page

@@ -32,6 +32,7 @@ use crate::readiness::{Readiness, Ticket};
 use crate::replicas::Replicas;
 use crate::replicas::share::{Farewell, Share};
 use crate::scheduler::{Parts, Reader, Scheduler};
+use crate::spans::{self, Spans};
 use crate::tokens::TokenPool;
 
 mod sights;
@@ -54,8 +55,8 @@ pub struct App {
     bound: Bound,
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
     ending: watch::Sender<Phase>,
-    /// Of the tasks that run, those of [`FINISHING`].
-    finishing: usize,
+    /// Names of the tasks that run.
+    running: Vec<&'static str>,
     readiness: Readiness,
     health: Health,
     notice: Duration,
@@ -70,10 +71,14 @@ enum Phase {
     Draining,
     /// No new streams.
     Ending,
+    /// No exchange is left.
+    Ended,
 }
 
 /// Tasks that have something to finish when they are told to end: exchanges, and a lease to give back.
 const FINISHING: [&str; 2] = ["ext_proc", "leader"];
+/// And those that have what exchanges left them still to write.
+const WRITING: [&str; 2] = ["decisions", "tracing"];
 /// Between two clean-ups of the metrics: histograms keep every sample until one.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// After the drain limit: from "no more time" to the end of every task.
@@ -137,7 +142,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         bound,
         tasks: JoinSet::new(),
         ending,
-        finishing: 0,
+        running: Vec::new(),
         readiness,
         health,
         notice: Duration::from_millis(config.limits.drain_notice_ms),
@@ -196,11 +201,10 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         app.spawn("load", async { Ok(scraper.run().await?) });
     }
     if let Some((log, logged)) = logged {
-        app.spawn(
-            "decisions",
-            decisions::log::run(log, logged, metrics.clone()),
-        );
+        let (metrics, told) = (metrics.clone(), app.told(Phase::Ended));
+        app.spawn("decisions", decisions::log::run(log, logged, metrics, told));
     }
+    let spans = spans(&config, &metrics, &mut app)?;
     let known = fleet.clone();
     let counted = audit.clone();
     let forget_gone = move |fleet: &Fleet| counted.forget_gone(fleet);
@@ -243,7 +247,16 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     let (health, told) = (app.health.clone(), app.told(Phase::Ending));
     let settings = settings(&config);
     app.spawn("ext_proc", async move {
-        Ok(ext_proc::serve(ext_proc, &config.tls, scheduler, &health, settings, told).await?)
+        Ok(ext_proc::serve(
+            ext_proc,
+            &config.tls,
+            scheduler,
+            &health,
+            settings,
+            spans,
+            told,
+        )
+        .await?)
     });
     let (health, readiness) = (app.health.clone(), app.readiness.watch());
     app.spawn("readiness", report_readiness(health, readiness));
@@ -281,21 +294,19 @@ impl App {
         self.drain().await
     }
 
-    /// Ends with the tasks of [`FINISHING`], whose own limits are the drain limit or less; everything
-    /// else serves them, or is told to end as well.
+    /// Ends with the tasks of [`FINISHING`], whose own limits are the drain limit or less, and then of
+    /// [`WRITING`]; everything else serves them.
     async fn drain(&mut self) -> anyhow::Result<()> {
-        while self.finishing > 0
-            && let Some(ended) = self.tasks.join_next().await
-        {
-            let (name, result) = ended?;
-            result.with_context(|| format!("{name} failed"))?;
-            self.finishing -= usize::from(FINISHING.contains(&name));
-        }
-        if tokio::time::timeout(JOIN_MAX, self.tasks.shutdown())
-            .await
-            .is_err()
-        {
-            bail!("tasks did not end within {JOIN_MAX:?}");
+        self.join(&FINISHING).await?;
+        self.ending.send_replace(Phase::Ended);
+        let rest = async {
+            self.join(&WRITING).await?;
+            self.tasks.shutdown().await;
+            anyhow::Ok(())
+        };
+        match tokio::time::timeout(JOIN_MAX, rest).await {
+            Ok(ended) => ended?,
+            Err(_) => bail!("tasks did not end within {JOIN_MAX:?}"),
         }
         // What was in flight has ended, and nobody says otherwise any more.
         if let Some(farewell) = self.farewell.take() {
@@ -305,12 +316,24 @@ impl App {
         Ok(())
     }
 
+    /// Waits until none of these runs.
+    async fn join(&mut self, names: &[&str]) -> anyhow::Result<()> {
+        while self.running.iter().any(|one| names.contains(one))
+            && let Some(ended) = self.tasks.join_next().await
+        {
+            let (name, result) = ended?;
+            result.with_context(|| format!("{name} failed"))?;
+            self.running.retain(|one| *one != name);
+        }
+        Ok(())
+    }
+
     fn spawn(
         &mut self,
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
-        self.finishing += usize::from(FINISHING.contains(&name));
+        self.running.push(name);
         self.tasks.spawn(async move { (name, task.await) });
     }
 
@@ -355,6 +378,24 @@ async fn bind(config: &Config) -> anyhow::Result<[TcpListener; 3]> {
         })?);
     }
     Ok(bound.try_into().expect("three were bound"))
+}
+
+/// Where traced requests go, if any is.
+fn spans(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    app: &mut App,
+) -> anyhow::Result<Option<Arc<Spans>>> {
+    let Some(exporter) = spans::export::exporter(&config.tracing)? else {
+        return Ok(None);
+    };
+    let (sender, queue) = mpsc::channel(spans::QUEUE_MAX);
+    let (sampling, pool) = (config.tracing.sampling, &config.metrics.pool);
+    let spans = Spans::new(sampling, pool, sender, metrics.clone());
+    let told = app.told(Phase::Ended);
+    let sending = spans::export::run(exporter, queue, metrics.clone(), told);
+    app.spawn("tracing", sending);
+    Ok(Some(Arc::new(spans)))
 }
 
 /// How events come, if they do.

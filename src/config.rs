@@ -19,6 +19,7 @@ mod nats;
 mod print;
 mod render;
 mod replicas;
+mod tracing;
 pub mod yaml;
 
 pub use admission::Admission;
@@ -32,6 +33,7 @@ pub use model::{Engine, Model, Repo, Source};
 pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
 pub use replicas::Share;
+pub use tracing::Tracing;
 use yaml::{Complaints, Section};
 
 /// Everything that `kvscout serve` can be told.
@@ -69,6 +71,8 @@ pub struct Config {
     pub decisions: Decisions,
     /// How metrics are named.
     pub metrics: Metrics,
+    /// Where spans go.
+    pub tracing: Tracing,
     /// How logs look.
     pub log: LogFormat,
 }
@@ -297,6 +301,7 @@ impl Default for Config {
             },
             decisions: Decisions::default(),
             metrics: Metrics::default(),
+            tracing: Tracing::default(),
             log: LogFormat::Text,
         }
     }
@@ -379,6 +384,9 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
             })
             .unwrap_or(defaults.decisions),
         metrics: metrics.unwrap_or(defaults.metrics),
+        tracing: root
+            .section("tracing", |section| Some(tracing::read(section, folder)))
+            .unwrap_or(defaults.tracing),
         log: root.word("log", print::LOG_FORMATS, defaults.log),
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use opentelemetry::TraceId;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -26,6 +27,17 @@ pub struct Decision {
     pub number: u64,
     /// When it was placed.
     pub at: SystemTime,
+    /// What it is, as it was made.
+    made: Made,
+    /// Set once.
+    ended: OnceLock<Ended>,
+}
+
+/// A decision that is about to be made known.
+#[derive(Debug)]
+pub struct Made {
+    /// The trace that the request belongs to, if any.
+    pub trace: Option<TraceId>,
     /// The configured model whose prompt was read.
     pub model: Option<Arc<str>>,
     /// The model that serves it in place of the one that it names.
@@ -40,15 +52,17 @@ pub struct Decision {
     pub choice: Choice,
     /// How long it took.
     pub took: Took,
-    /// Set once.
-    ended: OnceLock<Ended>,
 }
 
 /// How long each stage of a decision took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Took {
-    /// Rendering and tokenizing, the wait for a core included.
+    /// From whole body to tokens: the wait for a core, `render`, `tokenize`.
     pub read: Duration,
+    /// Parsing the body and rendering its prompt.
+    pub render: Duration,
+    /// Tokenizing what was rendered.
+    pub tokenize: Duration,
     /// For an endpoint with room.
     pub wait: Duration,
     /// Block keys, and the look into the index.
@@ -70,6 +84,8 @@ pub struct Ended {
     pub took: Duration,
     /// Tokens of the prompt, as the server counts them.
     pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer, as the server counts them.
+    pub completion_tokens: Option<u64>,
     /// Tokens that the server reports as cached.
     pub cached_tokens: Option<u64>,
     /// Tokens that were predicted for whoever served it.
@@ -78,23 +94,12 @@ pub struct Ended {
     pub audited: Option<Audited>,
 }
 
-/// A decision that is about to be made known.
-#[derive(Debug)]
-pub struct Made {
-    /// See [`Decision::model`].
-    pub model: Option<Arc<str>>,
-    /// See [`Decision::target`].
-    pub target: Option<Arc<str>>,
-    /// See [`Decision::pool`].
-    pub pool: Option<Arc<str>>,
-    /// See [`Decision::case`].
-    pub case: Case,
-    /// See [`Decision::fleet`].
-    pub fleet: Arc<Fleet>,
-    /// See [`Decision::choice`].
-    pub choice: Choice,
-    /// See [`Decision::took`].
-    pub took: Took,
+impl std::ops::Deref for Decision {
+    type Target = Made;
+
+    fn deref(&self) -> &Made {
+        &self.made
+    }
 }
 
 impl Decision {
@@ -104,13 +109,7 @@ impl Decision {
         Self {
             number,
             at: SystemTime::now(),
-            model: made.model,
-            target: made.target,
-            pool: made.pool,
-            case: made.case,
-            fleet: made.fleet,
-            choice: made.choice,
-            took: made.took,
+            made,
             ended: OnceLock::new(),
         }
     }
@@ -254,6 +253,12 @@ impl std::ops::Deref for Open {
 }
 
 impl Open {
+    /// To be looked at when the request has ended, too.
+    #[must_use]
+    pub fn decision(&self) -> Arc<Decision> {
+        self.decision.clone()
+    }
+
     /// Its request ended so.
     pub fn end(&self, ended: Ended) {
         self.decision.ended.get_or_init(|| ended);

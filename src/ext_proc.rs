@@ -24,6 +24,7 @@ use crate::proto::ext_proc::external_processor_server::{
 };
 use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
 use crate::scheduler::Scheduler;
+use crate::spans::Spans;
 
 mod authority;
 mod drive;
@@ -107,6 +108,7 @@ pub async fn serve(
     scheduler: Arc<Scheduler>,
     health: &Health,
     settings: ExtProcSettings,
+    spans: Option<Arc<Spans>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let grace = settings.grace;
@@ -119,7 +121,7 @@ pub async fn serve(
     let tls = tls::acceptor(tls, &settings.certificate_names).await?;
     let message_bytes_max =
         settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
-    let service = ExternalProcessorServer::new(Service::new(scheduler, settings))
+    let service = ExternalProcessorServer::new(Service::new(scheduler, settings, spans))
         .max_decoding_message_size(message_bytes_max);
     let services = server
         .add_service(Shown(service))
@@ -166,15 +168,21 @@ async fn grace_over(ending: oneshot::Receiver<()>, grace: Duration) {
 struct Service {
     scheduler: Arc<Scheduler>,
     settings: ExtProcSettings,
+    spans: Option<Arc<Spans>>,
     reading: Arc<Semaphore>,
     memory: Arc<drive::Memory>,
     exchanges: AtomicU64,
 }
 
 impl Service {
-    fn new(scheduler: Arc<Scheduler>, settings: ExtProcSettings) -> Self {
+    fn new(
+        scheduler: Arc<Scheduler>,
+        settings: ExtProcSettings,
+        spans: Option<Arc<Spans>>,
+    ) -> Self {
         Self {
             scheduler,
+            spans,
             reading: Arc::new(Semaphore::new(settings.reading_max)),
             memory: Arc::new(drive::Memory::new(settings.held_bytes_max)),
             settings,
@@ -200,6 +208,7 @@ impl ExternalProcessor for Service {
             self.scheduler.clone(),
             self.memory.clone(),
             reading,
+            drive::Tracing::of(request.metadata(), self.spans.clone()),
         );
         tokio::spawn(async move {
             drive.run(request.into_inner(), replies).await;

@@ -38,6 +38,7 @@
 pub mod config;
 pub mod metrics;
 pub mod readiness;
+pub mod gather;
 pub mod proto;
 pub mod prompt;
 pub mod tokens;
@@ -55,6 +56,7 @@ pub mod discovery;
 pub mod bridge;
 pub mod audit;
 pub mod decisions;
+pub mod spans;
 pub mod replicas;
 pub mod admission;
 pub mod scheduler;

@@ -26,7 +26,7 @@ pub use endpoint::{CAUSES, EndpointMetrics};
 use endpoints::Recorders;
 use families::Kind;
 use inference::InferenceNames;
-pub use inference::Running;
+pub use inference::{Ending, Running, Tokens};
 use requests::Requests;
 pub use sizes::{CacheSizes, EndpointSizes, ModelSizes, ParitySizes, SaidSizes, Sizes};
 
@@ -66,12 +66,28 @@ const TOKENS: &[f64] = &[
     524_288.0,
     1_048_576.0,
 ];
+/// The inference extension's own for requests, which are larger than answers.
+const BYTES: &[f64] = &[
+    64.0,
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
 /// By how a family's name ends.
 const BUCKETS: &[(&str, &[f64])] = &[
     ("_seconds", SECONDS),
     ("_error_tokens", ERROR_TOKENS),
     ("_ratio", RATIOS),
     ("put_tokens", TOKENS),
+    ("prompt_cached_tokens", TOKENS),
+    ("_sizes", BYTES),
 ];
 
 /// Where every measurement goes.
@@ -289,12 +305,18 @@ impl Metrics {
     pub fn waiting(&self, requests: usize) {
         let gauge = self.gauge("kvscout_admission_waiting", &[]);
         gauge.set(requests as f64);
+        if let Some(names) = &self.inference {
+            names.waiting(self, requests);
+        }
     }
 
     /// A request waited this long for an endpoint with room.
     pub fn waited(&self, outcome: &str, took: Duration) {
         self.histogram("kvscout_admission_wait_seconds", &[("outcome", outcome)])
             .record(took);
+        if let Some(names) = &self.inference {
+            names.waited(self, outcome, took);
+        }
     }
 
     /// What is counted of one model.
@@ -343,6 +365,12 @@ impl Metrics {
     pub fn decisions_unlogged(&self, lines: u64) {
         self.counter("kvscout_decision_log_lines_total", &[("outcome", "lost")])
             .increment(lines);
+    }
+
+    /// Traced requests were `sent` to the collector, not taken by it (`failed`), or `dropped` at a full queue.
+    pub fn traces(&self, outcome: &'static str, requests: u64) {
+        self.counter("kvscout_traces_total", &[("outcome", outcome)])
+            .increment(requests);
     }
 
     /// Counts what publishers say that belong to no endpoint.

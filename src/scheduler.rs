@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use opentelemetry::TraceId;
 use tokio::sync::watch;
 
 use crate::admission::{Admission, Shed};
@@ -104,6 +105,7 @@ impl Scheduler {
         let strategy = self.strategy(scope);
         let reading = self.reading(&ask, &intent, strategy).await;
         took.read = lap(&mut since);
+        (took.render, took.tokenize) = (reading.rendered_in, reading.tokenized_in);
         let fairness = ask.fairness.as_deref();
         let turn = self.admission.admit(intent.class, fairness, scope).await;
         let turn = self.admitted(scope, turn)?;
@@ -117,7 +119,13 @@ impl Scheduler {
         let cached = self.overlaps(&reading, &mut prompt, &allowed);
         took.overlap = lap(&mut since);
         let case = self.case(&ask.request_id, &reading, &allowed, &cached);
-        let placement = self.settle(case, &reading, &prompt, allowed, intent, (took, since))?;
+        let begun = Begun {
+            trace: ask.trace,
+            body_bytes: ask.body.len(),
+            took,
+            since,
+        };
+        let placement = self.settle(case, &reading, &prompt, allowed, intent, begun)?;
         drop(turn);
         let Took {
             read,
@@ -155,8 +163,13 @@ impl Scheduler {
             scope,
             ..Intent::default()
         };
-        let began = (Took::default(), since);
-        let placement = self.settle(case, &reading, &prompt, allowed, intent, began)?;
+        let begun = Begun {
+            trace: ask.trace,
+            body_bytes: ask.body_bytes,
+            took: Took::default(),
+            since,
+        };
+        let placement = self.settle(case, &reading, &prompt, allowed, intent, begun)?;
         self.tell(&placement);
         Ok(placement)
     }
@@ -307,14 +320,17 @@ impl Scheduler {
         } = *choice;
         let ratio = choice.matching_ratio();
         let min = self.parts.policy.matching_ratio_min;
+        let trace_id = placement.decision.trace.map(tracing::field::display);
         // A JSON text, so that a hostile id cannot forge a line.
         let request = serde_json::Value::from(placement.request_id());
         if choice.prefix_aware {
             tracing::info!(
+                trace_id,
                 "Do prefix-aware routing! {{\"request\": {request}, \"matching ratio\": \" {ratio:.2} > {min:.2}\"}}"
             );
         } else {
             tracing::debug!(
+                trace_id,
                 "Load decides. {{\"request\": {request}, \"matching ratio\": \" {ratio:.2} <= {min:.2}\"}}"
             );
         }
@@ -322,11 +338,20 @@ impl Scheduler {
         let (basis, reason) = (basis.as_str(), basis.reason());
         let load = &placement.endpoint().load;
         tracing::debug!(
-            %request, endpoint, basis, reason, trust, prompt_tokens, predicted_cached_tokens,
+            trace_id, %request, endpoint, basis, reason, trust, prompt_tokens, predicted_cached_tokens,
             saturated = load.saturated(Instant::now(), &self.parts.saturation),
             queued_tokens = choice.cost.prefill_tokens, "placed"
         );
     }
+}
+
+/// A request that is being placed.
+struct Begun {
+    trace: Option<TraceId>,
+    body_bytes: usize,
+    /// How long it took so far, and as of when.
+    took: Took,
+    since: Instant,
 }
 
 /// The time since then, and now in its place.

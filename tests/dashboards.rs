@@ -3,13 +3,18 @@
 
 mod harness;
 
-use std::fs;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+#[path = "dashboards/alerts.rs"]
+mod alerts;
+#[path = "dashboards/prometheus.rs"]
+mod prometheus;
 
-use harness::{http, soon, stack};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::stack;
 use kvscout::metrics::families;
+use prometheus::Prometheus;
 use serde_json::{Value, json};
 
 fn root() -> PathBuf {
@@ -108,81 +113,12 @@ fn dashboards_are_what_their_source_makes_and_have_the_variables() {
     }
 }
 
-/// A Prometheus that scrapes kvscout every second and knows the alert rules; killed when dropped.
-struct Prometheus {
-    address: SocketAddr,
-    _child: tokio::process::Child,
-    _folder: tempfile::TempDir,
-}
-
-impl Prometheus {
-    async fn start(kvscout: SocketAddr) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = free.local_addr().expect("bound");
-        drop(free);
-        let config = json!({
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [root().join("deploy/alerts/kvscout.yaml")],
-            "scrape_configs": [{"job_name": "kvscout", "static_configs": [
-                {"targets": [kvscout.to_string()], "labels": {"namespace": "llm"}}]}],
-        });
-        let file = folder.path().join("prometheus.yml");
-        fs::write(&file, config.to_string()).expect("written");
-        let child =
-            tokio::process::Command::new(root().join(".tools/prometheus/usr/bin/prometheus"))
-                .arg(format!("--config.file={}", file.display()))
-                .arg(format!("--storage.tsdb.path={}", folder.path().display()))
-                .arg(format!("--web.listen-address={address}"))
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .kill_on_drop(true)
-                .spawn()
-                .expect("run make test-dashboards");
-        let started = Self {
-            address,
-            _child: child,
-            _folder: folder,
-        };
-        // Rates need one from before the load.
-        soon("Prometheus has scraped", async {
-            while !started.has_data("kvscout_build_info").await {
-                tokio::time::sleep(harness::PATIENCE / 100).await;
-            }
-        })
-        .await;
-        started
-    }
-
-    /// Whether an expression gives a number; it is a failure that Prometheus does not understand it.
-    async fn has_data(&self, expr: &str) -> bool {
-        let asked = form_urlencoded::Serializer::new(String::new());
-        let asked = { asked }.append_pair("query", expr).finish();
-        let Ok(answer) = http::try_get(self.address, &format!("/api/v1/query?{asked}")).await
-        else {
-            return false;
-        };
-        assert_eq!(answer.status, 200, "{expr}: {answer:?}");
-        let answer = answer.json();
-        let found = answer["data"]["result"].as_array().expect("a list");
-        found.iter().any(|one| one["value"][1] != "NaN")
-    }
-
-    /// The alert rules, and how each fares.
-    async fn rules(&self) -> Vec<Value> {
-        let answer = http::get(self.address, "/api/v1/rules").await.json();
-        let groups = answer["data"]["groups"].as_array().expect("groups");
-        let rules = groups.iter().flat_map(|group| group["rules"].as_array());
-        rules.flatten().cloned().collect()
-    }
-}
-
 /// `make test-dashboards`, which brings Prometheus.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Prometheus: make test-dashboards"]
 async fn every_panel_shows_something_of_a_fleet_that_serves_and_every_rule_is_understood() {
     let stack = stack::start(env!("CARGO_BIN_EXE_kvscout"), 3).await;
-    let prometheus = Prometheus::start(stack.admin).await;
+    let prometheus = Prometheus::start(&[("llm", stack.admin)], &alerts::rules()).await;
     stack::converse(&stack).await;
     let mut empty = Vec::new();
     for Query {

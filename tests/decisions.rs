@@ -7,15 +7,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
-use harness::exchange::{Exchange, body, channel};
+use harness::exchange::{Exchange, channel};
 use harness::http::{self, full, post};
 use harness::process::{ANY_PORT, Served, kvscout, text, write};
 use harness::{sim, soon, tokenizer};
 use hyper::Request;
-use kvscout::proto::core::{HeaderMap, HeaderValue};
-use kvscout::proto::ext_proc::processing_request::Request as Message;
-use kvscout::proto::ext_proc::processing_response::Response as Reply;
-use kvscout::proto::ext_proc::{HttpBody, HttpHeaders};
 use kvscout_sim::server;
 use serde_json::{Value, json};
 
@@ -98,55 +94,19 @@ impl World {
     /// Places a request and answers it as a server that found so many tokens cached; the decision header.
     async fn ask(&self, id: &str, cached_tokens: u64) -> Option<String> {
         let mut exchange = Exchange::open(channel(self.ext_proc).await).await;
-        let path = [(":path", "/v1/completions"), ("x-request-id", id)];
-        exchange.say(Message::RequestHeaders(headers(&path))).await;
-        exchange.say(body(prompt(100), true)).await;
-        let reply = exchange.hear().await;
-        assert!(matches!(reply, Reply::RequestHeaders(_)), "{reply:?}");
-        let reply = exchange.hear().await;
-        assert!(matches!(reply, Reply::RequestBody(_)), "{reply:?}");
-        let answer = [(":status", "200"), ("content-type", "application/json")];
-        exchange
-            .say(Message::ResponseHeaders(headers(&answer)))
-            .await;
-        let Reply::ResponseHeaders(reply) = exchange.hear().await else {
-            panic!("not headers");
-        };
+        let said = [(":path", "/v1/completions"), ("x-request-id", id)];
+        exchange.placed(&said, prompt(100)).await;
         let usage = json!({"usage": {"prompt_tokens": 100, "completion_tokens": 1,
             "prompt_tokens_details": {"cached_tokens": cached_tokens}}});
-        let answer = HttpBody {
-            body: usage.to_string().into(),
-            end_of_stream: true,
-            ..Default::default()
-        };
-        exchange.say(Message::ResponseBody(answer)).await;
-        let reply_to_body = exchange.hear().await;
-        assert!(
-            matches!(reply_to_body, Reply::ResponseBody(_)),
-            "{reply_to_body:?}"
-        );
-        let mutation = reply.response.and_then(|common| common.header_mutation)?;
-        let header = mutation.set_headers.into_iter().next()?.header?;
-        assert_eq!(header.key, "x-kvscout-decision");
-        Some(String::from_utf8(header.raw_value.to_vec()).expect("text"))
+        let added = exchange.answered(usage.to_string()).await;
+        exchange.ended().await;
+        let (name, value) = added.into_iter().next()?;
+        assert_eq!(name, "x-kvscout-decision");
+        Some(value)
     }
 
     fn log(&self) -> PathBuf {
         self.folder.path().join("decisions.jsonl")
-    }
-}
-
-fn headers(all: &[(&str, &str)]) -> HttpHeaders {
-    let header = |(key, value): &(&str, &str)| HeaderValue {
-        key: (*key).to_owned(),
-        raw_value: (*value).to_owned().into(),
-        ..Default::default()
-    };
-    HttpHeaders {
-        headers: Some(HeaderMap {
-            headers: all.iter().map(header).collect(),
-        }),
-        ..Default::default()
     }
 }
 
@@ -196,7 +156,7 @@ async fn a_request_is_explained_before_it_is_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_is_found_by_its_request_id_and_replayed_from_the_log() {
-    let world = World::start(
+    let mut world = World::start(
         "replies: {decision_header: true}\ndecisions: {log: {file: decisions.jsonl}}\n",
     )
     .await;
@@ -262,7 +222,21 @@ async fn a_decision_is_found_by_its_request_id_and_replayed_from_the_log() {
         ["0", "200"],
         "nothing cached, all computed: {gone}"
     );
-    drop(world.served);
+
+    // What waits to be written when it is told to end is written.
+    for id in ["id-3", "id-4", "id-5"] {
+        world.ask(id, 96).await;
+    }
+    world.served.terminate();
+    soon("kvscout ends", async {
+        while world.served.child.try_wait().expect("a child").is_none() {
+            tokio::time::sleep(harness::PATIENCE / 1000).await;
+        }
+    })
+    .await;
+    let lines = std::fs::read_to_string(&log).expect("a log");
+    assert_eq!(lines.lines().count(), 5, "{lines}");
+    assert!(lines.trim_end().ends_with('}') && lines.contains("\"id-5\""));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,4 +254,41 @@ async fn what_shows_cached_prompts_is_for_whoever_may_ask() {
         text(&refused.stderr).contains("decisions.pages"),
         "{refused:?}"
     );
+}
+
+/// `/dev/full` takes no byte, as a full disk does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_costs_lines_of_the_log_and_no_request() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = "endpoints: [{name: pod-0, address: '127.0.0.1:1'}]\n";
+    write(folder.path(), "fleet.yaml", fleet);
+    let config = format!("{ANY_PORT}decisions: {{log: {{file: /dev/full}}}}\n");
+    let config = write(folder.path(), "kvscout.yaml", &config);
+    let served = Served::start(&["--config", &config, "--plaintext"]);
+    let (ext_proc, admin) = served.addresses();
+    let place = async |requests: usize| {
+        for _ in 0..requests {
+            let mut exchange = Exchange::open(channel(ext_proc).await).await;
+            assert_eq!(exchange.picked().await, "127.0.0.1:1");
+            exchange.ended().await;
+        }
+    };
+    let lost = async |count: usize| {
+        let line = format!("kvscout_decision_log_lines_total{{outcome=\"lost\"}} {count}");
+        soon(&line, async {
+            loop {
+                let page = text(&http::get(admin, "/metrics").await.body);
+                if page.lines().any(|one| one == line) {
+                    return;
+                }
+                tokio::time::sleep(harness::PATIENCE / 1000).await;
+            }
+        })
+        .await;
+    };
+    place(1).await;
+    lost(1).await;
+    // The log rests now before it tries again, and requests do not.
+    place(20).await;
+    lost(21).await;
 }

@@ -340,3 +340,37 @@ fn publishers_that_connect_find_a_port_for_each_rank() {
         assert!(allowed, "{set}");
     }
 }
+
+/// For Grafana's sidecar and the Prometheus operator: the very files, under the labels that they look for.
+#[test]
+fn the_chart_brings_the_dashboards_and_the_alerts_as_they_are() {
+    let read = |path: &Path| fs::read_to_string(path).expect("text");
+    let ending = "nats-values.yaml";
+    let found = RENDERINGS.iter().find(|(name, _)| name.ends_with(ending));
+    let (_, all) = found.expect("the value set");
+    let mut boards: Vec<(String, Value)> = of(all, "ConfigMap")
+        .filter(|map| map["metadata"]["labels"]["grafana_dashboard"] == "1")
+        .flat_map(|map| map["data"].as_object().expect("files"))
+        .map(|(name, text)| {
+            let board = serde_json::from_str(text.as_str().expect("text"));
+            (name.clone(), board.expect("JSON"))
+        })
+        .collect();
+    boards.sort_by(|one, other| one.0.cmp(&other.0));
+    let shipped = files(&root().join("deploy/grafana"), ".json");
+    let shipped = shipped.iter().map(|file| {
+        let name = file.file_name().expect("a file").to_string_lossy();
+        let board: Value = serde_json::from_str(&read(file)).expect("JSON");
+        (format!("kvscout-{name}"), board)
+    });
+    assert_eq!(boards, shipped.collect::<Vec<_>>());
+    let rules = read(&root().join("deploy/alerts/kvscout.yaml"));
+    let runbooks = "runbook_url: https://git.example/kvscout/blob/main/docs/";
+    let rules = rules.replace("runbook_url: docs/", runbooks);
+    let rules: Value = serde_saphyr::from_str(&rules).expect("YAML");
+    let shipped: Vec<_> = of(all, "PrometheusRule").map(|one| &one["spec"]).collect();
+    assert_eq!(shipped, [&rules]);
+    let (_, defaults) = &RENDERINGS[0];
+    let labelled = |one: &Value| !one["metadata"]["labels"]["grafana_dashboard"].is_null();
+    assert!(!defaults.iter().any(labelled), "only where they are wanted");
+}

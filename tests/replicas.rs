@@ -158,6 +158,7 @@ fn answered() -> Outcome {
         usage: None,
         served: None,
         whole: true,
+        ..Outcome::default()
     }
 }
 

@@ -111,6 +111,7 @@ const CORE: &[&str] = &[
     "audit/",
     "decisions/json.rs",
     "decisions/what_if.rs",
+    "spans/stages.rs",
     "routes.rs",
     "kubernetes/resources.rs",
     "kubernetes/objects.rs",

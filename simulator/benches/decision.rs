@@ -22,9 +22,17 @@ use kvscout::models::{Hub, Loader, Models};
 use kvscout::parity::Parity;
 use kvscout::readiness::Readiness;
 use kvscout::scheduler::{Ask, Outcome, Parts, Reader, Scheduler};
+use kvscout::spans::{self, Spans, Trace};
 use kvscout::tokens::TokenPool;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, watch};
+use tonic::transport::server::TcpIncoming;
 
 const ROUNDS: usize = 15;
 const REQUESTS: usize = 400;
@@ -38,6 +46,31 @@ enum Watched {
     Kept,
     /// The same and the log.
     Logged,
+    /// The same, and one request in ten is traced.
+    Traced,
+}
+
+/// A collector that throws away what it is sent. It runs in this process, so its CPU counts as well.
+struct Sink;
+
+#[tonic::async_trait]
+impl TraceService for Sink {
+    async fn export(
+        &self,
+        _: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+async fn sink() -> anyhow::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let served = tonic::transport::Server::builder()
+        .add_service(TraceServiceServer::new(Sink))
+        .serve_with_incoming(TcpIncoming::from(listener));
+    tokio::spawn(served);
+    Ok(address)
 }
 
 fn cpu() -> Duration {
@@ -68,8 +101,9 @@ fn fleet(count: u32) -> Arc<Fleet> {
 struct Picker {
     scheduler: Scheduler,
     metrics: Arc<Metrics>,
+    spans: Option<Arc<Spans>>,
     _fleet: watch::Sender<Arc<Fleet>>,
-    _log: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
+    _writing: Vec<tokio::task::JoinHandle<anyhow::Result<()>>>,
 }
 
 impl Picker {
@@ -78,7 +112,8 @@ impl Picker {
         endpoints: u32,
         models: &watch::Receiver<Arc<Models>>,
         folder: &Path,
-    ) -> Self {
+        collector: SocketAddr,
+    ) -> anyhow::Result<Self> {
         let config = Config::default();
         let metrics = Arc::new(Metrics::new(&config::Metrics {
             inference_extension_names: watched != Watched::Off,
@@ -91,18 +126,37 @@ impl Picker {
             let stored = Stored::plain(None, hashes, (0..64 * 16).collect());
             index.apply(EndpointId(id), &[BlockEvent::Stored(stored)]);
         }
-        let (log, writing) = match watched {
-            Watched::Logged => {
+        let mut writing = Vec::new();
+        let log = match watched {
+            Watched::Logged | Watched::Traced => {
                 let (sender, lines) = mpsc::channel(log::QUEUE_MAX);
                 let settings = DecisionLog {
-                    file: folder.join(format!("{endpoints}.jsonl")),
+                    file: folder.join(format!("{watched:?}-{endpoints}.jsonl")),
                     bytes_max: 64 << 20,
                     files_max: 2,
                 };
-                let writing = tokio::spawn(log::run(settings, lines, metrics.clone()));
-                (Some(sender), Some(writing))
+                let ending = std::future::pending();
+                let lines = log::run(settings, lines, metrics.clone(), ending);
+                writing.push(tokio::spawn(lines));
+                Some(sender)
             }
-            _ => (None, None),
+            _ => None,
+        };
+        let spans = match watched {
+            Watched::Traced => {
+                let settings = config::Tracing {
+                    endpoint: Some(format!("http://{collector}")),
+                    ..config::Tracing::default()
+                };
+                let exporter = spans::export::exporter(&settings)?.context("an endpoint")?;
+                let (sender, queue) = mpsc::channel(spans::QUEUE_MAX);
+                let ending = std::future::pending();
+                let sending = spans::export::run(exporter, queue, metrics.clone(), ending);
+                writing.push(tokio::spawn(sending));
+                let spans = Spans::new(settings.sampling, "default", sender, metrics.clone());
+                Some(Arc::new(spans))
+            }
+            _ => None,
         };
         let kept = match watched {
             Watched::Off => 0,
@@ -124,25 +178,30 @@ impl Picker {
             decision_max: Duration::from_secs(60),
             metrics: metrics.clone(),
         });
-        Self {
+        Ok(Self {
             scheduler,
             metrics,
+            spans,
             _fleet: sender,
-            _log: writing,
-        }
+            _writing: writing,
+        })
     }
 
     /// CPU of a request, from its body to its end.
     async fn round(&self, bodies: &[String]) -> anyhow::Result<Duration> {
         let began = cpu();
         for (number, body) in bodies.iter().enumerate() {
+            let mut trace = Trace::of(None, self.spans.as_ref());
+            trace.received("/v1/chat/completions");
             let ask = Ask {
                 request_id: format!("request-{number}"),
+                trace: trace.id(),
                 path: "/v1/chat/completions".into(),
                 body: body.clone().into(),
                 ..Ask::default()
             };
             let mut placed = self.scheduler.place(ask).await?;
+            trace.placed(|| placed.decision());
             placed.first_output(true);
             let usage = Usage {
                 prompt_tokens: placed.choice().prompt_tokens,
@@ -155,7 +214,9 @@ impl Picker {
                 usage: Some(usage),
                 served: None,
                 whole: true,
+                ..Outcome::default()
             });
+            drop(trace);
             tokio::task::yield_now().await;
         }
         self.metrics.handle().run_upkeep();
@@ -207,18 +268,27 @@ async fn models(config: &mut Config) -> anyhow::Result<watch::Receiver<Arc<Model
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let models = models(&mut Config::default()).await?;
-    let folder = tempfile::tempdir()?;
+    let (folder, collector) = (tempfile::tempdir()?, sink().await?);
     println!(
         "CPU of a request of some 2,000 tokens, from body to end; medians of {ROUNDS} rounds of {REQUESTS}"
     );
     println!(
-        "{:>9}  {:>9}  {:>16}  {:>16}",
-        "endpoints", "off", "kept", "kept and logged"
+        "{:>9}  {:>9}  {:>16}  {:>16}  {:>16}",
+        "endpoints", "off", "kept", "and logged", "and traced, 10 %"
     );
     for endpoints in [4, 64] {
-        let all = [Watched::Off, Watched::Kept, Watched::Logged];
-        let pickers = all.map(|watched| Picker::new(watched, endpoints, &models, folder.path()));
-        let mut took = [const { Vec::new() }; 3];
+        let all = [
+            Watched::Off,
+            Watched::Kept,
+            Watched::Logged,
+            Watched::Traced,
+        ];
+        let mut pickers = Vec::new();
+        for watched in all {
+            let picker = Picker::new(watched, endpoints, &models, folder.path(), collector);
+            pickers.push(picker?);
+        }
+        let mut took = [const { Vec::new() }; 4];
         for round in 0..=ROUNDS {
             let bodies = bodies(round);
             for (picker, took) in pickers.iter().zip(&mut took) {
@@ -226,16 +296,18 @@ async fn main() -> anyhow::Result<()> {
             }
         }
         // The first round fills the segment cache.
-        let [off, kept, logged] = took.map(|mut all| median(all.split_off(1)));
+        let [off, kept, logged, traced] = took.map(|mut all| median(all.split_off(1)));
         let micros = |took: Duration| took.as_secs_f64() * 1e6;
-        let more = |took: Duration| 100.0 * (micros(took) / micros(off) - 1.0);
+        let more = |took: Duration| micros(took) - micros(off);
         println!(
-            "{endpoints:>9}  {:>6.1} us  {:>6.1} us {:>+4.1} %  {:>6.1} us {:>+4.1} %",
+            "{endpoints:>9}  {:>6.1} us  {:>6.1} us {:>+4.1}  {:>6.1} us {:>+4.1}  {:>6.1} us {:>+4.1}",
             micros(off),
             micros(kept),
             more(kept),
             micros(logged),
             more(logged),
+            micros(traced),
+            more(traced),
         );
     }
     Ok(())

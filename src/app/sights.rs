@@ -131,5 +131,10 @@ fn said(endpoint: &Endpoint, saturation: &Saturation) -> Option<SaidSizes> {
         outside_requests: outside.requests,
         outside_tokens: outside.prefill_tokens,
         saturated: load.saturated(now, saturation),
+        fullness: {
+            let waiting = f64::from(report.waiting) / f64::from(saturation.queue_max.max(1));
+            let used = report.kv_usage.unwrap_or_default() / saturation.kv_usage_max.max(0.01);
+            waiting.max(used)
+        },
     })
 }

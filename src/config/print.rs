@@ -51,6 +51,10 @@ pub(super) fn quote(text: impl ToString) -> String {
     serde_json::Value::String(text.to_string()).to_string()
 }
 
+fn or_null(text: Option<impl ToString>) -> String {
+    text.map_or_else(|| "null".to_owned(), quote)
+}
+
 impl Config {
     /// The whole configuration as YAML, each key with what it means. Reading it gives this
     /// configuration back.
@@ -127,11 +131,17 @@ impl Config {
             conformance_tests = self.replies.conformance_tests,
             kept_bytes_max = self.decisions.kept_bytes_max,
             pages = word(PAGES, &self.decisions.pages),
-            log_file = log.map_or_else(|| "null".to_owned(), |log| quote(log.file.display())),
+            log_file = or_null(log.map(|log| log.file.display())),
             log_bytes_max = log.map_or(LOG_BYTES_MAX, |log| log.bytes_max),
             log_files_max = log.map_or(LOG_FILES_MAX, |log| log.files_max),
             metrics_pool = quote(&self.metrics.pool),
             inference_extension_names = self.metrics.inference_extension_names,
+            trace_endpoint = or_null(self.tracing.endpoint.as_ref()),
+            trace_sampling = self.tracing.sampling,
+            trace_service = quote(&self.tracing.service_name),
+            trace_resource = serde_json::json!(self.tracing.resource),
+            trace_headers = or_null(self.tracing.headers.as_ref().map(|file| file.display())),
+            trace_ca = or_null(self.tracing.ca.as_ref().map(|file| file.display())),
             log = word(LOG_FORMATS, &self.log),
         )
     }

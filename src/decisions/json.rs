@@ -23,6 +23,9 @@ pub struct Decision {
     pub id: String,
     /// When it was placed, in milliseconds since 1970.
     pub time_ms: u64,
+    /// The trace that it belongs to, 32 hexadecimal digits; null where its client or gateway names none.
+    #[serde(default)]
+    pub trace_id: Option<String>,
     /// The configured model whose prompt was read; null where none was.
     pub model: Option<String>,
     /// The model that serves it in place of the one that it names.
@@ -96,8 +99,14 @@ pub struct Media {
 /// Microseconds of each stage of a decision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Took {
-    /// Rendering and tokenizing, the wait for a core included.
+    /// From whole body to tokens: the wait for a core, `render`, `tokenize`.
     pub read: u64,
+    /// Parsing the body and rendering its prompt.
+    #[serde(default)]
+    pub render: u64,
+    /// Tokenizing what was rendered.
+    #[serde(default)]
+    pub tokenize: u64,
     /// For an endpoint with room.
     pub wait: u64,
     /// Block keys, and the look into the index.
@@ -178,6 +187,9 @@ pub struct Outcome {
     pub took_ms: u64,
     /// Tokens of the prompt, as the server counts them.
     pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer, as the server counts them.
+    #[serde(default)]
+    pub completion_tokens: Option<u64>,
     /// Tokens that the server reports as cached.
     pub cached_tokens: Option<u64>,
     /// Tokens that were predicted for the endpoint that served it.
@@ -217,6 +229,7 @@ impl Decision {
             number: kept.number,
             id: kept.case.request_id.clone(),
             time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            trace_id: kept.trace.map(|trace| trace.to_string()),
             model: kept.model.as_deref().map(str::to_owned),
             target: kept.target.as_deref().map(str::to_owned),
             pool: kept.pool.as_deref().map(str::to_owned),
@@ -360,6 +373,7 @@ impl Outcome {
             first_output_ms: ended.first_output.map(millis),
             took_ms: millis(ended.took),
             prompt_tokens: ended.prompt_tokens,
+            completion_tokens: ended.completion_tokens,
             cached_tokens: ended.cached_tokens,
             predicted_cached_tokens: ended.predicted,
             verdict: audited.map(|audited| audited.verdict.as_str().to_owned()),
@@ -396,6 +410,8 @@ impl From<Times> for Took {
             |took: std::time::Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         Self {
             read: micros(took.read),
+            render: micros(took.render),
+            tokenize: micros(took.tokenize),
             wait: micros(took.wait),
             overlap: micros(took.overlap),
             choose: micros(took.choose),

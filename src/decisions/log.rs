@@ -11,31 +11,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::sync::mpsc::Receiver;
 
 use super::{Decision, json};
 use crate::config::DecisionLog;
+use crate::gather::Gather;
 use crate::metrics::Metrics;
 
 /// Decisions that wait to be written: at 1,000 a second a disk may stall for 4 s. Each is shared with
 /// the ring of recent ones, or some kilobytes.
 pub const QUEUE_MAX: usize = 4_096;
-/// Lines written before the queue is looked at again.
+/// A decision among 64 endpoints is 8 kB.
 const AT_ONCE: usize = 256;
+/// Lines wait so long for others: to wake a thread and to write costs as much for one as for fifty.
+const GATHERED: Duration = Duration::from_millis(50);
+/// Given to the file at once.
+const BUFFER_BYTES: usize = 64 << 10;
 /// After a failure, before the file is tried again: a full disk is no reason to log in a loop.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Writes whatever comes until nobody is left to send, or it is dropped.
+/// Writes whatever comes, and at the end what is left.
+///
+/// # Errors
+/// None in practice: what cannot be written is lost and counted.
 pub async fn run(
     settings: DecisionLog,
-    mut decisions: mpsc::Receiver<Arc<Decision>>,
+    queue: Receiver<Arc<Decision>>,
     metrics: Arc<Metrics>,
+    ending: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let mut log = Log::of(settings);
-    let mut batch = Vec::with_capacity(AT_ONCE);
-    while decisions.recv_many(&mut batch, AT_ONCE).await > 0 {
-        let lines = std::mem::take(&mut batch);
+    let mut decisions = Gather::new(queue, (GATHERED, AT_ONCE), ending);
+    while let Some(lines) = decisions.next().await {
         let count = lines.len() as u64;
         let (back, written) = tokio::task::spawn_blocking(move || {
             let written = log.write(&lines);
@@ -49,7 +56,7 @@ pub async fn run(
             let file = log.settings.file.display();
             tracing::warn!(%file, %error, "decisions.log: lines are lost; is the disk full, or read-only?");
             // The queue fills meanwhile, and what does not fit is counted where it is dropped.
-            sleep(PAUSE).await;
+            decisions.pause(PAUSE).await;
         }
     }
     Ok(())
@@ -77,10 +84,11 @@ impl Log {
     }
 
     fn write(&mut self, decisions: &[Arc<Decision>]) -> Written {
-        let mut lines = 0;
+        let (mut lines, mut line) = (0, Vec::new());
         let mut all = || -> io::Result<()> {
             for decision in decisions {
-                let mut line = serde_json::to_vec(&json::Decision::whole(decision))?;
+                line.clear();
+                serde_json::to_writer(&mut line, &json::Decision::whole(decision))?;
                 line.push(b'\n');
                 self.put(&line)?;
                 lines += 1;
@@ -112,7 +120,8 @@ impl Log {
                     .append(true)
                     .open(&self.settings.file)?;
                 self.bytes = file.metadata()?.len();
-                self.file.insert(BufWriter::new(file))
+                self.file
+                    .insert(BufWriter::with_capacity(BUFFER_BYTES, file))
             }
         };
         file.write_all(line)?;

@@ -51,6 +51,7 @@ fn made(request: &str) -> Made {
         home: None,
     };
     Made {
+        trace: None,
         model: Some("chat".into()),
         pool: None,
         target: None,
@@ -144,7 +145,7 @@ fn the_names_of_fields_stay() {
         of.as_object().expect("an object").keys().cloned().collect()
     };
     let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
-    let decision = "number id time_ms model target pool basis reason prompt_tokens prompt_doubtful endpoint \
+    let decision = "number id time_ms trace_id model target pool basis reason prompt_tokens prompt_doubtful endpoint \
         decided_by trust predicted_cached_tokens runner_up margin policy token_weight took_us \
         candidates outcome";
     assert_eq!(keys(&told), words(decision));
@@ -155,7 +156,7 @@ fn the_names_of_fields_stay() {
     assert_eq!(keys(&told["candidates"][0]["cost"]), words(cost));
     let cached = "own unsure expected cpu storage";
     assert_eq!(keys(&told["candidates"][0]["cached"]), words(cached));
-    let outcome = "status served first_output_ms took_ms prompt_tokens cached_tokens \
+    let outcome = "status served first_output_ms took_ms prompt_tokens completion_tokens cached_tokens \
         predicted_cached_tokens verdict cause";
     assert_eq!(keys(&told["outcome"]), words(outcome));
 }

@@ -5,13 +5,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use opentelemetry::trace::SpanContext;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
 use super::exchange::{Exchange, OutOfOrder, Placed, Rules, Step};
+use super::read;
 use super::reply::{CHUNK_BYTES_MAX, Pick};
-use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
+use crate::proto::ext_proc::processing_request::Request;
+use crate::proto::ext_proc::{HttpHeaders, ProcessingRequest, ProcessingResponse};
 use crate::scheduler::{Placement, PoolHint, Refusal, Scheduler};
+use crate::spans::{self, Spans, Trace};
 
 /// Replies that may wait beside a whole released body before we stop listening to Envoy.
 const QUEUE_SLACK: usize = 64;
@@ -32,8 +37,34 @@ pub struct Drive {
     placing: Option<Placing>,
     placement: Option<Placement>,
     held: Held,
+    tracing: Tracing,
     /// The right to hold and read a body; given back when the request is placed.
     reading: Option<OwnedSemaphorePermit>,
+}
+
+/// One exchange's trace. It begins with the request's headers: they say who calls, unless the stream did.
+pub struct Tracing {
+    caller: Option<SpanContext>,
+    spans: Option<Arc<Spans>>,
+    trace: Trace,
+}
+
+impl Tracing {
+    /// Of a stream with that metadata: Envoy's span, where it traces, and else the client's is the parent of ours.
+    pub fn of(metadata: &MetadataMap, spans: Option<Arc<Spans>>) -> Self {
+        let text = |name: &str| Some(metadata.get(name)?.to_str().ok()?.to_owned());
+        Self {
+            caller: spans::caller(text),
+            spans,
+            trace: Trace::default(),
+        }
+    }
+
+    fn begin(&mut self, headers: &HttpHeaders) {
+        let client = || spans::caller(|name| read::header(headers, name));
+        let caller = self.caller.take().or_else(client);
+        self.trace = Trace::of(caller, self.spans.as_ref());
+    }
 }
 
 /// Bytes of bodies that all exchanges hold, and how many they may.
@@ -88,6 +119,7 @@ impl Drive {
         scheduler: Arc<Scheduler>,
         memory: Arc<Memory>,
         reading: Option<OwnedSemaphorePermit>,
+        tracing: Tracing,
     ) -> Self {
         let queue_max = rules.body_bytes_max / CHUNK_BYTES_MAX + QUEUE_SLACK;
         Self {
@@ -99,6 +131,7 @@ impl Drive {
             placement: None,
             held: Held { memory, bytes: 0 },
             reading,
+            tracing,
         }
     }
 
@@ -109,7 +142,8 @@ impl Drive {
             tokio::select! {
                 message = inbound.message(), if self.queue.len() < self.queue_max => match message {
                     Ok(Some(message)) => if let Err(error) = self.hear(message) {
-                        tracing::warn!(%error, "an exchange broke off");
+                        let trace_id = self.tracing.trace.id().map(tracing::field::display);
+                        tracing::warn!(trace_id, %error, "an exchange broke off");
                         // Where nobody listens any more, nobody needs the reason.
                         let _ = replies.send(Err(Status::invalid_argument(error.to_string()))).await;
                         return;
@@ -139,6 +173,9 @@ impl Drive {
             placement.finish(outcome);
         }
         self.placing = None;
+        self.placement = None;
+        // Before the stream's end is seen: nobody waits for what comes after that.
+        drop(self.tracing);
         for reply in self.queue {
             if replies.send(Ok(reply)).await.is_err() {
                 return;
@@ -147,6 +184,9 @@ impl Drive {
     }
 
     fn hear(&mut self, message: ProcessingRequest) -> Result<(), OutOfOrder> {
+        if let Some(Request::RequestHeaders(headers)) = &message.request {
+            self.tracing.begin(headers);
+        }
         let steps = self.exchange.on(message)?;
         self.take(steps);
         // Replies that wait share the body's memory: it is given back when they are gone.
@@ -168,11 +208,15 @@ impl Drive {
         for step in steps {
             match step {
                 Step::Send(reply) => self.queue.push_back(*reply),
-                Step::Place(ask) => {
+                Step::Place(mut ask) => {
+                    ask.trace = self.tracing.trace.id();
+                    self.tracing.trace.received(&ask.path);
                     let scheduler = self.scheduler.clone();
                     self.placing = Some(Box::pin(async move { scheduler.place(*ask).await }));
                 }
-                Step::PlaceByLoad(ask) => {
+                Step::PlaceByLoad(mut ask) => {
+                    ask.trace = self.tracing.trace.id();
+                    self.tracing.trace.received("");
                     let place = self.scheduler.place_by_load(&ask);
                     let steps = self.settle(place);
                     self.take(steps);
@@ -196,6 +240,7 @@ impl Drive {
         self.reading = None;
         let answer = match place {
             Ok(mut placement) => {
+                self.tracing.trace.placed(|| placement.decision());
                 let pick = Pick {
                     address: placement.address(),
                     fallbacks: placement.take_fallbacks(),
@@ -209,7 +254,10 @@ impl Drive {
                 self.placement = Some(placement);
                 Ok(placed)
             }
-            Err(refusal) => Err(refusal),
+            Err(refusal) => {
+                self.tracing.trace.refused(refusal.as_str());
+                Err(refusal)
+            }
         };
         self.exchange.placed(answer)
     }

@@ -414,6 +414,7 @@ impl Exchange {
             fairness: head.fairness,
             target: head.target,
             session: head.session,
+            trace: None,
         }))]
     }
 
@@ -429,6 +430,7 @@ impl Exchange {
             pool: std::mem::take(&mut self.pool),
             objective: head.objective,
             session: head.session,
+            trace: None,
             body_bytes,
             reason,
         })]

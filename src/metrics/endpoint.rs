@@ -35,6 +35,13 @@ impl Metrics {
         };
         let predictions = |verdict| of("kvscout_predictions_total", &[by[0], ("verdict", verdict)]);
         EndpointMetrics {
+            placed: match &self.inference {
+                Some(_) => of(
+                    "inference_extension_scheduler_attempts_total",
+                    &[("status", "success"), ("pod_name", name)],
+                ),
+                None => Counter::noop(),
+            },
             prompt_tokens: counter("kvscout_prompt_tokens_total"),
             predicted: counter("kvscout_predicted_cached_tokens_total"),
             reported: counter("kvscout_reported_cached_tokens_total"),
@@ -77,6 +84,8 @@ impl Metrics {
     reason = "each field is one family or label, described above"
 )]
 pub struct EndpointMetrics {
+    /// By the inference extension's name; none where that is not wanted.
+    pub placed: Counter,
     pub prompt_tokens: Counter,
     pub predicted: Counter,
     pub reported: Counter,

@@ -490,6 +490,11 @@ pub const SUBJECTS: &[Subject] = &[
                 &["outcome"],
                 "Lines of the decision log (decisions.log), by outcome: written, lost",
             ),
+            counter(
+                "kvscout_traces_total",
+                &["outcome"],
+                "Requests whose spans (tracing) were sent, failed (the collector did not take them) or dropped (the queue was full)",
+            ),
         ],
     },
     Subject {
@@ -517,6 +522,26 @@ const INFERENCE: &[Family] = &[
         "From the choice to the end of the answer",
     ),
     histogram(
+        "inference_objective_request_ttft_seconds",
+        MODELS,
+        "From the choice to the first bytes of a streamed answer",
+    ),
+    histogram(
+        "inference_objective_normalized_time_per_output_token_seconds",
+        MODELS,
+        "From the choice to the end of the answer, for each of its tokens",
+    ),
+    histogram(
+        "inference_objective_request_sizes",
+        MODELS,
+        "Bytes of requests' bodies, as far as they were seen before the choice",
+    ),
+    histogram(
+        "inference_objective_response_sizes",
+        MODELS,
+        "Bytes of answers' bodies that were seen to their end",
+    ),
+    histogram(
         "inference_objective_input_tokens",
         MODELS,
         "Tokens of prompts, as servers report them",
@@ -525,6 +550,11 @@ const INFERENCE: &[Family] = &[
         "inference_objective_output_tokens",
         MODELS,
         "Tokens of answers, as servers report them",
+    ),
+    histogram(
+        "inference_objective_prompt_cached_tokens",
+        MODELS,
+        "Tokens of prompts found cached, as servers report them",
     ),
     gauge(
         "inference_objective_running_requests",
@@ -570,6 +600,26 @@ const INFERENCE: &[Family] = &[
         "inference_extension_scheduler_e2e_duration_seconds",
         &[],
         "kvscout_decision_seconds",
+    ),
+    counter(
+        "inference_extension_scheduler_attempts_total",
+        &["status", "pod_name"],
+        "Requests placed, by endpoint; status is success",
+    ),
+    gauge(
+        "inference_extension_flow_control_queue_size",
+        &["inference_pool"],
+        "kvscout_admission_waiting",
+    ),
+    histogram(
+        "inference_extension_flow_control_request_queue_duration_seconds",
+        &["inference_pool", "outcome"],
+        "kvscout_admission_wait_seconds",
+    ),
+    gauge(
+        "inference_extension_flow_control_pool_saturation",
+        &["inference_pool"],
+        "The mean over endpoints of the larger of waiting requests / load.queue_max and cache in use / load.kv_usage_max; from 1 on the pool is full",
     ),
     gauge(
         "inference_extension_prefix_indexer_size",

@@ -27,6 +27,37 @@ pub(super) struct InferenceNames {
 /// A request that has not ended; dropped, it has.
 pub struct Running(Arc<ModelCounts>);
 
+impl Running {
+    /// The first bytes of its streamed answer came so long after the choice.
+    pub fn first_token(&self, after: Duration) {
+        self.0.first_token.record(after);
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Ending {
+    /// With this status, if an answer came.
+    pub status: Option<u16>,
+    /// So long after the choice.
+    pub took: Duration,
+    /// As its server counts them.
+    pub tokens: Option<Tokens>,
+    /// Of its answer's body, if that was seen to its end.
+    pub bytes: Option<u64>,
+}
+
+/// What went in and out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// The prompt's.
+    pub input: u64,
+    /// How many of these were cached, if its server says.
+    pub cached: Option<u64>,
+    /// The answer's.
+    pub output: u64,
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
@@ -39,6 +70,11 @@ struct ModelCounts {
     target: Arc<str>,
     requests: [Counter; 2],
     took: [Histogram; 2],
+    first_token: Histogram,
+    token: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
+    cached: Histogram,
     input: Histogram,
     output: Histogram,
     running: AtomicI64,
@@ -64,6 +100,18 @@ impl InferenceNames {
         let family = "inference_extension_prefix_indexer_hit_ratio";
         let histogram = self.ratio.get_or_init(|| metrics.histogram(family, &[]));
         histogram.record(ratio);
+    }
+
+    pub fn waiting(&self, metrics: &Metrics, requests: usize) {
+        let pool = [("inference_pool", &*self.pool)];
+        let gauge = metrics.gauge("inference_extension_flow_control_queue_size", &pool);
+        gauge.set(requests as f64);
+    }
+
+    pub fn waited(&self, metrics: &Metrics, outcome: &str, took: Duration) {
+        let family = "inference_extension_flow_control_request_queue_duration_seconds";
+        let labels = [("inference_pool", &*self.pool), ("outcome", outcome)];
+        metrics.histogram(family, &labels).record(took);
     }
 
     pub fn observe(&self, metrics: &Metrics, sizes: &Sizes<'_>) {
@@ -114,6 +162,13 @@ fn observe_pool<'a>(
         "inference_pool_average_queue_size",
         mean(waiting, said.len()),
     );
+    let full = mean(said.iter().map(|said| said.fullness).sum(), said.len());
+    metrics
+        .gauge(
+            "inference_extension_flow_control_pool_saturation",
+            &[("inference_pool", pool)],
+        )
+        .set(full);
     for endpoint in endpoints {
         let Some(said) = endpoint.said else { continue };
         let by = [name[0], ("model_server_pod", endpoint.name)];
@@ -123,12 +178,13 @@ fn observe_pool<'a>(
 }
 
 impl Metrics {
-    /// A request for a configured model was placed; none is counted by model where nobody wants these
-    /// names. `model` and `target` are configured names, so that there are few.
+    /// A request for a configured model, of so many bytes, was placed; none is counted by model where nobody wants
+    /// these names. `model` and `target` are configured names, so that there are few.
     pub fn placed_for(
         &self,
         model: Option<&Arc<str>>,
         target: Option<&Arc<str>>,
+        bytes: usize,
     ) -> Option<Running> {
         let names = self.inference.as_ref()?;
         let key = (model.cloned(), target.cloned());
@@ -142,19 +198,14 @@ impl Metrics {
             .requests
             .iter()
             .for_each(|counter| counter.increment(1));
+        counts.request_bytes.record(bytes as f64);
         counts.running.fetch_add(1, Ordering::Relaxed);
         Some(Running(counts))
     }
 
-    /// It ended: with a status, if an answer came; so long after the choice; with so many tokens in and out.
-    pub fn ended_for(
-        &self,
-        Running(counts): &Running,
-        status: Option<u16>,
-        took: Duration,
-        tokens: Option<(u64, u64)>,
-    ) {
-        match status {
+    /// It ended.
+    pub fn ended_for(&self, Running(counts): &Running, ending: &Ending) {
+        match ending.status {
             Some(status @ 400..) => {
                 let status = status.to_string();
                 for family in [
@@ -169,12 +220,22 @@ impl Metrics {
                     self.counter(family, &labels).increment(1);
                 }
             }
-            Some(_) => counts.took.iter().for_each(|all| all.record(took)),
+            Some(_) => counts.took.iter().for_each(|all| all.record(ending.took)),
             None => {}
         }
-        if let Some((input, output)) = tokens {
-            counts.input.record(input as f64);
-            counts.output.record(output as f64);
+        if let Some(bytes) = ending.bytes {
+            counts.response_bytes.record(bytes as f64);
+        }
+        let Some(tokens) = ending.tokens else { return };
+        counts.input.record(tokens.input as f64);
+        counts.output.record(tokens.output as f64);
+        if let Some(cached) = tokens.cached {
+            counts.cached.record(cached as f64);
+        }
+        if tokens.output > 0 {
+            counts
+                .token
+                .record(ending.took.div_f64(tokens.output as f64));
         }
     }
 
@@ -195,6 +256,11 @@ impl Metrics {
                 histogram("inference_objective_request_duration_seconds"),
                 histogram("inference_model_request_duration_seconds"),
             ],
+            first_token: histogram("inference_objective_request_ttft_seconds"),
+            token: histogram("inference_objective_normalized_time_per_output_token_seconds"),
+            request_bytes: histogram("inference_objective_request_sizes"),
+            response_bytes: histogram("inference_objective_response_sizes"),
+            cached: histogram("inference_objective_prompt_cached_tokens"),
             input: histogram("inference_objective_input_tokens"),
             output: histogram("inference_objective_output_tokens"),
             running: AtomicI64::new(0),
@@ -212,17 +278,33 @@ mod tests {
     #[test]
     fn requests_are_counted_by_model_only_where_these_names_are_wanted() {
         let chat: Arc<str> = "chat".into();
-        assert!(Metrics::default().placed_for(Some(&chat), None).is_none());
+        let unwanted = Metrics::default().placed_for(Some(&chat), None, 400);
+        assert!(unwanted.is_none());
         let metrics = Metrics::new(&config::Metrics {
             pool: "llama".into(),
             inference_extension_names: true,
         });
-        let went = metrics.placed_for(Some(&chat), None).expect("wanted");
-        metrics.ended_for(&went, Some(200), Duration::from_secs(1), Some((100, 10)));
-        let failed = metrics.placed_for(None, None).expect("wanted");
-        metrics.ended_for(&failed, Some(503), Duration::from_secs(1), None);
+        let went = metrics.placed_for(Some(&chat), None, 400).expect("wanted");
+        went.first_token(Duration::from_millis(100));
+        let ending = Ending {
+            status: Some(200),
+            took: Duration::from_secs(1),
+            tokens: Some(Tokens {
+                input: 100,
+                cached: Some(96),
+                output: 10,
+            }),
+            bytes: Some(60),
+        };
+        metrics.ended_for(&went, &ending);
+        let failed = metrics.placed_for(None, None, 400).expect("wanted");
+        let ending = Ending {
+            status: Some(503),
+            ..Ending::default()
+        };
+        metrics.ended_for(&failed, &ending);
         drop((went, failed));
-        let _runs = metrics.placed_for(Some(&chat), None);
+        let _runs = metrics.placed_for(Some(&chat), None, 400);
         metrics.observe(&Sizes::default());
         let text = metrics.handle().render();
         for line in [
@@ -231,6 +313,11 @@ mod tests {
             "inference_objective_request_error_total{model_name=\"*\",target_model_name=\"*\",error_code=\"503\"} 1",
             "inference_objective_running_requests{model_name=\"chat\"} 1",
             "inference_objective_input_tokens_bucket{model_name=\"chat\",target_model_name=\"chat\",le=\"128\"} 1",
+            "inference_objective_request_ttft_seconds_bucket{model_name=\"chat\",target_model_name=\"chat\",le=\"0.1\"} 1",
+            "inference_objective_normalized_time_per_output_token_seconds_sum{model_name=\"chat\",target_model_name=\"chat\"} 0.1",
+            "inference_objective_request_sizes_bucket{model_name=\"chat\",target_model_name=\"chat\",le=\"1024\"} 2",
+            "inference_objective_response_sizes_bucket{model_name=\"chat\",target_model_name=\"chat\",le=\"64\"} 1",
+            "inference_objective_prompt_cached_tokens_sum{model_name=\"chat\",target_model_name=\"chat\"} 96",
             "inference_pool_ready_pods{name=\"llama\"} 0",
         ] {
             assert!(text.contains(line), "{line}\n{text}");

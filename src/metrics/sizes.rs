@@ -222,4 +222,6 @@ pub struct SaidSizes {
     pub outside_tokens: u64,
     /// It is past a threshold.
     pub saturated: bool,
+    /// How far it is to the threshold that it is nearest to: 1 where it is there.
+    pub fullness: f64,
 }

@@ -1,6 +1,7 @@
 //! What is asked of a scheduler, and why it may say no.
 
 use bytes::Bytes;
+use opentelemetry::TraceId;
 
 use crate::admission::Shed;
 
@@ -37,6 +38,8 @@ pub struct Ask {
     pub target: Option<String>,
     /// The session that a header of `policy.session_headers` names.
     pub session: Option<String>,
+    /// The trace that it belongs to.
+    pub trace: Option<TraceId>,
 }
 
 /// A request whose body is not read, and why.
@@ -52,6 +55,8 @@ pub struct ByLoad {
     pub objective: Option<String>,
     /// As in [`Ask`].
     pub session: Option<String>,
+    /// As in [`Ask`].
+    pub trace: Option<TraceId>,
     /// What is known of the body's size.
     pub body_bytes: usize,
     /// A short word for labels.

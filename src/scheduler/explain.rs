@@ -63,6 +63,7 @@ impl Scheduler {
             _ => self.read(ask, &intent).await,
         };
         took.read = lap(&mut since);
+        (took.render, took.tokenize) = (reading.rendered_in, reading.tokenized_in);
         let reading = self.doubted(reading, &allowed);
         let told = (ask.session.as_deref(), &ask.body[..]);
         let reading = self.in_conversation(reading, strategy, told);
@@ -89,6 +90,7 @@ impl Scheduler {
                 .collect(),
             decision: Decision::of(
                 Made {
+                    trace: None,
                     model: reading.model.clone(),
                     target: intent.target,
                     pool: intent.scope.pools.one().cloned(),

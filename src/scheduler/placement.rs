@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::admission::Frees;
 use crate::audit::{self, Audit, Audited, Counted, Evidence, Usage};
 use crate::choice::{Basis, Candidate, Choice};
-use crate::decisions::{Ended, Open};
+use crate::decisions::{Decision, Ended, Open};
 use crate::fleet::heard::SoFar;
 use crate::fleet::{Booking, Endpoint};
 use crate::index::{Expectation, Index};
-use crate::metrics::{Metrics, Running};
+use crate::metrics::{Ending, Metrics, Running, Tokens};
 use crate::parity::{Watch, epoch_s};
 use crate::prompt::json::outline::Replacement;
 use crate::replicas;
@@ -63,6 +63,8 @@ pub struct Outcome {
     pub served: Option<SocketAddr>,
     /// The response was seen to its end.
     pub whole: bool,
+    /// Bytes of its body that were seen.
+    pub body_bytes: u64,
 }
 
 impl Outcome {
@@ -128,6 +130,12 @@ impl Placement {
         }
     }
 
+    /// All that was decided, to be kept for longer than the placement.
+    #[must_use]
+    pub fn decision(&self) -> Arc<Decision> {
+        self.decision.decision()
+    }
+
     /// Why.
     #[must_use]
     pub fn choice(&self) -> &Choice {
@@ -173,6 +181,9 @@ impl Placement {
             true => {
                 let decided_by = self.decision.decided_by();
                 self.parts.metrics.first_output(decided_by, after);
+                if let Some(running) = &self.running {
+                    running.first_token(after);
+                }
                 self.booking.first_token(now);
             }
             false => self.booking.prefilled(),
@@ -231,14 +242,25 @@ impl Placement {
             first_output: self.first_output,
             took,
             prompt_tokens: outcome.usage.map(|usage| usage.prompt_tokens),
+            completion_tokens: outcome.usage.map(|usage| usage.completion_tokens),
             cached_tokens: audited.map(|told| told.reported),
             predicted: known.map(|(_, candidate)| candidate.cached.tokens()),
             audited: audited.and_then(|told| told.audited),
         });
         if let Some(running) = &self.running {
-            let tokens = |usage: Usage| (usage.prompt_tokens, usage.completion_tokens);
-            let (status, tokens) = (outcome.status, outcome.usage.map(tokens));
-            self.parts.metrics.ended_for(running, status, took, tokens);
+            let tokens = outcome.usage.map(|usage| Tokens {
+                input: usage.prompt_tokens,
+                cached: audited.map(|told| told.reported),
+                output: usage.completion_tokens,
+            });
+            let bytes = outcome.whole.then_some(outcome.body_bytes);
+            let ending = Ending {
+                status: outcome.status,
+                took,
+                tokens,
+                bytes,
+            };
+            self.parts.metrics.ended_for(running, &ending);
         }
         if outcome.status != Some(200) {
             return;

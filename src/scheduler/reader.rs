@@ -61,6 +61,7 @@ fn read(
     body: &[u8],
     target: Option<&str>,
 ) -> Result<Reading, &'static str> {
+    let began = Instant::now();
     let request = match Request::parse(path, body) {
         // The engine will have nothing to do, however long the body is.
         Err(PromptError::NoPrefill) => return Ok(Reading::load_only("no_prefill", 0)),
@@ -74,6 +75,7 @@ fn read(
     let renderer = &named.model.renderer;
     let request = request.reread(renderer, body);
     let prompt = request.render(renderer).map_err(|error| explain(&error))?;
+    let rendered = Instant::now();
     let texts = tokens::tokens_of(&prompt, named.model.tokenizer.as_ref())
         .map_err(|error| error.label())?;
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
@@ -100,6 +102,8 @@ fn read(
         answers: request.answers(),
         wants_report: request.wants_cache_report(),
         rendered_bytes: rendered_bytes(&prompt),
+        rendered_in: rendered - began,
+        tokenized_in: rendered.elapsed(),
         conversation: None,
     })
 }

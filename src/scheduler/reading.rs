@@ -1,6 +1,7 @@
 //! A prompt, as far as it could be read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::blocks::{Identity, TokenId};
 use crate::choice::Basis;
@@ -27,6 +28,9 @@ pub(super) struct Reading {
     pub wants_report: bool,
     /// Bytes of its texts, once rendered; none where they are token ids or were not read.
     pub rendered_bytes: Option<usize>,
+    /// What parsing and rendering took, and tokenizing.
+    pub rendered_in: Duration,
+    pub tokenized_in: Duration,
     /// The conversation that it belongs to, where nothing else tells where its cache is.
     pub conversation: Option<u64>,
 }
@@ -45,6 +49,8 @@ impl Reading {
             answers: 1,
             wants_report: false,
             rendered_bytes: None,
+            rendered_in: Duration::ZERO,
+            tokenized_in: Duration::ZERO,
             conversation: None,
         }
     }

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use super::intent::Intent;
 use super::reading::Reading;
-use super::{Placement, Refusal, Scheduler, lap, placement};
+use super::{Begun, Placement, Refusal, Scheduler, lap, placement};
 use crate::admission::Frees;
 use crate::blocks::{Chain, Chains};
 use crate::choice::{Basis, Case, Choice};
-use crate::decisions::{Made, Took};
+use crate::decisions::Made;
 use crate::fleet::{Booking, Endpoint, Fleet, Scope, Trust};
 use crate::metrics::EndpointMetrics;
 use crate::parity::{Placed, Watch};
@@ -24,7 +24,7 @@ impl Scheduler {
         prompt: &Chains<'_>,
         allowed: Arc<Fleet>,
         intent: Intent,
-        (mut took, mut since): (Took, Instant),
+        mut begun: Begun,
     ) -> Result<Placement, Refusal> {
         let choice = case.choose().ok_or(Refusal::NoEndpoint)?;
         let mut endpoints = allowed.endpoints.iter();
@@ -42,26 +42,28 @@ impl Scheduler {
         let heard = endpoint.heard.so_far();
         let counted = self.parts.audit.counted(&endpoint);
         let booking = Booking::new(endpoint, work, requests, Instant::now());
-        took.choose = lap(&mut since);
+        begun.took.choose = lap(&mut begun.since);
         self.measure(&intent.scope, &case, (&choice, &counted.metrics));
         let metrics = self.parts.metrics.clone();
         let model = reading.model.as_ref();
-        let running = metrics.placed_for(intent.named.as_ref().or(model), intent.target.as_ref());
+        let named = intent.named.as_ref().or(model);
+        let running = metrics.placed_for(named, intent.target.as_ref(), begun.body_bytes);
         let made = Made {
+            trace: begun.trace,
             model: reading.model.clone(),
             target: intent.target.clone(),
             pool: intent.scope.pools.one().cloned(),
             case,
             fleet: allowed,
             choice,
-            took,
+            took: begun.took,
         };
         Ok(Placement {
             told,
             booking,
             frees: Frees(self.admission.clone()),
             decision: self.parts.decisions.keep(made),
-            placed: since,
+            placed: begun.since,
             first_output: None,
             parts: placement::Parts {
                 index: self.parts.index.clone(),
@@ -80,6 +82,7 @@ impl Scheduler {
 
     /// Counts a choice.
     fn measure(&self, scope: &Scope, case: &Case, (choice, of): (&Choice, &EndpointMetrics)) {
+        of.placed.increment(1);
         of.prompt_tokens.increment(choice.prompt_tokens);
         of.predicted.increment(choice.predicted_cached_tokens);
         let cached = case

@@ -321,6 +321,7 @@ async fn a_session_stays_even_without_a_body_but_not_at_an_endpoint_that_fails()
             pool: PoolHint::default(),
             objective: None,
             session: Some("s".into()),
+            trace: None,
             body_bytes: 4_000,
             reason: "body_too_long",
         });
@@ -566,6 +567,7 @@ async fn a_retried_request_is_audited_where_it_was_served() {
         usage: Some(usage(Some(0))),
         served,
         whole: true,
+        ..Outcome::default()
     });
     let text = world.metrics.handle().render();
     assert!(
@@ -601,6 +603,7 @@ async fn only_an_answer_that_fills_any_block_must_have_stored_one() {
             usage: Some(usage),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
         assert_eq!(pod.take_computed(), must, "{usage:?}");
     }
@@ -622,6 +625,7 @@ async fn a_server_that_says_nothing_on_a_miss_is_still_audited() {
             usage: Some(usage(said)),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
         let text = world.metrics.handle().render();
         let count = |verdict: &str, n: u32| {
@@ -652,6 +656,7 @@ async fn what_a_response_tells_does_not_make_a_chats_silence_a_miss() {
             usage: Some(told),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
     }
     let text = world.metrics.handle().render();
@@ -725,6 +730,7 @@ async fn a_pod_that_fails_fast_does_not_draw_the_crowd() {
             usage: None,
             served: None,
             whole: true,
+            ..Outcome::default()
         });
     }
     assert!(failed <= 3, "{failed} of 100 went to a pod that fails");
@@ -758,6 +764,7 @@ async fn the_rank_that_holds_the_prefix_is_picked_and_audited() {
         usage: Some(usage(Some(8))),
         served,
         whole: true,
+        ..Outcome::default()
     });
     let text = world.metrics.handle().render();
     let exact = "kvscout_predictions_total{endpoint=\"pod/2\",verdict=\"exact\"} 1";
@@ -971,6 +978,7 @@ async fn a_prediction_that_missed_is_told_with_its_cause() {
             usage: Some(usage(Some(0))),
             served: None,
             whole: true,
+            ..Outcome::default()
         });
         let kept = world
             .scheduler
@@ -1097,6 +1105,7 @@ async fn a_pool_without_endpoints_has_none_of_anothers() {
         objective: None,
         session: None,
         body_bytes: 0,
+        trace: None,
         reason: "no_body",
     };
     let refused = world.scheduler.place_by_load(&ask);

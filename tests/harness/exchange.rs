@@ -9,7 +9,8 @@ use kvscout::proto::ext_proc::external_processor_client::ExternalProcessorClient
 use kvscout::proto::ext_proc::processing_request::Request as Message;
 use kvscout::proto::ext_proc::processing_response::Response as Reply;
 use kvscout::proto::ext_proc::{
-    HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, StreamedBodyResponse,
+    HeadersResponse, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse,
+    StreamedBodyResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -67,32 +68,84 @@ impl Exchange {
     /// Where a request without a body is sent.
     pub async fn picked(&mut self) -> String {
         self.say(headers("/v1/completions", true)).await;
+        self.pick().await
+    }
+
+    /// Where a request with these headers and this body is sent.
+    pub async fn placed(&mut self, said: &[(&str, &str)], content: String) -> String {
+        self.say(Message::RequestHeaders(fields(said, false))).await;
+        self.say(body(content, true)).await;
+        let pick = self.pick().await;
+        let reply = self.hear().await;
+        assert!(matches!(reply, Reply::RequestBody(_)), "{reply:?}");
+        pick
+    }
+
+    async fn pick(&mut self) -> String {
         let Reply::RequestHeaders(reply) = self.hear().await else {
             panic!("not a reply to headers");
         };
-        let mutation = reply.response.and_then(|common| common.header_mutation);
-        let set = mutation.expect("a pick").set_headers.into_iter();
-        let mut set = set.filter_map(|option| option.header);
-        let picked = set.find(|header| header.key == "x-gateway-destination-endpoint");
-        let picked = picked.expect("the pick's header").raw_value;
-        String::from_utf8(picked.to_vec()).expect("text")
+        let set = set_headers(reply);
+        let mut set = set.into_iter();
+        let picked = set.find(|(name, _)| name == "x-gateway-destination-endpoint");
+        picked.expect("the pick's header").1
     }
+
+    /// Its answer, as JSON in one piece; what is added to its headers.
+    pub async fn answered(&mut self, content: String) -> Vec<(String, String)> {
+        let said = [(":status", "200"), ("content-type", "application/json")];
+        self.say(Message::ResponseHeaders(fields(&said, false)))
+            .await;
+        let Reply::ResponseHeaders(added) = self.hear().await else {
+            panic!("not a reply to headers");
+        };
+        let content = HttpBody {
+            body: content.into(),
+            end_of_stream: true,
+            ..Default::default()
+        };
+        self.say(Message::ResponseBody(content)).await;
+        let reply = self.hear().await;
+        assert!(matches!(reply, Reply::ResponseBody(_)), "{reply:?}");
+        set_headers(added)
+    }
+
+    /// Envoy has no more to say, and hears the end.
+    pub async fn ended(mut self) {
+        drop(self.say);
+        let end = soon("the stream's end", self.hear.message()).await;
+        assert!(end.expect("no error").is_none());
+    }
+}
+
+fn set_headers(reply: HeadersResponse) -> Vec<(String, String)> {
+    let mutation = reply.response.and_then(|common| common.header_mutation);
+    let set = mutation.unwrap_or_default().set_headers.into_iter();
+    let text = |value: HeaderValue| {
+        let raw = String::from_utf8(value.raw_value.to_vec());
+        (value.key, raw.expect("text"))
+    };
+    set.filter_map(|option| option.header.map(text)).collect()
 }
 
 /// The headers of a request to a path.
 pub fn headers(path: &str, end_of_stream: bool) -> Message {
-    let path = HeaderValue {
-        key: ":path".into(),
-        raw_value: path.to_owned().into(),
+    Message::RequestHeaders(fields(&[(":path", path)], end_of_stream))
+}
+
+fn fields(all: &[(&str, &str)], end_of_stream: bool) -> HttpHeaders {
+    let header = |(key, value): &(&str, &str)| HeaderValue {
+        key: (*key).to_owned(),
+        raw_value: (*value).to_owned().into(),
         ..Default::default()
     };
-    Message::RequestHeaders(HttpHeaders {
+    HttpHeaders {
         headers: Some(HeaderMap {
-            headers: vec![path],
+            headers: all.iter().map(header).collect(),
         }),
         end_of_stream,
         ..Default::default()
-    })
+    }
 }
 
 /// A chunk of a request's body.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod collector;
 pub mod ears;
 pub mod envoy;
 pub mod exchange;
@@ -125,7 +126,7 @@ impl Kvscout {
                 // A dropped sender is a shutdown as well.
                 let _ = stop.await;
             };
-            ext_proc::serve(listener, &tls, scheduler, &reported, settings, stop)
+            ext_proc::serve(listener, &tls, scheduler, &reported, settings, None, stop)
                 .await
                 .expect("it serves");
         });

@@ -82,11 +82,13 @@ impl Drop for Pod {
     }
 }
 
-/// The request's body, from whom, and whether it had come by way of a pick.
+/// The request's body, from whom, and the trace that it came with.
 async fn echo(State(shared): State<Shared>, request: Request) -> Response {
+    let parent = request.headers().get("traceparent").cloned();
+    let parent = parent.map(|parent| [("x-traceparent", parent)]);
     let body = request.into_body().collect().await;
     let bytes: Bytes = body.expect("a whole body").to_bytes();
-    ([("x-pod", shared.name)], bytes).into_response()
+    ([("x-pod", shared.name)], parent, bytes).into_response()
 }
 
 async fn stream(State(shared): State<Shared>, request: Request) -> Response {

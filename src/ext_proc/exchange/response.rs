@@ -23,6 +23,7 @@ pub(super) struct Response {
     restorer: Option<Restorer>,
     streams: bool,
     output: bool,
+    body_bytes: u64,
     finished: bool,
 }
 
@@ -59,6 +60,7 @@ impl Response {
             usage: self.scanner.usage(),
             served: self.served,
             whole: self.finished,
+            body_bytes: self.body_bytes,
         }
     }
 
@@ -101,6 +103,7 @@ impl Response {
             let streams = self.streams;
             steps.push(Step::FirstOutput { streams });
         }
+        self.body_bytes += body.body.len() as u64;
         self.scanner.feed(&body.body);
         let ended = body.end_of_stream;
         let restorer = self.restorer.as_mut();
