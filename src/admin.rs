@@ -11,8 +11,8 @@ use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 pub use self::endpoints::{Digest, EndpointState, Says};
@@ -20,6 +20,7 @@ pub use self::prefixes::{Prefix, Prefixes, PrefixesPage};
 use crate::audit::score::Tally;
 use crate::config::Pages;
 use crate::decisions::Decisions;
+use crate::door::Door;
 use crate::metrics::Handle;
 use crate::readiness::Readiness;
 use crate::scheduler::Scheduler;
@@ -73,7 +74,7 @@ pub struct EndpointScore {
 }
 
 /// Serves until dropped.
-pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
+pub async fn serve(door: Door, admin: Admin) -> std::io::Result<()> {
     let guarded = Router::new()
         .route("/decisions", get(decisions::newest))
         .route("/decisions/{id}", get(decisions::one))
@@ -91,7 +92,8 @@ pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
         .merge(guarded)
         .with_state(admin)
         .into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, pages).await
+    // The way by which axum tells a page who asks, of a listener that is not its own.
+    axum::serve(door.tap_io(|_| ()), pages).await
 }
 
 fn json(page: &impl Serialize) -> Response {

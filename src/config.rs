@@ -96,6 +96,8 @@ pub enum Tls {
         cert: PathBuf,
         /// The private key.
         key: PathBuf,
+        /// Authorities; only clients whose certificate one of them signed may connect.
+        client_ca: Option<PathBuf>,
     },
     /// Plaintext.
     Off,
@@ -195,8 +197,18 @@ pub struct Limits {
     pub held_bytes_max: usize,
     /// Milliseconds from whole body to choice; then it goes by load.
     pub decision_ms_max: u64,
-    /// Requests at once.
+    /// Requests whose bodies are read at once; more go by load.
     pub exchanges_max: usize,
+    /// Requests that are open at once, their answers included; more are refused.
+    pub streams_max: usize,
+    /// Connections of each port at once; more are refused.
+    pub connections_max: usize,
+    /// Milliseconds from headers to whole body; then it goes by load.
+    pub body_ms_max: u64,
+    /// Milliseconds in which nothing is said, either way; then the conversation is ended.
+    pub silence_ms_max: u64,
+    /// Milliseconds that everything has waited for a core lately; then new requests are refused.
+    pub core_wait_ms_max: u64,
     /// Long texts that wait for the tokenizer; more go by load.
     pub tokenizer_queue_max: usize,
     /// Bytes that each model's segment cache may take; 0 turns it off.
@@ -281,6 +293,13 @@ impl Default for Config {
                 held_bytes_max: 1 << 30,
                 decision_ms_max: 5_000,
                 exchanges_max: 10_000,
+                // Twenty kilobytes each without their bodies: 0.6 GB.
+                streams_max: 30_000,
+                // Envoy has one a worker thread: a hundred machines of ten.
+                connections_max: 1_024,
+                body_ms_max: 10_000,
+                silence_ms_max: 3_600_000,
+                core_wait_ms_max: 500,
                 tokenizer_queue_max: 256,
                 token_cache_bytes_max: TOKEN_CACHE_BYTES_MAX,
                 // A miss costs the prefill of a few thousand tokens, some 100 ms: a longer
@@ -398,12 +417,17 @@ fn read_tls(tls: &mut Section<'_>, folder: &Path) -> Tls {
         tls.optional::<PathBuf>("cert"),
         tls.optional::<PathBuf>("key"),
     );
+    let client_ca = tls.optional::<PathBuf>("client_ca");
+    if client_ca.is_some() && mode != print::TlsMode::Files {
+        tls.complain("client_ca", "belongs to mode: files");
+    }
     match (mode, files) {
         (print::TlsMode::Off, (None, None)) => Tls::Off,
         (print::TlsMode::SelfSigned, (None, None)) => Tls::SelfSigned,
         (print::TlsMode::Files, (Some(cert), Some(key))) => Tls::Files {
             cert: folder.join(cert),
             key: folder.join(key),
+            client_ca: client_ca.map(|path| folder.join(path)),
         },
         (print::TlsMode::Files, _) => {
             tls.complain("mode", "files needs both cert and key: paths of PEM files");
@@ -515,6 +539,19 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
         ),
         decision_ms_max: limits.within("decision_ms_max", (1, 600_000), defaults.decision_ms_max),
         exchanges_max: limits.within("exchanges_max", (1, 1_000_000), defaults.exchanges_max),
+        streams_max: limits.within("streams_max", (1, 1_000_000), defaults.streams_max),
+        connections_max: limits.within("connections_max", (1, 100_000), defaults.connections_max),
+        body_ms_max: limits.within("body_ms_max", (1, 3_600_000), defaults.body_ms_max),
+        silence_ms_max: limits.within(
+            "silence_ms_max",
+            (1_000, 86_400_000),
+            defaults.silence_ms_max,
+        ),
+        core_wait_ms_max: limits.within(
+            "core_wait_ms_max",
+            (1, 600_000),
+            defaults.core_wait_ms_max,
+        ),
         tokenizer_queue_max: limits.within(
             "tokenizer_queue_max",
             (0, 100_000),

@@ -38,6 +38,7 @@
 pub mod config;
 pub mod metrics;
 pub mod readiness;
+pub mod door;
 pub mod proto;
 pub mod prompt;
 pub mod tokens;

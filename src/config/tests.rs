@@ -19,6 +19,7 @@ fn what_is_printed_reads_back() {
         tls: Tls::Files {
             cert: "/etc/tls.crt".into(),
             key: "/etc/tls.key".into(),
+            client_ca: Some("/etc/gateways.crt".into()),
         },
         models: vec![
             Model {
