@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin, PrefixesPage};
+use crate::admin::{self, Admin, Guard, PrefixesPage};
 use crate::audit::Audit;
 use crate::config::{Config, EventSourceKind, Model};
 use crate::decisions::{self, Decisions};
@@ -271,7 +271,10 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         decisions,
         scheduler: scheduler.clone(),
         explaining: Arc::new(Semaphore::new(admin::explain::AT_ONCE_MAX)),
-        pages: config.decisions.pages,
+        guard: Guard {
+            pages: config.decisions.pages,
+            token: config.listen.admin_token.clone().map(Arc::new),
+        },
         body_bytes_max: config.limits.body_bytes_max,
     };
     app.spawn("admin", async {
@@ -436,7 +439,7 @@ fn settings(config: &Config) -> ExtProcSettings {
             streams_max: limits.streams_max,
             reading_max: limits.exchanges_max,
             held_bytes_max: limits.held_bytes_max,
-            unread_after: Duration::from_millis(limits.tokenizer_wait_ms_max),
+            unread_after: Duration::from_millis(limits.core_wait_ms_max) / 2,
             refused_after: Duration::from_millis(limits.core_wait_ms_max),
         },
         patience: ext_proc::Patience {

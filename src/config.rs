@@ -82,6 +82,8 @@ pub struct Listen {
     pub health: SocketAddr,
     /// `/metrics`, `/healthz`, `/readyz`, and pages for people.
     pub admin: SocketAddr,
+    /// A file with the token that whoever is not on this host must show there.
+    pub admin_token: Option<PathBuf>,
 }
 
 /// Transport security of the ext_proc port.
@@ -112,6 +114,8 @@ pub struct Events {
     pub bind: Option<SocketAddr>,
     /// Where bridges keep them.
     pub nats: Nats,
+    /// A file with what names of blocks are mixed with; the same for all who tell each other.
+    pub keys_secret: Option<PathBuf>,
     /// Only topics that start so.
     pub topic: String,
     /// Bytes of undecoded events kept per endpoint before the newest are dropped.
@@ -256,7 +260,9 @@ impl Default for Config {
             listen: Listen {
                 ext_proc: any(9002),
                 health: any(9003),
-                admin: any(9090),
+                // Metrics and pages tell who serves what to whom; a cluster's chart opens it.
+                admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+                admin_token: None,
             },
             tls: Tls::SelfSigned,
             fleet: FleetSource::File("fleet.yaml".into()),
@@ -268,6 +274,7 @@ impl Default for Config {
                 source: EventSourceKind::Zmq,
                 bind: None,
                 nats: Nats::default(),
+                keys_secret: None,
                 topic: String::new(),
                 queue_bytes_max: 64 << 20,
             },
@@ -359,7 +366,7 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
     });
     Config {
         listen: root
-            .section("listen", |listen| Some(read_listen(listen)))
+            .section("listen", |listen| Some(read_listen(listen, folder)))
             .unwrap_or(defaults.listen),
         tls: root.section("tls", |tls| read_tls(tls, folder)),
         fleet: fleet::read(root, folder, events.bind.is_some()),
@@ -402,12 +409,15 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
     }
 }
 
-fn read_listen(listen: &mut Section<'_>) -> Listen {
+fn read_listen(listen: &mut Section<'_>, folder: &Path) -> Listen {
     let defaults = Config::default().listen;
     Listen {
         ext_proc: listen.get("ext_proc", defaults.ext_proc),
         health: listen.get("health", defaults.health),
         admin: listen.get("admin", defaults.admin),
+        admin_token: listen
+            .optional::<PathBuf>("admin_token")
+            .map(|path| folder.join(path)),
     }
 }
 
@@ -448,6 +458,9 @@ fn read_events(events: &mut Section<'_>, folder: &Path) -> Events {
         nats: events
             .section("nats", |nats| Some(nats::read(nats, folder)))
             .unwrap_or(defaults.nats),
+        keys_secret: events
+            .optional::<PathBuf>("keys_secret")
+            .map(|path| folder.join(path)),
         topic: events.get("topic", defaults.topic),
         queue_bytes_max: events.within(
             "queue_bytes_max",
@@ -549,7 +562,7 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
         ),
         core_wait_ms_max: limits.within(
             "core_wait_ms_max",
-            (1, 600_000),
+            (20, 600_000),
             defaults.core_wait_ms_max,
         ),
         tokenizer_queue_max: limits.within(

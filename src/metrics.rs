@@ -468,6 +468,14 @@ mod tests {
     }
 
     #[test]
+    fn a_name_cannot_forge_a_line() {
+        let metrics = Metrics::default();
+        metrics.served_by("a\"} 1\nb\\", "c");
+        let text = metrics.handle().render();
+        assert!(text.contains(r#"model="a\"} 1\nb\\",target="c""#), "{text}");
+    }
+
+    #[test]
     fn two_apps_do_not_share_counters() {
         let (one, two) = (Metrics::default(), Metrics::default());
         one.answered(None, ("overlap", "", "placed"));

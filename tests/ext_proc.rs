@@ -307,7 +307,7 @@ async fn where_cores_are_short_reading_gives_way_first_and_requests_last() {
     let channel = channel(kvscout.address).await;
     let waits =
         |ms| (0..10).for_each(|_| kvscout.capacity.delay().observe(Duration::from_millis(ms)));
-    waits(100);
+    waits(300);
     let mut unread = Exchange::open(channel.clone()).await;
     unread.say(headers("/v1/completions", false)).await;
     assert!(

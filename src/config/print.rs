@@ -87,6 +87,11 @@ impl Config {
             ext_proc = quote(self.listen.ext_proc),
             health = quote(self.listen.health),
             admin = quote(self.listen.admin),
+            admin_token = self
+                .listen
+                .admin_token
+                .as_ref()
+                .map_or_else(|| "null".to_owned(), |path| quote(path.display())),
             tls = tls,
             fleet = fleet::write(&self.fleet),
             models = models,
@@ -99,6 +104,11 @@ impl Config {
                 .bind
                 .map_or_else(|| "null".to_owned(), |at| quote(format!("tcp://{at}"))),
             nats = write_nats(&self.events.nats),
+            keys_secret = self
+                .events
+                .keys_secret
+                .as_ref()
+                .map_or_else(|| "null".to_owned(), |path| quote(path.display())),
             topic = quote(&self.events.topic),
             queue_bytes_max = self.events.queue_bytes_max,
             share = word(SHARES, &self.share),

@@ -38,7 +38,7 @@ impl Default for Limits {
             streams_max: 30_000,
             reading_max: 10_000,
             held_bytes_max: 1 << 30,
-            unread_after: Duration::from_millis(50),
+            unread_after: Duration::from_millis(250),
             refused_after: Duration::from_millis(500),
         }
     }
@@ -249,7 +249,7 @@ mod tests {
     fn reading_gives_way_before_a_request_does() {
         let capacity = capacity(Limits::default());
         assert!(capacity.enter().expect("idle").reading.is_ok());
-        waits(&capacity, Duration::from_millis(60));
+        waits(&capacity, Duration::from_millis(300));
         let place = capacity.enter().expect("a place");
         assert_eq!(place.reading.err(), Some("core_wait"));
         waits(&capacity, Duration::from_millis(600));
