@@ -10,6 +10,7 @@ pub mod http;
 pub mod hub;
 pub mod kube;
 pub mod nats;
+pub mod pair;
 pub mod pod;
 pub mod process;
 pub mod publisher;
