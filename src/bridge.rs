@@ -25,7 +25,7 @@ use tokio_stream::StreamExt as _;
 use tracing::Instrument;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::blocks::KEYS_VERSION;
+use crate::blocks::keys_version;
 use crate::events::nats::{
     BEAT_EVERY, Beat, Cluster, NatsError, backoff, born, of_headers, to_headers,
 };
@@ -227,7 +227,7 @@ impl Publisher {
                 }
                 self.flush().await;
                 let snapshot = Snapshot {
-                    keys: KEYS_VERSION,
+                    keys: keys_version(),
                     epoch,
                     seq,
                     hash,

@@ -86,6 +86,8 @@ pub struct Listen {
     pub health: SocketAddr,
     /// `/metrics`, `/healthz`, `/readyz`, and pages for people.
     pub admin: SocketAddr,
+    /// A file with the token that whoever is not on this host must show there.
+    pub admin_token: Option<PathBuf>,
 }
 
 /// Transport security of the ext_proc port.
@@ -100,6 +102,8 @@ pub enum Tls {
         cert: PathBuf,
         /// The private key.
         key: PathBuf,
+        /// Authorities; only clients whose certificate one of them signed may connect.
+        client_ca: Option<PathBuf>,
     },
     /// Plaintext.
     Off,
@@ -114,6 +118,8 @@ pub struct Events {
     pub bind: Option<SocketAddr>,
     /// Where bridges keep them.
     pub nats: Nats,
+    /// A file with what names of blocks are mixed with; the same for all who tell each other.
+    pub keys_secret: Option<PathBuf>,
     /// Only topics that start so.
     pub topic: String,
     /// Bytes of undecoded events kept per endpoint before the newest are dropped.
@@ -199,8 +205,18 @@ pub struct Limits {
     pub held_bytes_max: usize,
     /// Milliseconds from whole body to choice; then it goes by load.
     pub decision_ms_max: u64,
-    /// Requests at once.
+    /// Requests whose bodies are read at once; more go by load.
     pub exchanges_max: usize,
+    /// Requests that are open at once, their answers included; more are refused.
+    pub streams_max: usize,
+    /// Connections of each port at once; more are refused.
+    pub connections_max: usize,
+    /// Milliseconds from headers to whole body; then it goes by load.
+    pub body_ms_max: u64,
+    /// Milliseconds in which nothing is said, either way; then the conversation is ended.
+    pub silence_ms_max: u64,
+    /// Milliseconds that everything has waited for a core lately; then new requests are refused.
+    pub core_wait_ms_max: u64,
     /// Long texts that wait for the tokenizer; more go by load.
     pub tokenizer_queue_max: usize,
     /// Bytes that each model's segment cache may take; 0 turns it off.
@@ -248,7 +264,9 @@ impl Default for Config {
             listen: Listen {
                 ext_proc: any(9002),
                 health: any(9003),
-                admin: any(9090),
+                // Metrics and pages tell who serves what to whom; a cluster's chart opens it.
+                admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+                admin_token: None,
             },
             tls: Tls::SelfSigned,
             fleet: FleetSource::File("fleet.yaml".into()),
@@ -260,6 +278,7 @@ impl Default for Config {
                 source: EventSourceKind::Zmq,
                 bind: None,
                 nats: Nats::default(),
+                keys_secret: None,
                 topic: String::new(),
                 queue_bytes_max: 64 << 20,
             },
@@ -285,6 +304,13 @@ impl Default for Config {
                 held_bytes_max: 1 << 30,
                 decision_ms_max: 5_000,
                 exchanges_max: 10_000,
+                // Twenty kilobytes each without their bodies: 0.6 GB.
+                streams_max: 30_000,
+                // Envoy has one a worker thread: a hundred machines of ten.
+                connections_max: 1_024,
+                body_ms_max: 10_000,
+                silence_ms_max: 3_600_000,
+                core_wait_ms_max: 500,
                 tokenizer_queue_max: 256,
                 token_cache_bytes_max: TOKEN_CACHE_BYTES_MAX,
                 // A miss costs the prefill of a few thousand tokens, some 100 ms: a longer
@@ -345,7 +371,7 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
     });
     Config {
         listen: root
-            .section("listen", |listen| Some(read_listen(listen)))
+            .section("listen", |listen| Some(read_listen(listen, folder)))
             .unwrap_or(defaults.listen),
         tls: root.section("tls", |tls| read_tls(tls, folder)),
         fleet: fleet::read(root, folder, events.bind.is_some()),
@@ -391,12 +417,15 @@ fn read_config(root: &mut Section<'_>, folder: &Path) -> Config {
     }
 }
 
-fn read_listen(listen: &mut Section<'_>) -> Listen {
+fn read_listen(listen: &mut Section<'_>, folder: &Path) -> Listen {
     let defaults = Config::default().listen;
     Listen {
         ext_proc: listen.get("ext_proc", defaults.ext_proc),
         health: listen.get("health", defaults.health),
         admin: listen.get("admin", defaults.admin),
+        admin_token: listen
+            .optional::<PathBuf>("admin_token")
+            .map(|path| folder.join(path)),
     }
 }
 
@@ -406,12 +435,17 @@ fn read_tls(tls: &mut Section<'_>, folder: &Path) -> Tls {
         tls.optional::<PathBuf>("cert"),
         tls.optional::<PathBuf>("key"),
     );
+    let client_ca = tls.optional::<PathBuf>("client_ca");
+    if client_ca.is_some() && mode != print::TlsMode::Files {
+        tls.complain("client_ca", "belongs to mode: files");
+    }
     match (mode, files) {
         (print::TlsMode::Off, (None, None)) => Tls::Off,
         (print::TlsMode::SelfSigned, (None, None)) => Tls::SelfSigned,
         (print::TlsMode::Files, (Some(cert), Some(key))) => Tls::Files {
             cert: folder.join(cert),
             key: folder.join(key),
+            client_ca: client_ca.map(|path| folder.join(path)),
         },
         (print::TlsMode::Files, _) => {
             tls.complain("mode", "files needs both cert and key: paths of PEM files");
@@ -432,6 +466,9 @@ fn read_events(events: &mut Section<'_>, folder: &Path) -> Events {
         nats: events
             .section("nats", |nats| Some(nats::read(nats, folder)))
             .unwrap_or(defaults.nats),
+        keys_secret: events
+            .optional::<PathBuf>("keys_secret")
+            .map(|path| folder.join(path)),
         topic: events.get("topic", defaults.topic),
         queue_bytes_max: events.within(
             "queue_bytes_max",
@@ -523,6 +560,19 @@ fn read_limits(limits: &mut Section<'_>) -> Limits {
         ),
         decision_ms_max: limits.within("decision_ms_max", (1, 600_000), defaults.decision_ms_max),
         exchanges_max: limits.within("exchanges_max", (1, 1_000_000), defaults.exchanges_max),
+        streams_max: limits.within("streams_max", (1, 1_000_000), defaults.streams_max),
+        connections_max: limits.within("connections_max", (1, 100_000), defaults.connections_max),
+        body_ms_max: limits.within("body_ms_max", (1, 3_600_000), defaults.body_ms_max),
+        silence_ms_max: limits.within(
+            "silence_ms_max",
+            (1_000, 86_400_000),
+            defaults.silence_ms_max,
+        ),
+        core_wait_ms_max: limits.within(
+            "core_wait_ms_max",
+            (20, 600_000),
+            defaults.core_wait_ms_max,
+        ),
         tokenizer_queue_max: limits.within(
             "tokenizer_queue_max",
             (0, 100_000),

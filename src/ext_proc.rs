@@ -7,38 +7,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use thiserror::Error;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::authority::mend::Mended;
 use self::authority::{Shown, pool_hint};
-use crate::config::Tls;
+use crate::door::Door;
+use crate::metrics::Metrics;
 use crate::proto::ext_proc::external_processor_server::{
     ExternalProcessor, ExternalProcessorServer,
 };
 use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Refusal, Scheduler};
 use crate::spans::Spans;
 
 mod authority;
+pub mod capacity;
 mod drive;
 pub mod exchange;
 pub mod health;
 mod read;
 pub mod reply;
 pub mod restore;
-pub mod tls;
 pub mod usage;
 
+pub use capacity::Capacity;
 pub use exchange::Rules;
 pub use health::Health;
-pub use tls::TlsError;
 
 /// Replies between a driver and its gRPC stream. Eight chunks of 62 kB keep a connection busy.
 const REPLIES_MAX: usize = 8;
@@ -48,9 +49,8 @@ const CONNECTION_STREAMS_MAX: u32 = 16_384;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same for all streams of a connection, so that one large body does not starve the others.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-/// How often a silent connection is asked whether it lives, and how long it may take to say so:
-/// a gateway whose machine died says no goodbye, and its exchanges hold load until then.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// After the grace, and the word to every exchange: for connections to close.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// What a message may have beyond a body: headers and framing.
 const MESSAGE_SLACK_BYTES: usize = 1024 * 1024;
 /// The largest message at least. In buffered mode a whole body is one message, and one beyond the
@@ -62,25 +62,47 @@ const MESSAGE_BYTES_MIN: usize = 64 * 1024 * 1024;
 pub struct ExtProcSettings {
     /// How exchanges go.
     pub rules: Rules,
-    /// Bytes of bodies that all exchanges together may hold; past it bodies are not held, and
-    /// load decides.
-    pub held_bytes_max: usize,
-    /// Exchanges that may read their bodies at once. Beyond it nothing is refused, but requests
-    /// are placed by load, so that memory has a limit: this many bodies.
-    pub reading_max: usize,
-    /// Names in a self-signed certificate. In a cluster, add `<service>.<namespace>.svc`.
-    pub certificate_names: Vec<String>,
+    /// How much all exchanges together may take.
+    pub limits: capacity::Limits,
+    /// How long an exchange waits for whom.
+    pub patience: Patience,
     /// How long exchanges may go on after a shutdown began.
     pub grace: Duration,
+}
+
+/// How long an exchange waits for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For its first message; one that says nothing is ended.
+    pub first: Duration,
+    /// From its first message to the end of the body; then the body passes, and load decides.
+    pub body: Duration,
+    /// For anything to move, either way; then it is ended, and its load given back.
+    pub silence: Duration,
+    /// How often a silent connection is asked whether it lives, and how long it may take to say so:
+    /// a gateway whose machine died says no goodbye, and its exchanges hold load until then.
+    pub keepalive: (Duration, Duration),
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            // Envoy opens a stream to say something.
+            first: Duration::from_secs(10),
+            body: Duration::from_secs(10),
+            // An answer that does not stream says nothing while it is made.
+            silence: Duration::from_secs(3600),
+            keepalive: (Duration::from_secs(20), Duration::from_secs(10)),
+        }
+    }
 }
 
 impl Default for ExtProcSettings {
     fn default() -> Self {
         Self {
             rules: Rules::default(),
-            held_bytes_max: 1 << 30,
-            reading_max: 4096,
-            certificate_names: vec!["kvscout".to_owned(), "localhost".to_owned()],
+            limits: capacity::Limits::default(),
+            patience: Patience::default(),
             grace: Duration::from_secs(30),
         }
     }
@@ -89,72 +111,88 @@ impl Default for ExtProcSettings {
 /// Why the server ended.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// It has no certificate.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The certificate does not fit, or the listener failed.
-    #[error("the ext_proc server failed: {0}; check the certificate, its key and the port")]
+    /// The server could not be made.
+    #[error("the ext_proc server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Serves ext_proc and health on `listener` until `shutdown`; then takes no new streams, and
-/// returns when the last exchange has finished or the grace is over.
+/// What a server works with.
+pub struct Parts {
+    /// Who chooses.
+    pub scheduler: Arc<Scheduler>,
+    /// What is answered to probes on the same port.
+    pub health: Health,
+    /// How much it takes on.
+    pub capacity: Arc<Capacity>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Serves ext_proc and health to who comes in by `door` until `shutdown`; then takes no new streams, and
+/// returns when the last exchange has finished, or has been told that the grace is over.
 ///
 /// # Errors
-/// Where the certificate or the listener fails.
+/// Where the server cannot be made.
 pub async fn serve(
-    listener: TcpListener,
-    tls: &Tls,
-    scheduler: Arc<Scheduler>,
-    health: &Health,
+    door: Door,
+    parts: Parts,
     settings: ExtProcSettings,
     spans: Option<Arc<Spans>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let grace = settings.grace;
+    let (grace, keepalive) = (settings.grace, settings.patience.keepalive);
     let mut server = Server::builder()
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE.0))
-        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .http2_keepalive_interval(Some(keepalive.0))
+        .http2_keepalive_timeout(Some(keepalive.1))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    let tls = tls::acceptor(tls, &settings.certificate_names).await?;
     let message_bytes_max =
         settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
-    let service = ExternalProcessorServer::new(Service::new(scheduler, settings, spans))
-        .max_decoding_message_size(message_bytes_max);
-    let services = server
-        .add_service(Shown(service))
-        .add_service(health.service());
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let health = parts.health.service();
+    let (exchanges, over) = (TaskTracker::new(), CancellationToken::new());
+    let service = Service {
+        parts,
+        settings,
+        spans,
+        exchanges: exchanges.clone(),
+        over: over.clone(),
+        number: AtomicU64::new(0),
+    };
+    let service =
+        ExternalProcessorServer::new(service).max_decoding_message_size(message_bytes_max);
     let (began, ending) = oneshot::channel();
     let shutdown = async move {
         shutdown.await;
         // Where the server has ended by itself, nobody waits for this.
         let _ = began.send(());
     };
-    let served = match tls {
-        None => {
-            let connections = incoming.map(|connection| connection.map(Mended::new));
-            services
-                .serve_with_incoming_shutdown(connections, shutdown)
-                .boxed()
-        }
-        Some(tls) => {
-            let connections = tls::accepted(incoming, tls);
-            let connections = connections.map(|connection| connection.map(Mended::new));
-            services
-                .serve_with_incoming_shutdown(connections, shutdown)
-                .boxed()
-        }
+    let connections = door.connections();
+    let connections = Box::pin(connections.map(|connection| connection.map(Mended::new)));
+    let served = server
+        .add_service(Shown(service))
+        .add_service(health)
+        .serve_with_incoming_shutdown(connections, shutdown);
+    let mut served = std::pin::pin!(served);
+    let mut ended = tokio::select! {
+        ended = &mut served => Some(ended),
+        () = grace_over(ending, grace) => None,
     };
-    tokio::select! {
-        ended = served => Ok(ended?),
-        () = grace_over(ending, grace) => {
-            tracing::warn!(?grace, "exchanges were still open when the grace was over");
-            Ok(())
-        }
+    if ended.is_none() {
+        tracing::warn!(
+            ?grace,
+            open = exchanges.len(),
+            "exchanges were still open when the grace was over"
+        );
+        over.cancel();
     }
+    // Each has heard that its connection closed, or the word above: none waits for anybody else.
+    exchanges.close();
+    exchanges.wait().await;
+    if ended.is_none() {
+        ended = tokio::time::timeout(CLOSE_MAX, served).await.ok();
+    }
+    Ok(ended.unwrap_or(Ok(()))?)
 }
 
 async fn grace_over(ending: oneshot::Receiver<()>, grace: Duration) {
@@ -166,53 +204,58 @@ async fn grace_over(ending: oneshot::Receiver<()>, grace: Duration) {
 
 /// The gRPC service.
 struct Service {
-    scheduler: Arc<Scheduler>,
+    parts: Parts,
     settings: ExtProcSettings,
     spans: Option<Arc<Spans>>,
-    reading: Arc<Semaphore>,
-    memory: Arc<drive::Memory>,
-    exchanges: AtomicU64,
+    exchanges: TaskTracker,
+    /// The grace is over.
+    over: CancellationToken,
+    number: AtomicU64,
 }
 
-impl Service {
-    fn new(
-        scheduler: Arc<Scheduler>,
-        settings: ExtProcSettings,
-        spans: Option<Arc<Spans>>,
-    ) -> Self {
-        Self {
-            scheduler,
-            spans,
-            reading: Arc::new(Semaphore::new(settings.reading_max)),
-            memory: Arc::new(drive::Memory::new(settings.held_bytes_max)),
-            settings,
-            exchanges: AtomicU64::new(0),
-        }
-    }
-}
+type Replies = ReceiverStream<Result<ProcessingResponse, Status>>;
 
 #[tonic::async_trait]
 impl ExternalProcessor for Service {
-    type ProcessStream = ReceiverStream<Result<ProcessingResponse, Status>>;
+    type ProcessStream = Replies;
 
     async fn process(
         &self,
         request: Request<Streaming<ProcessingRequest>>,
-    ) -> Result<Response<Self::ProcessStream>, Status> {
+    ) -> Result<Response<Replies>, Status> {
+        let Some(place) = self.parts.capacity.enter() else {
+            return Ok(Response::new(self.refuse()));
+        };
         let (replies, stream) = mpsc::channel(REPLIES_MAX);
-        let number = self.exchanges.fetch_add(1, Ordering::Relaxed);
-        let reading = self.reading.clone().try_acquire_owned().ok();
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
         let id = format!("kvscout-{number}");
         let drive = drive::Drive::new(
             (self.settings.rules.clone(), id, pool_hint(&request)),
-            self.scheduler.clone(),
-            self.memory.clone(),
-            reading,
+            self.settings.patience,
+            self.parts.scheduler.clone(),
+            place,
             drive::Tracing::of(request.metadata(), self.spans.clone()),
         );
-        tokio::spawn(async move {
-            drive.run(request.into_inner(), replies).await;
+        let (metrics, over) = (self.parts.metrics.clone(), self.over.clone());
+        self.exchanges.spawn(async move {
+            let ended = drive.run(request.into_inner(), replies, &over).await;
+            if let Some(reason) = ended.reason() {
+                metrics.exchange_given_up(reason);
+            }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+impl Service {
+    /// The answer to one too many: before it has said anything, so that it costs next to nothing.
+    fn refuse(&self) -> Replies {
+        self.parts
+            .metrics
+            .answered(None, ("", "", Refusal::Overloaded.as_str()));
+        let (replies, stream) = mpsc::channel(1);
+        let refused = reply::refused(Refusal::Overloaded);
+        replies.try_send(Ok(refused)).expect("it has room for one");
+        ReceiverStream::new(stream)
     }
 }

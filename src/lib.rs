@@ -39,6 +39,7 @@ pub mod config;
 pub mod metrics;
 pub mod readiness;
 pub mod gather;
+pub mod door;
 pub mod proto;
 pub mod prompt;
 pub mod tokens;

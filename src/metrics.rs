@@ -373,9 +373,77 @@ impl Metrics {
             .increment(requests);
     }
 
+    /// What is counted of one of our ports.
+    #[must_use]
+    pub fn door(&self, port: &'static str) -> DoorMetrics {
+        let refused = DOOR_REFUSALS.map(|reason| {
+            let by = [("port", port), ("reason", reason)];
+            (
+                reason,
+                self.counter("kvscout_connections_refused_total", &by),
+            )
+        });
+        DoorMetrics { port, refused }
+    }
+
+    /// So many connections a port has, as of a scrape.
+    pub fn connections(&self, port: &str, connections: usize) {
+        self.gauge("kvscout_connections", &[("port", port)])
+            .set(connections as f64);
+    }
+
+    /// So many exchanges are open, and hold so many bytes of bodies, and so long does work wait for a core, as of
+    /// a scrape.
+    pub fn exchanges(&self, open: usize, held_bytes: usize, core_wait: Duration) {
+        self.gauge("kvscout_exchanges", &[]).set(open as f64);
+        self.gauge("kvscout_exchange_held_bytes", &[])
+            .set(held_bytes as f64);
+        self.gauge("kvscout_core_wait_seconds", &[])
+            .set(core_wait.as_secs_f64());
+    }
+
+    /// An exchange was ended by us.
+    pub fn exchange_given_up(&self, reason: &'static str) {
+        self.counter("kvscout_exchanges_given_up_total", &[("reason", reason)])
+            .increment(1);
+    }
+
+    /// A certificate's files had changed and were read: `renewed` or `failed`.
+    pub fn certificate_read(&self, outcome: &'static str) {
+        self.counter("kvscout_certificate_reads_total", &[("outcome", outcome)])
+            .increment(1);
+    }
+
     /// Counts what publishers say that belong to no endpoint.
     pub fn unclaimed(&self) -> Counter {
         self.counter("kvscout_event_batches_unclaimed_total", &[])
+    }
+}
+
+/// Why a connection is refused.
+const DOOR_REFUSALS: [&str; 5] = [
+    "accept",
+    "full",
+    "handshake_failed",
+    "handshake_late",
+    "silent",
+];
+
+/// What is counted of one of our ports.
+pub struct DoorMetrics {
+    /// Its name in the configuration.
+    pub port: &'static str,
+    refused: [(&'static str, Counter); 5],
+}
+
+impl DoorMetrics {
+    /// A connection was refused, or ended before it had said anything.
+    pub fn refused(&self, reason: &str) {
+        let counter = self.refused.iter().find(|(known, _)| *known == reason);
+        debug_assert!(counter.is_some(), "{reason} is not among DOOR_REFUSALS");
+        if let Some((_, counter)) = counter {
+            counter.increment(1);
+        }
     }
 }
 
@@ -425,6 +493,14 @@ mod tests {
         let mut names: Vec<_> = families::all().map(|family| family.name).collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|two| two[0] != two[1]), "{names:?}");
+    }
+
+    #[test]
+    fn a_name_cannot_forge_a_line() {
+        let metrics = Metrics::default();
+        metrics.served_by("a\"} 1\nb\\", "c");
+        let text = metrics.handle().render();
+        assert!(text.contains(r#"model="a\"} 1\nb\\",target="c""#), "{text}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod bridge;
 pub mod check;
 pub mod crds;
 pub mod explain;
+mod process;
 pub mod record;
 pub mod replay;
 pub mod serve;

@@ -6,11 +6,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harness::exchange::{Exchange, body, channel, headers, streamed};
-use harness::{Kvscout, PATIENCE, soon, until};
+use harness::{Kvscout, PATIENCE, door_rules, soon, until};
 use kvscout::config::Tls;
-use kvscout::ext_proc::{ExtProcSettings, Health};
+use kvscout::door::Door;
+use kvscout::ext_proc::{ExtProcSettings, Health, Patience, capacity};
+use kvscout::metrics::Metrics;
 use kvscout::proto::ext_proc::processing_response::Response as Reply;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
@@ -60,7 +63,10 @@ async fn a_message_out_of_order_ends_its_stream_alone() {
 #[tokio::test]
 async fn beyond_the_reading_limit_requests_are_placed_unread() {
     let settings = ExtProcSettings {
-        reading_max: 1,
+        limits: capacity::Limits {
+            reading_max: 1,
+            ..Default::default()
+        },
         ..ExtProcSettings::default()
     };
     let kvscout = kvscout(settings).await;
@@ -106,7 +112,12 @@ async fn a_certificate_from_files_is_shown() {
     std::fs::write(&cert, made.cert.pem()).expect("written");
     std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
     let settings = ExtProcSettings::default();
-    let kvscout = Kvscout::start(&[POD], Tls::Files { cert, key }, settings).await;
+    let tls = Tls::Files {
+        cert,
+        key,
+        client_ca: None,
+    };
+    let kvscout = Kvscout::start(&[POD], tls, settings).await;
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(made.cert.pem()))
         .domain_name("kvscout");
@@ -137,12 +148,11 @@ async fn health_follows_readiness_on_both_ports() {
     let kvscout = kvscout(ExtProcSettings::default()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let own_port = listener.local_addr().expect("bound");
+    let metrics = Metrics::default().door("health");
+    let door = Door::new(listener, door_rules(), None, metrics);
     let health: Health = kvscout.health.clone();
-    let server = tokio::spawn(async move {
-        health
-            .serve(listener, tokio::time::sleep(2 * PATIENCE))
-            .await
-    });
+    let server =
+        tokio::spawn(async move { health.serve(door, tokio::time::sleep(2 * PATIENCE)).await });
     let ports = [channel(kvscout.address).await, channel(own_port).await];
     for (ready, expected) in [(false, NotServing), (true, Serving), (false, NotServing)] {
         kvscout.health.set_ready(ready).await;
@@ -160,4 +170,186 @@ async fn health_follows_readiness_on_both_ports() {
         }
     }
     server.abort();
+}
+
+/// What is counted of exchanges that were ended for this reason.
+async fn given_up(kvscout: &Kvscout, reason: &str) {
+    let line = format!("kvscout_exchanges_given_up_total{{reason=\"{reason}\"}} 1");
+    let counted = || kvscout.metrics.handle().render().contains(&line);
+    until("it is counted", counted).await;
+}
+
+/// Little patience of this kind.
+fn impatient(set: impl FnOnce(&mut Patience)) -> ExtProcSettings {
+    let mut settings = ExtProcSettings::default();
+    set(&mut settings.patience);
+    settings
+}
+
+const SHORT: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn a_stream_that_never_begins_is_ended() {
+    let kvscout = kvscout(impatient(|patience| patience.first = SHORT)).await;
+    let mut exchange = Exchange::open(channel(kvscout.address).await).await;
+    let ended = soon("an end", exchange.hear.message()).await;
+    assert_eq!(ended.expect_err("late").code(), Code::DeadlineExceeded);
+    given_up(&kvscout, "never_began").await;
+    assert_eq!(kvscout.capacity.open(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_passes_unread() {
+    let kvscout = kvscout(impatient(|patience| patience.body = SHORT)).await;
+    let mut exchange = Exchange::open(channel(kvscout.address).await).await;
+    exchange.say(headers("/v1/completions", false)).await;
+    exchange.say(body("{\"pro", false)).await;
+    assert!(matches!(exchange.hear().await, Reply::RequestHeaders(_)));
+    assert_eq!(&streamed(exchange.hear().await).body[..], b"{\"pro");
+    exchange.say(body("mpt\":", false)).await;
+    assert_eq!(&streamed(exchange.hear().await).body[..], b"mpt\":");
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_gives_its_load_back() {
+    let kvscout = kvscout(impatient(|patience| patience.silence = 4 * SHORT)).await;
+    let mut exchange = Exchange::open(channel(kvscout.address).await).await;
+    exchange.say(headers("/v1/completions", true)).await;
+    assert!(matches!(exchange.hear().await, Reply::RequestHeaders(_)));
+    let ended = soon("an end", exchange.hear.message()).await;
+    assert_eq!(ended.expect_err("late").code(), Code::DeadlineExceeded);
+    given_up(&kvscout, "silent").await;
+    assert_eq!(kvscout.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_gateway_that_takes_no_answer_is_given_up() {
+    let kvscout = kvscout(impatient(|patience| patience.silence = 4 * SHORT)).await;
+    let exchange = Exchange::open(channel(kvscout.address).await).await;
+    exchange.say(headers("/v1/completions", false)).await;
+    // More than HTTP/2's windows and every queue on the way take.
+    let long = "x".repeat(1 << 20);
+    for last in [false, false, false, true] {
+        exchange.say(body(long.clone(), last)).await;
+    }
+    given_up(&kvscout, "silent").await;
+    assert_eq!((kvscout.requests(), kvscout.capacity.held_bytes()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_gateway_that_answers_no_ping_frees_every_place_on_it() {
+    let settings = impatient(|patience| patience.keepalive = (SHORT, SHORT));
+    let kvscout = kvscout(settings).await;
+    // A wire that can be cut without a word.
+    let wire = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let here = wire.local_addr().expect("bound");
+    let (cut, is_cut) = oneshot::channel::<()>();
+    let there = kvscout.address;
+    let carry = tokio::spawn(async move {
+        let (mut gateway, _) = wire.accept().await.expect("a gateway");
+        let mut to = TcpStream::connect(there).await.expect("kvscout");
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut gateway, &mut to) => panic!("it is not cut"),
+            _ = is_cut => {}
+        }
+        // Open for as long as anybody may look, and silent.
+        tokio::time::sleep(2 * PATIENCE).await;
+    });
+    let mut exchange = Exchange::open(channel(here).await).await;
+    exchange.say(headers("/v1/completions", true)).await;
+    assert!(matches!(exchange.hear().await, Reply::RequestHeaders(_)));
+    assert_eq!(kvscout.requests(), 1);
+    cut.send(()).expect("it is carried");
+    until("it is free", || kvscout.requests() == 0).await;
+    carry.abort();
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_refused_with_a_reason() {
+    let limits = capacity::Limits {
+        streams_max: 1,
+        ..Default::default()
+    };
+    let kvscout = kvscout(ExtProcSettings {
+        limits,
+        ..Default::default()
+    })
+    .await;
+    let channel = channel(kvscout.address).await;
+    let mut first = Exchange::open(channel.clone()).await;
+    first.say(headers("/v1/completions", true)).await;
+    assert!(matches!(first.hear().await, Reply::RequestHeaders(_)));
+    let mut second = Exchange::open(channel.clone()).await;
+    let Reply::ImmediateResponse(refused) = second.hear().await else {
+        panic!("not refused");
+    };
+    assert_eq!(refused.status.map(|status| status.code), Some(503));
+    let set = refused.headers.expect("headers").set_headers.into_iter();
+    let set: Vec<_> = set.filter_map(|one| one.header).collect();
+    for (name, value) in [
+        ("x-llm-d-request-dropped-reason", "rejected-overloaded"),
+        ("retry-after", "1"),
+    ] {
+        let found = set.iter().find(|header| header.key == name);
+        assert_eq!(found.expect(name).raw_value, value);
+    }
+    let counted = kvscout.metrics.handle().render();
+    assert!(counted.contains("outcome=\"overloaded\"} 1"), "{counted}");
+    drop(first);
+    until("a place is free", || kvscout.capacity.open() == 0).await;
+    let mut third = Exchange::open(channel).await;
+    assert!(!third.picked().await.is_empty());
+}
+
+#[tokio::test]
+async fn where_cores_are_short_reading_gives_way_first_and_requests_last() {
+    let kvscout = kvscout(ExtProcSettings::default()).await;
+    let channel = channel(kvscout.address).await;
+    let waits =
+        |ms| (0..10).for_each(|_| kvscout.capacity.delay().observe(Duration::from_millis(ms)));
+    waits(300);
+    let mut unread = Exchange::open(channel.clone()).await;
+    unread.say(headers("/v1/completions", false)).await;
+    assert!(
+        matches!(unread.hear().await, Reply::RequestHeaders(_)),
+        "before its body has begun"
+    );
+    waits(1_000);
+    let mut refused = Exchange::open(channel.clone()).await;
+    assert!(matches!(refused.hear().await, Reply::ImmediateResponse(_)));
+    waits(0);
+    let mut read = Exchange::open(channel).await;
+    read.say(headers("/v1/completions", false)).await;
+    read.say(body("{}", true)).await;
+    assert!(matches!(read.hear().await, Reply::RequestHeaders(_)));
+}
+
+#[tokio::test]
+async fn a_bodys_memory_is_given_back_when_the_gateway_has_it() {
+    let kvscout = kvscout(ExtProcSettings::default()).await;
+    let mut exchange = Exchange::open(channel(kvscout.address).await).await;
+    exchange.say(headers("/v1/completions", false)).await;
+    exchange.say(body("x".repeat(100_000), false)).await;
+    until("it is held", || kvscout.capacity.held_bytes() == 100_000).await;
+    exchange.say(body("y", true)).await;
+    assert!(matches!(exchange.hear().await, Reply::RequestHeaders(_)));
+    while !streamed(exchange.hear().await).end_of_stream {}
+    // The model is at work, and the request is open for as long as that takes.
+    assert_eq!((kvscout.requests(), kvscout.capacity.held_bytes()), (1, 0));
+}
+
+#[tokio::test]
+async fn shutting_down_waits_for_every_exchange_to_be_accounted_for() {
+    let mut kvscout = kvscout(ExtProcSettings {
+        grace: SHORT,
+        ..Default::default()
+    })
+    .await;
+    let mut exchange = Exchange::open(channel(kvscout.address).await).await;
+    exchange.say(headers("/v1/completions", true)).await;
+    exchange.hear().await;
+    let server = kvscout.shut_down();
+    soon("the server ends", server).await.expect("ended well");
+    assert_eq!((kvscout.requests(), kvscout.capacity.open()), (0, 0));
+    given_up(&kvscout, "grace_over").await;
 }

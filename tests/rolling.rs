@@ -2,122 +2,25 @@
 
 mod harness;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use harness::envoy::{self, Bodies, Envoy, Follow};
+use harness::envoy::{Bodies, Envoy};
 use harness::http::{self, full, post};
+use harness::pair::{self, Ports, seen};
 use harness::pod::{Pod, STREAM};
-use harness::process::{Served, write};
+use harness::process::write;
 use harness::{PATIENCE, soon};
 use http_body_util::BodyExt;
 use tokio::task::JoinHandle;
 
-/// Between two of Envoy's questions.
-const INTERVAL: &str = "0.1s";
 /// What pickers give it to see that they end: an interval, and the second in which Envoy gathers changes of
 /// health before it obeys them (`update_merge_window`). With half a second every second run lost requests.
 const NOTICE_MS: u32 = 1_500;
 const CLIENTS: usize = 8;
-
-/// One picker's ports, which its successor has, too.
-#[derive(Clone, Copy)]
-struct Ports {
-    ext_proc: SocketAddr,
-    health: SocketAddr,
-}
-
-impl Ports {
-    fn free() -> Self {
-        let listeners = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-        let [ext_proc, health] = listeners.map(|one| one.local_addr().expect("bound"));
-        Self { ext_proc, health }
-    }
-
-    fn serve(self, config: &str) -> Served {
-        let (ext_proc, health) = (self.ext_proc.to_string(), self.health.to_string());
-        let args = [
-            "--config",
-            config,
-            "--ext-proc",
-            &ext_proc,
-            "--health",
-            &health,
-        ];
-        let served = Served::start(&args);
-        served.line("listening");
-        served
-    }
-}
-
-/// The example with two pickers, of which Envoy asks the health ports, in plain text.
-async fn envoy(pods: &[SocketAddr], pickers: &[Ports]) -> Envoy {
-    let mut text = envoy::configured(
-        pods,
-        pickers[0].ext_proc,
-        Bodies::FullDuplex,
-        Follow::Metadata,
-    );
-    let place = |ports: &Ports| {
-        let (port, health) = (ports.ext_proc.port(), ports.health.port());
-        format!(
-            "- {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, \
-             health_check_config: {{port_value: {health}}}}}}}"
-        )
-    };
-    let first = pickers[0].ext_proc.port();
-    let one = format!(
-        "- {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {first}}}}}}}}}"
-    );
-    let both: Vec<String> = pickers.iter().map(place).collect();
-    text = envoy::swap(&text, &one, &both.join("\n              "));
-    let checks = format!(
-        "      health_checks:
-        - timeout: 1s
-          interval: {INTERVAL}
-          no_traffic_interval: {INTERVAL}
-          unhealthy_threshold: 1
-          healthy_threshold: 1
-          grpc_health_check: {{service_name: envoy.service.ext_proc.v3.ExternalProcessor}}
-          transport_socket_match_criteria: {{plain: true}}
-      transport_socket_matches:
-        - name: plain
-          match: {{plain: true}}
-          transport_socket:
-            name: envoy.transport_sockets.raw_buffer
-            typed_config:
-              \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
-      # One stream a request:"
-    );
-    text = envoy::swap(&text, "      # One stream a request:", &checks);
-    Envoy::run(&text).await
-}
-
-/// Waits until Envoy has seen that a picker serves, or that it does not.
-async fn seen(envoy: &Envoy, picker: Ports, healthy: bool) {
-    let port = picker.ext_proc.port();
-    soon("Envoy sees the picker", async {
-        loop {
-            let clusters = http::get(envoy.admin, "/clusters?format=json").await.json();
-            let clusters = clusters["cluster_statuses"].as_array().expect("a list");
-            let hosts = clusters
-                .iter()
-                .filter(|cluster| cluster["name"] == "kvscout")
-                .flat_map(|cluster| cluster["host_statuses"].as_array().expect("a list"));
-            let mut hosts =
-                hosts.filter(|host| host["address"]["socket_address"]["port_value"] == port);
-            let host = hosts.next().expect("it is one of them");
-            if host["health_status"]["failed_active_health_check"].is_null() == healthy {
-                return;
-            }
-            tokio::time::sleep(PATIENCE / 1000).await;
-        }
-    })
-    .await;
-}
 
 /// Clients that ask again and again, and what became of it.
 struct Load {
@@ -192,7 +95,7 @@ async fn a_rolling_restart_loses_no_request() {
     let config = configured(folder.path(), &addresses);
     let pickers = [Ports::free(), Ports::free()];
     let mut running = pickers.map(|ports| ports.serve(&config));
-    let envoy = envoy(&addresses, &pickers).await;
+    let envoy = Envoy::run(&pair::configured(&addresses, &pickers, Bodies::FullDuplex)).await;
     for picker in pickers {
         seen(&envoy, picker, true).await;
     }

@@ -155,6 +155,33 @@ fn the_core_never_waits() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Who reads the wall clock, which may jump: to say when something was, in a prompt, a log line or a measured
+/// lag, and beside events' own stamps. Deadlines, ages and intervals are monotonic.
+const WALL_CLOCK: &[&str] = &[
+    "prompt/template",
+    "models.rs",
+    "decisions.rs",
+    "parity.rs",
+    "scheduler/placement.rs",
+    "events/listen/tell.rs",
+    "kubernetes/",
+    "tools/",
+];
+
+#[test]
+fn no_deadline_rests_on_the_wall_clock() {
+    let mut wrong = Vec::new();
+    for (name, _, code) in rooms() {
+        let may = WALL_CLOCK.iter().any(|room| name.starts_with(room));
+        for word in ["SystemTime", "Timestamp::now", "Utc::now"] {
+            if !may && code.contains(word) {
+                wrong.push(format!("{name}: {word}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn nothing_is_unbounded() {
     let mut wrong = Vec::new();

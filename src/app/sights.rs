@@ -9,6 +9,8 @@ use crate::admin::{EndpointScore, EndpointState, Prefixes};
 use crate::audit::Audit;
 use crate::config::Saturation;
 use crate::decisions::Decisions;
+use crate::door::Seats;
+use crate::ext_proc::Capacity;
 use crate::fleet::{Endpoint, Fleet};
 use crate::index::Index;
 use crate::metrics::{EndpointSizes, Metrics, ModelSizes, ParitySizes, SaidSizes, Sizes};
@@ -30,6 +32,9 @@ pub(super) struct Sights {
     pub decisions: Arc<Decisions>,
     pub scheduler: Arc<Scheduler>,
     pub saturation: Saturation,
+    pub capacity: Arc<Capacity>,
+    /// Of the ports ext_proc, health and admin.
+    pub seats: [Seats; 3],
     pub metrics: Arc<Metrics>,
 }
 
@@ -63,6 +68,13 @@ impl Sights {
         let (fleet, models) = (self.fleet.borrow(), self.models.borrow());
         let (index, saturation) = (&self.index, &self.saturation);
         self.metrics.waiting(self.scheduler.waiting());
+        for (port, seats) in ["ext_proc", "health", "admin"].iter().zip(&self.seats) {
+            self.metrics.connections(port, seats.taken());
+        }
+        let capacity = &self.capacity;
+        let wait = capacity.delay().standing();
+        self.metrics
+            .exchanges(capacity.open(), capacity.held_bytes(), wait);
         self.metrics.decisions_kept(self.decisions.kept_bytes());
         if let Some(replicas) = &self.replicas {
             let sizes = replicas.sizes(Instant::now());

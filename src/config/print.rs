@@ -72,9 +72,17 @@ impl Config {
         let tls = match &self.tls {
             Tls::SelfSigned => "  mode: self_signed\n".to_owned(),
             Tls::Off => "  mode: off\n".to_owned(),
-            Tls::Files { cert, key } => {
+            Tls::Files {
+                cert,
+                key,
+                client_ca,
+            } => {
                 let (cert, key) = (quote(cert.display()), quote(key.display()));
-                format!("  mode: files\n  cert: {cert}\n  key: {key}\n")
+                let mut text = format!("  mode: files\n  cert: {cert}\n  key: {key}\n");
+                if let Some(path) = client_ca {
+                    text.push_str(&format!("  client_ca: {}\n", quote(path.display())));
+                }
+                text
             }
         };
         let log = self.decisions.log.as_ref();
@@ -83,6 +91,11 @@ impl Config {
             ext_proc = quote(self.listen.ext_proc),
             health = quote(self.listen.health),
             admin = quote(self.listen.admin),
+            admin_token = self
+                .listen
+                .admin_token
+                .as_ref()
+                .map_or_else(|| "null".to_owned(), |path| quote(path.display())),
             tls = tls,
             fleet = fleet::write(&self.fleet),
             models = models,
@@ -95,6 +108,11 @@ impl Config {
                 .bind
                 .map_or_else(|| "null".to_owned(), |at| quote(format!("tcp://{at}"))),
             nats = write_nats(&self.events.nats),
+            keys_secret = self
+                .events
+                .keys_secret
+                .as_ref()
+                .map_or_else(|| "null".to_owned(), |path| quote(path.display())),
             topic = quote(&self.events.topic),
             queue_bytes_max = self.events.queue_bytes_max,
             share = word(SHARES, &self.share),
@@ -121,6 +139,11 @@ impl Config {
             held_bytes_max = self.limits.held_bytes_max,
             decision_ms_max = self.limits.decision_ms_max,
             exchanges_max = self.limits.exchanges_max,
+            streams_max = self.limits.streams_max,
+            connections_max = self.limits.connections_max,
+            body_ms_max = self.limits.body_ms_max,
+            silence_ms_max = self.limits.silence_ms_max,
+            core_wait_ms_max = self.limits.core_wait_ms_max,
             tokenizer_queue_max = self.limits.tokenizer_queue_max,
             token_cache_bytes_max = self.limits.token_cache_bytes_max,
             tokenizer_wait_ms_max = self.limits.tokenizer_wait_ms_max,

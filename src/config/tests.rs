@@ -12,6 +12,17 @@ fn an_empty_file_means_the_defaults() {
 }
 
 #[test]
+fn the_previous_versions_file_is_read_and_means_what_it_meant() {
+    let kept = include_str!("../../tests/fixtures/previous/kvscout.yaml");
+    let mut expected = Config::default();
+    // Its default, which it says.
+    expected.listen.admin = "0.0.0.0:9090".parse().expect("an address");
+    let read = parse(kept).expect("keys are added, never renamed");
+    expected.fleet.clone_from(&read.fleet);
+    assert_eq!(read, expected);
+}
+
+#[test]
 fn what_is_printed_reads_back() {
     let mut kwargs = serde_json::Map::new();
     kwargs.insert("enable_thinking".into(), false.into());
@@ -19,6 +30,7 @@ fn what_is_printed_reads_back() {
         tls: Tls::Files {
             cert: "/etc/tls.crt".into(),
             key: "/etc/tls.key".into(),
+            client_ca: Some("/etc/gateways.crt".into()),
         },
         models: vec![
             Model {
@@ -179,7 +191,7 @@ tls:
     let complaints = parse(text).expect_err("nothing here is right");
     let starts = [
         "line 2: listen.ext_proc: \"nowhere\": invalid socket address",
-        "line 3: listen.helth: is not a known key; here belong admin, ext_proc, health",
+        "line 3: listen.helth: is not a known key; here belong admin, admin_token, ext_proc, health",
         "line 5: policy.strategy: \"FASTEST\" is not one of PREFIX_CACHE, DEFAULT",
         "line 6: policy.matching_ratio_min: 2 is not within 0 and 1",
         "line 8: models[0].folder: is missing",

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::order::Stamp;
-use super::snapshot::Snapshot;
+use super::snapshot::{self, Snapshot};
 use crate::config::Nats;
 use crate::fleet::{Endpoint, Trust};
 
@@ -250,9 +250,14 @@ impl Cluster {
     pub async fn read_snapshot(&self, endpoint: &Endpoint) -> Result<Option<Snapshot>, NatsError> {
         let bucket = self.snapshots().await?;
         let read = async {
-            let mut object = bucket.get(self.object(endpoint)).await.ok()?;
-            let mut bytes = Vec::with_capacity(object.info().size);
+            let object = bucket.get(self.object(endpoint)).await.ok()?;
+            let size = object.info().size;
+            if size > snapshot::BYTES_MAX {
+                return Some(Err(format!("{size} bytes are more than any picture takes")));
+            }
+            let mut bytes = Vec::with_capacity(size);
             // Where another took its place meanwhile, the reading fails.
+            let mut object = object.take(size as u64);
             Some(match object.read_to_end(&mut bytes).await {
                 Ok(_) => Snapshot::from_bytes(&bytes).map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
@@ -475,6 +480,35 @@ mod tests {
         assert_eq!(name(pod()), "default.default.pod-a.0");
         assert_eq!(name(pod().of_rank(0)), name(pod()));
         assert_eq!(name(pod().of_rank(7)), "default.default.pod-a.7");
+    }
+
+    #[test]
+    fn the_previous_versions_bridge_is_understood() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("Kv-Epoch", "00000000000000ff"),
+            ("Kv-Seq", "7"),
+            ("Kv-Prev", "6"),
+            (
+                "Nats-Msg-Id",
+                "kv.default.default.pod-1.0/00000000000000ff/0/7",
+            ),
+        ] {
+            headers.insert(name, value);
+        }
+        let stamp = Stamp {
+            epoch: 255,
+            seq: 7,
+            prev: Some(6),
+        };
+        assert_eq!(of_headers(&headers), Some(stamp));
+        assert_eq!(to_headers("kv.default.default.pod-1.0", stamp, 0), headers);
+        let kept = r#"{"last":[255,7],"trust":"live","reason":"complete from sequence 0"}"#;
+        let beat: Beat = serde_json::from_str(kept).expect("a beat");
+        assert_eq!(serde_json::to_string(&beat).expect("plain data"), kept);
+        // What a later one says besides.
+        let later = kept.replace("}", r#","pods":3}"#);
+        assert_eq!(serde_json::from_str::<Beat>(&later).ok(), Some(beat));
     }
 
     #[test]

@@ -2,18 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::KEYS_VERSION;
+use crate::blocks::keys_version;
 use crate::index::Picture;
 
 /// Four million copies, [`crate::index`]'s limit for one endpoint, of 21 bytes each.
-const BYTES_MAX: usize = 128 << 20;
+pub const BYTES_MAX: usize = 128 << 20;
 /// Hashes do not compress; what is around them does at the quickest level, too.
 const LEVEL: i32 = 1;
 
 /// A picture and where in its server's stream it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Which block names are in it: [`KEYS_VERSION`].
+    /// Which block names are in it: [`keys_version`].
     pub keys: u32,
     /// The engine's process, as its bridge tells it from others.
     pub epoch: u64,
@@ -44,9 +44,9 @@ pub enum SnapshotError {
     Malformed(#[from] rmp_serde::decode::Error),
     /// Another version of kvscout wrote it.
     #[error(
-        "a snapshot names blocks by scheme {0}, and this kvscout by {KEYS_VERSION}: upgrade bridges and pickers together"
+        "a snapshot names blocks by scheme {0:x}, and this kvscout by {1:x}: upgrade bridges and pickers together, and give them the same events.keys_secret"
     )]
-    OtherKeys(u32),
+    OtherKeys(u32, u32),
 }
 
 impl Snapshot {
@@ -64,9 +64,9 @@ impl Snapshot {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let plain = zstd::bulk::decompress(bytes, BYTES_MAX).map_err(SnapshotError::Packed)?;
         let snapshot: Self = rmp_serde::from_slice(&plain)?;
-        match snapshot.keys {
-            KEYS_VERSION => Ok(snapshot),
-            other => Err(SnapshotError::OtherKeys(other)),
+        match (snapshot.keys, keys_version()) {
+            (theirs, ours) if theirs == ours => Ok(snapshot),
+            (theirs, ours) => Err(SnapshotError::OtherKeys(theirs, ours)),
         }
     }
 }
@@ -77,10 +77,9 @@ mod tests {
     use crate::blocks::Rule;
     use crate::index::{CachePicture, Place};
 
-    #[test]
-    fn what_is_written_is_read_back_and_other_schemes_are_not() {
-        let mut snapshot = Snapshot {
-            keys: KEYS_VERSION,
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            keys: keys_version(),
             epoch: u64::MAX,
             seq: 7,
             hash: 1 << 63,
@@ -98,7 +97,35 @@ mod tests {
                     copies: vec![(u64::MAX, None, 2), (1, Some(0), 1)],
                 }],
             },
-        };
+        }
+    }
+
+    #[test]
+    fn the_previous_versions_snapshot_is_read() {
+        let file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/previous/snapshot.bin"
+        );
+        let kept = std::fs::read(file).expect("a fixture");
+        let read = Snapshot::from_bytes(&kept);
+        assert_eq!(
+            read.expect("raise KEYS_VERSION, and say so in docs/upgrade.md"),
+            snapshot()
+        );
+    }
+
+    #[test]
+    fn what_unpacks_without_end_is_not_unpacked() {
+        let zeros = vec![0; BYTES_MAX + 1];
+        let bomb = zstd::bulk::compress(&zeros, LEVEL).expect("memory is written");
+        assert!(bomb.len() < BYTES_MAX / 1000);
+        let error = Snapshot::from_bytes(&bomb).expect_err("too large");
+        assert!(matches!(error, SnapshotError::Packed(_)), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_other_schemes_are_not() {
+        let mut snapshot = snapshot();
         let bytes = snapshot.to_bytes();
         assert_eq!(Snapshot::from_bytes(&bytes).expect("ours"), snapshot);
         snapshot.keys += 1;

@@ -1,24 +1,29 @@
-//! Does the waiting for one exchange: hears Envoy, asks the scheduler, speaks.
+//! Does the waiting for one exchange: hears Envoy, asks the scheduler, speaks; and gives up what has
+//! waited for too long.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use opentelemetry::trace::SpanContext;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
+use super::Patience;
+use super::capacity::Place as Room;
 use super::exchange::{Exchange, OutOfOrder, Placed, Rules, Step};
 use super::read;
-use super::reply::{CHUNK_BYTES_MAX, Pick};
+use super::reply::{self, CHUNK_BYTES_MAX, Pick};
 use crate::proto::ext_proc::processing_request::Request;
 use crate::proto::ext_proc::{HttpHeaders, ProcessingRequest, ProcessingResponse};
 use crate::scheduler::{Placement, PoolHint, Refusal, Scheduler};
 use crate::spans::{self, Spans, Trace};
 
-/// Replies that may wait beside a whole released body before we stop listening to Envoy.
+/// Replies that may wait beside a whole released body before we stop listening to Envoy; and without it
+/// where there is no memory for more.
 const QUEUE_SLACK: usize = 64;
 
 type Place = Result<Placement, Refusal>;
@@ -34,12 +39,18 @@ pub struct Drive {
     scheduler: Arc<Scheduler>,
     queue: VecDeque<ProcessingResponse>,
     queue_max: usize,
+    /// Of bodies in the queue.
+    queued_bytes: usize,
     placing: Option<Placing>,
     placement: Option<Placement>,
-    held: Held,
     tracing: Tracing,
-    /// The right to hold and read a body; given back when the request is placed.
-    reading: Option<OwnedSemaphorePermit>,
+    room: Room,
+    /// All exchanges together hold too much.
+    is_full: bool,
+    patience: Patience,
+    began: Instant,
+    /// When something was last said, either way.
+    moved: Instant,
 }
 
 /// One exchange's trace. It begins with the request's headers: they say who calls, unless the stream did.
@@ -67,135 +78,212 @@ impl Tracing {
     }
 }
 
-/// Bytes of bodies that all exchanges hold, and how many they may.
-#[derive(Debug)]
-pub struct Memory {
-    held: AtomicUsize,
-    max: usize,
+/// How an exchange came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As it should, or by Envoy's hanging up.
+    ByEnvoy,
+    /// By a message that cannot come where it came.
+    OutOfOrder,
+    /// Nothing was ever said.
+    NeverBegan,
+    /// Nothing moved for too long.
+    Silent,
+    /// We end.
+    GraceOver,
 }
 
-impl Memory {
-    /// Nothing held, of so many bytes.
-    pub fn new(max: usize) -> Self {
-        Self {
-            held: AtomicUsize::new(0),
-            max,
+impl Ended {
+    /// The word for labels, where it was us who ended it.
+    pub fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::ByEnvoy => None,
+            Self::OutOfOrder => Some("out_of_order"),
+            Self::NeverBegan => Some("never_began"),
+            Self::Silent => Some("silent"),
+            Self::GraceOver => Some("grace_over"),
         }
     }
-}
 
-/// One exchange's share; dropping it gives it back.
-#[derive(Debug)]
-struct Held {
-    memory: Arc<Memory>,
-    bytes: usize,
-}
-
-impl Held {
-    /// Books `bytes` in place of what was booked; `false` where all together is too much.
-    fn book(&mut self, bytes: usize) -> bool {
-        let before = std::mem::replace(&mut self.bytes, bytes);
-        let held = &self.memory.held;
-        if bytes < before {
-            held.fetch_sub(before - bytes, Ordering::Relaxed);
-            return true;
+    /// What Envoy hears of it.
+    fn status(self) -> Status {
+        match self {
+            Self::GraceOver => Status::unavailable("kvscout ends"),
+            _ => Status::deadline_exceeded("nothing was said for too long"),
         }
-        let more = bytes - before;
-        held.fetch_add(more, Ordering::Relaxed) + more <= self.memory.max
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.book(0);
     }
 }
 
 impl Drive {
-    /// An exchange of which nothing was heard; what it holds is booked with `memory`, and without
-    /// the right to read it holds nothing.
+    /// An exchange of which nothing was heard, with its place; without the right to read it holds nothing.
     pub fn new(
         (rules, id, pool): (Rules, String, PoolHint),
+        patience: Patience,
         scheduler: Arc<Scheduler>,
-        memory: Arc<Memory>,
-        reading: Option<OwnedSemaphorePermit>,
+        room: Room,
         tracing: Tracing,
     ) -> Self {
         let queue_max = rules.body_bytes_max / CHUNK_BYTES_MAX + QUEUE_SLACK;
+        let now = Instant::now();
         Self {
             exchange: Exchange::new(rules, id).for_pool(pool),
             scheduler,
             queue: VecDeque::new(),
             queue_max,
+            queued_bytes: 0,
             placing: None,
             placement: None,
-            held: Held { memory, bytes: 0 },
-            reading,
+            room,
+            is_full: false,
+            patience,
+            began: now,
+            moved: now,
             tracing,
         }
     }
 
     /// Runs until either side has ended. Envoy's hanging up ends it at once, whatever it waits
     /// for, and with it the placement and its load.
-    pub async fn run(mut self, mut inbound: Streaming<ProcessingRequest>, replies: Replies) {
+    pub async fn run(
+        mut self,
+        mut inbound: Streaming<ProcessingRequest>,
+        replies: Replies,
+        over: &CancellationToken,
+    ) -> Ended {
+        let mut over = pin!(over.cancelled());
+        let mut alarm = pin!(sleep_until(self.deadline()));
         loop {
+            let listens = self.listens();
             tokio::select! {
-                message = inbound.message(), if self.queue.len() < self.queue_max => match message {
-                    Ok(Some(message)) => if let Err(error) = self.hear(message) {
-                        let trace_id = self.tracing.trace.id().map(tracing::field::display);
-                        tracing::warn!(trace_id, %error, "an exchange broke off");
-                        // Where nobody listens any more, nobody needs the reason.
-                        let _ = replies.send(Err(Status::invalid_argument(error.to_string()))).await;
-                        return;
-                    },
+                message = inbound.message(), if listens => match message {
+                    Ok(Some(message)) => {
+                        if let Err(error) = self.hear(message) {
+                            let trace_id = self.tracing.trace.id().map(tracing::field::display);
+                            tracing::warn!(trace_id, %error, "an exchange broke off");
+                            // Where nobody listens any more, nobody needs the reason.
+                            let _ = replies.try_send(Err(Status::invalid_argument(error.to_string())));
+                            return Ended::OutOfOrder;
+                        }
+                        let due = self.deadline();
+                        if due < alarm.deadline() {
+                            alarm.as_mut().reset(due);
+                        }
+                    }
                     Ok(None) => break,
-                    Err(_) => return,
+                    Err(_) => return Ended::ByEnvoy,
                 },
                 permit = replies.reserve(), if !self.queue.is_empty() => {
-                    let Ok(permit) = permit else { return };
-                    if let Some(reply) = self.queue.pop_front() {
+                    let Ok(permit) = permit else { return Ended::ByEnvoy };
+                    if let Some(reply) = self.next_reply() {
                         permit.send(Ok(reply));
                     }
                 }
                 place = wait(&mut self.placing) => {
                     self.placing = None;
+                    self.moved = Instant::now();
                     let steps = self.settle(place);
                     self.take(steps);
                 }
+                () = &mut alarm => {
+                    if let Some(ended) = self.out_of_patience() {
+                        let _ = replies.try_send(Err(ended.status()));
+                        return ended;
+                    }
+                    alarm.as_mut().reset(self.deadline());
+                }
+                () = &mut over => {
+                    let _ = replies.try_send(Err(Ended::GraceOver.status()));
+                    return Ended::GraceOver;
+                }
             }
         }
-        self.close(replies).await;
+        self.close(replies).await
+    }
+
+    /// Whether it hears what Envoy says next: not before Envoy has taken enough of what waits for it.
+    fn listens(&self) -> bool {
+        let max = if self.is_full {
+            QUEUE_SLACK
+        } else {
+            self.queue_max
+        };
+        self.queue.len() < max
+    }
+
+    /// When to look whether it has waited for too long: no later than it has.
+    fn deadline(&self) -> Instant {
+        if self.exchange.is_fresh() {
+            return self.began + self.patience.first;
+        }
+        if self.placing.is_some() {
+            // A scheduler at work has deadlines of its own.
+            return Instant::now() + self.patience.silence;
+        }
+        let silence = self.moved + self.patience.silence;
+        match self.exchange.is_holding() {
+            true => silence.min(self.began + self.patience.body),
+            false => silence,
+        }
+    }
+
+    /// Goes on without what it has waited for, or says how it ends.
+    fn out_of_patience(&mut self) -> Option<Ended> {
+        let now = Instant::now();
+        if now < self.deadline() {
+            // Something was said meanwhile.
+            return None;
+        }
+        if self.exchange.is_fresh() {
+            return Some(Ended::NeverBegan);
+        }
+        if self.exchange.is_holding() {
+            let steps = self.exchange.stop_holding("body_slow");
+            self.take(steps);
+            return None;
+        }
+        Some(Ended::Silent)
     }
 
     /// Envoy will say no more: account for the response, and let it have what it still may read.
-    async fn close(mut self, replies: Replies) {
+    async fn close(mut self, replies: Replies) -> Ended {
         if let (Some(placement), Some(outcome)) = (self.placement.take(), self.exchange.outcome()) {
             placement.finish(outcome);
         }
         self.placing = None;
         self.placement = None;
         // Before the stream's end is seen: nobody waits for what comes after that.
-        drop(self.tracing);
-        for reply in self.queue {
-            if replies.send(Ok(reply)).await.is_err() {
-                return;
+        self.tracing.trace = Trace::default();
+        while let Some(reply) = self.next_reply() {
+            match timeout(self.patience.silence, replies.send(Ok(reply))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ended::ByEnvoy,
+                Err(_) => return Ended::Silent,
             }
         }
+        Ended::ByEnvoy
+    }
+
+    /// What is to be said next; its memory is given back.
+    fn next_reply(&mut self) -> Option<ProcessingResponse> {
+        let reply = self.queue.pop_front()?;
+        self.queued_bytes -= reply::body_len(&reply);
+        self.moved = Instant::now();
+        self.book();
+        Some(reply)
     }
 
     fn hear(&mut self, message: ProcessingRequest) -> Result<(), OutOfOrder> {
         if let Some(Request::RequestHeaders(headers)) = &message.request {
             self.tracing.begin(headers);
         }
+        self.moved = Instant::now();
         let steps = self.exchange.on(message)?;
         self.take(steps);
-        // Replies that wait share the body's memory: it is given back when they are gone.
-        let held = self.exchange.held_bytes();
-        let room = !(self.queue.is_empty() || held > self.held.bytes) || self.held.book(held);
-        let refused = match (&self.reading, room) {
-            (None, _) => Some("exchanges"),
-            (_, false) => Some("memory"),
-            _ => None,
+        self.book();
+        let refused = match (&self.room.reading, self.is_full) {
+            (Err(reason), _) => Some(*reason),
+            (Ok(_), true) => Some("memory"),
+            (Ok(_), false) => None,
         };
         if let Some(reason) = refused {
             let steps = self.exchange.stop_holding(reason);
@@ -204,10 +292,19 @@ impl Drive {
         Ok(())
     }
 
+    /// Books what is held now.
+    fn book(&mut self) {
+        let held = self.exchange.held_bytes() + self.queued_bytes;
+        self.is_full = !self.room.held.book(held);
+    }
+
     fn take(&mut self, steps: Vec<Step>) {
         for step in steps {
             match step {
-                Step::Send(reply) => self.queue.push_back(*reply),
+                Step::Send(reply) => {
+                    self.queued_bytes += reply::body_len(&reply);
+                    self.queue.push_back(*reply);
+                }
                 Step::Place(mut ask) => {
                     ask.trace = self.tracing.trace.id();
                     self.tracing.trace.received(&ask.path);
@@ -237,7 +334,8 @@ impl Drive {
     }
 
     fn settle(&mut self, place: Place) -> Vec<Step> {
-        self.reading = None;
+        // It is read, and needs no right to it any more.
+        self.room.reading = Err("placed");
         let answer = match place {
             Ok(mut placement) => {
                 self.tracing.trace.placed(|| placement.decision());
@@ -268,30 +366,5 @@ async fn wait(placing: &mut Option<Placing>) -> Place {
     match placing {
         Some(placing) => placing.await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_shared_and_given_back() {
-        let memory = Arc::new(Memory::new(100));
-        let mut one = Held {
-            memory: memory.clone(),
-            bytes: 0,
-        };
-        let mut two = Held {
-            memory: memory.clone(),
-            bytes: 0,
-        };
-        assert!(one.book(60));
-        assert!(!two.book(50), "110 of 100");
-        assert!(two.book(0));
-        drop(one);
-        assert!(two.book(100));
-        drop(two);
-        assert_eq!(memory.held.load(Ordering::Relaxed), 0);
     }
 }

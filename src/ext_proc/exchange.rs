@@ -120,8 +120,9 @@ enum Request {
     Fresh,
     /// The header reply waits for the end of the body. Full duplex.
     Holding(Head, BytesMut),
-    /// The headers passed; the body will come in one message. Buffered.
-    Awaiting(Head),
+    /// The headers passed; the body will come in one message, and is read unless something stands in
+    /// the way. Buffered.
+    Awaiting(Head, Option<&'static str>),
     /// The scheduler has it; then this is owed to Envoy.
     Placing(Owed),
     /// Placed; whatever follows passes.
@@ -291,13 +292,29 @@ impl Exchange {
         }
     }
 
+    /// Envoy has said nothing yet.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        matches!(self.request, Request::Fresh)
+    }
+
+    /// A body is held until it ends.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        matches!(self.request, Request::Holding(..))
+    }
+
     /// Holds no more of a body that has not ended: places the request by load, and lets the
-    /// body pass.
+    /// body pass. One that is still to come in one message will not be read.
     pub fn stop_holding(&mut self, reason: &'static str) -> Vec<Step> {
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => {
                 let owed = Owed::HeadersAndBody(held.freeze(), End::NotYet);
                 self.place_by_load(head, reason, owed)
+            }
+            Request::Awaiting(head, known) => {
+                self.request = Request::Awaiting(head, known.or(Some(reason)));
+                Vec::new()
             }
             other => {
                 self.request = other;
@@ -332,7 +349,7 @@ impl Exchange {
                 Vec::new()
             }
             Mode::Buffered => {
-                self.request = Request::Awaiting(head);
+                self.request = Request::Awaiting(head, None);
                 vec![send(reply::headers(Side::Request, &[], &[]))]
             }
             Mode::Streamed | Mode::Unseen => self.place_by_load(head, "body_unseen", Owed::Headers),
@@ -346,10 +363,11 @@ impl Exchange {
         self.request_ended = body.end_of_stream;
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => Ok(self.hold(head, held, body)),
-            Request::Awaiting(head) => {
-                if body.body.len() > self.rules.body_bytes_max {
+            Request::Awaiting(head, unread) => {
+                let too_long = body.body.len() > self.rules.body_bytes_max;
+                if let Some(reason) = unread.or(too_long.then_some("body_too_long")) {
                     let owed = Owed::Body(Bytes::new());
-                    return Ok(self.place_by_load(head, "body_too_long", owed));
+                    return Ok(self.place_by_load(head, reason, owed));
                 }
                 Ok(self.place(head, body.body.clone(), Owed::Body(body.body)))
             }
@@ -391,7 +409,7 @@ impl Exchange {
                 Ok(self.place(head, body, owed))
             }
             // The headers have passed, and a reply to trailers cannot change them.
-            Request::Awaiting(_) => Ok(vec![send(reply::body_missing())]),
+            Request::Awaiting(..) => Ok(vec![send(reply::body_missing())]),
             Request::Placed => {
                 self.request = Request::Placed;
                 Ok(vec![send(reply::trailers(Side::Request))])

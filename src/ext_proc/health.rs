@@ -1,11 +1,12 @@
 //! What gateways and kubelets ask: grpc.health.v1.
 
-use tokio::net::TcpListener;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health as HealthApi, HealthServer};
 use tonic_health::server::{HealthReporter, HealthService};
+
+use super::Patience;
+use crate::door::Door;
 
 /// The names that follow readiness: the whole server, the kubelet's probe, the gateways' probes,
 /// and that of upstream's conformance suite.
@@ -16,6 +17,8 @@ const READY_NAMES: [&str; 4] = [
     "inference-extension",
 ];
 const LIVE_NAME: &str = "liveness";
+/// Whoever watches our health has a stream for each name.
+const CONNECTION_STREAMS_MAX: u32 = 100;
 
 /// Whether we serve; one handle for every port that is asked.
 #[derive(Debug, Clone)]
@@ -52,12 +55,16 @@ impl Health {
     /// Where the listener fails.
     pub async fn serve(
         &self,
-        listener: TcpListener,
+        door: Door,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
+        let keepalive = Patience::default().keepalive;
         Server::builder()
+            .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+            .http2_keepalive_interval(Some(keepalive.0))
+            .http2_keepalive_timeout(Some(keepalive.1))
             .add_service(self.service())
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener), shutdown)
+            .serve_with_incoming_shutdown(Box::pin(door.connections()), shutdown)
             .await
     }
 

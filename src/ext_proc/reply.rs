@@ -160,17 +160,52 @@ pub fn trailers(side: Side) -> ProcessingResponse {
     })
 }
 
-/// No endpoint can take the request: 503; or it is shed: 429, with a time for the next try.
+/// No endpoint can take the request, or we cannot: 503; or it is shed: 429; with a time for the next try,
+/// where one may help.
 #[must_use]
 pub fn refused(refusal: Refusal) -> ProcessingResponse {
-    let (code, message) = (refusal.as_str(), refusal.to_string());
-    let Refusal::Shed { retry_after_s, .. } = refusal else {
-        let status = StatusCode::ServiceUnavailable;
-        return immediate(status, "rejected-no-endpoints", code, &message, None);
+    let (status, reason, after) = match refusal {
+        Refusal::NoEndpoint | Refusal::NoneInSubset => (
+            StatusCode::ServiceUnavailable,
+            "rejected-no-endpoints",
+            None,
+        ),
+        Refusal::Shed { retry_after_s, .. } => (
+            StatusCode::TooManyRequests,
+            "rejected-saturated",
+            Some(retry_after_s),
+        ),
+        Refusal::Overloaded => (
+            StatusCode::ServiceUnavailable,
+            "rejected-overloaded",
+            Some(1),
+        ),
     };
-    let status = StatusCode::TooManyRequests;
-    let after = Some(retry_after_s);
-    immediate(status, "rejected-saturated", code, &message, after)
+    immediate(
+        status,
+        reason,
+        refusal.as_str(),
+        &refusal.to_string(),
+        after,
+    )
+}
+
+/// Bytes of a body in a message.
+#[must_use]
+pub fn body_len(message: &ProcessingResponse) -> usize {
+    let body = match &message.response {
+        Some(Response::RequestBody(body) | Response::ResponseBody(body)) => body,
+        _ => return 0,
+    };
+    let mutation = body
+        .response
+        .as_ref()
+        .and_then(|common| common.body_mutation.as_ref());
+    match mutation.and_then(|mutation| mutation.mutation.as_ref()) {
+        Some(Mutation::Body(body)) => body.len(),
+        Some(Mutation::StreamedResponse(chunk)) => chunk.body.len(),
+        _ => 0,
+    }
 }
 
 /// The request cannot be placed since it has no body where one must be: 400.

@@ -198,6 +198,46 @@ pub const SUBJECTS: &[Subject] = &[
         ],
     },
     Subject {
+        name: "Connections and exchanges",
+        families: &[
+            gauge(
+                "kvscout_connections",
+                &["port"],
+                "Connections by port (ext_proc, health, admin)",
+            ),
+            counter(
+                "kvscout_connections_refused_total",
+                &["port", "reason"],
+                "Connections hung up on, by port and reason: accept (no file descriptor), full (limits.connections_max), handshake_failed, handshake_late, silent",
+            ),
+            gauge(
+                "kvscout_exchanges",
+                &[],
+                "Conversations with a gateway that are open, one a request; limits.streams_max bounds them",
+            ),
+            gauge(
+                "kvscout_exchange_held_bytes",
+                &[],
+                "Bytes of bodies that they hold; limits.held_bytes_max bounds it",
+            ),
+            counter(
+                "kvscout_exchanges_given_up_total",
+                &["reason"],
+                "Exchanges that we ended, by reason: never_began, silent (limits.silence_ms_max), out_of_order, grace_over",
+            ),
+            gauge(
+                "kvscout_core_wait_seconds",
+                &[],
+                "What work waits for a core, without bursts; past limits.core_wait_ms_max requests are refused",
+            ),
+            counter(
+                "kvscout_certificate_reads_total",
+                &["outcome"],
+                "Times that a changed certificate was read, by outcome: renewed, failed (the old one is shown on)",
+            ),
+        ],
+    },
+    Subject {
         name: "Audit",
         families: &[
             counter(

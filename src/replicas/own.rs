@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::wire::{ENTRIES_MAX, FILLED_BYTES, KEYS_MAX, Message, Placed, Work};
-use crate::blocks::{Chain, KEYS_VERSION};
+use crate::blocks::{Chain, keys_version};
 use crate::fleet::{Endpoint, EndpointId};
 
 /// What may wait to be told: as much as a slow link takes in a second. More is dropped, and a full
@@ -210,7 +210,7 @@ struct Filling {
 
 impl Default for Filling {
     fn default() -> Self {
-        let keys = KEYS_VERSION;
+        let keys = keys_version();
         Self {
             work: Work {
                 keys,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::wire::{ENTRIES_MAX, Message, Placed, Skipped, Work};
-use crate::blocks::{Chain, KEYS_VERSION};
+use crate::blocks::{Chain, keys_version};
 use crate::fleet::{Booking, Endpoint, Fleet};
 use crate::index::{Expectation, Index};
 
@@ -308,7 +308,7 @@ impl Hearing<'_> {
     }
 
     fn expect(&mut self, endpoint: &Endpoint, keys: u32, chain: &Chain) -> Option<Expectation> {
-        if keys != KEYS_VERSION {
+        if keys != keys_version() {
             self.skip(Skipped::OtherKeys);
             return None;
         }

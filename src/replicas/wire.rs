@@ -61,7 +61,7 @@ pub enum Message {
 /// What happened to requests, which have numbers that their replica never gives again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
-    /// [`crate::blocks::KEYS_VERSION`] of the keys in it.
+    /// [`crate::blocks::keys_version`] of the keys in it.
     pub keys: u32,
     /// Names, which `placed` counts from 0.
     pub endpoints: Vec<String>,
@@ -218,6 +218,26 @@ mod tests {
         for message in [deltas(|_| {}), full, ask(None), ask(Some(3)), Message::Bye] {
             assert_eq!(Message::from_bytes(&message.to_bytes()), Ok(message));
         }
+    }
+
+    #[test]
+    fn the_previous_versions_words_are_read() {
+        let file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/previous/deltas.bin"
+        );
+        let short = |placed: &mut Placed| {
+            placed.chain = Some(Chain {
+                shape: 16.into(),
+                keys: vec![BlockKey::root(None)],
+            });
+        };
+        let kept = std::fs::read(file).expect("a fixture");
+        assert_eq!(
+            Message::from_bytes(&kept),
+            Ok(deltas(short)),
+            "raise VERSION"
+        );
     }
 
     #[test]

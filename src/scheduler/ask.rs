@@ -80,6 +80,9 @@ pub enum Refusal {
         /// When it is worth another try.
         retry_after_s: u64,
     },
+    /// This picker has too much to do.
+    #[error("the endpoint picker has too much to do: try again in a second")]
+    Overloaded,
 }
 
 impl Refusal {
@@ -90,6 +93,7 @@ impl Refusal {
             Self::NoEndpoint => "no_endpoint",
             Self::NoneInSubset => "none_in_subset",
             Self::Shed { why, .. } => why.as_str(),
+            Self::Overloaded => "overloaded",
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
-use crate::tools::{Common, start_log, told_to_end};
+use crate::tools::{Common, process, start_log, told_to_end};
 
 /// Publishes servers' KV cache events into NATS JetStream, for any number of pickers.
 ///
@@ -51,6 +51,11 @@ impl Args {
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config()?;
     start_log(config.log);
+    process::prepare();
+    // What a bridge keeps is for others to read: with a secret of its own nobody could.
+    if config.events.keys_secret.is_some() {
+        process::mix_block_keys(&config)?;
+    }
     let cluster = Cluster::connect(&config.events.nats).await?;
     if args.init {
         for line in cluster.init().await? {

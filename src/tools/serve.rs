@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::app;
 use crate::config::{Config, Engine, Model, RenderSettings, Source, Tls};
 use crate::metrics::families;
-use crate::tools::{Common, start_log, told_to_end};
+use crate::tools::{Common, process, start_log, told_to_end};
 use anyhow::bail;
 
 /// Answers Envoy over ext_proc with the endpoint that holds the longest cached prefix.
@@ -94,6 +94,8 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     start_log(config.log);
+    process::prepare();
+    process::mix_block_keys(&config)?;
     let app = app::build(config).await?;
     let bound = app.bound();
     tracing::info!(ext_proc = %bound.ext_proc, health = %bound.health, admin = %bound.admin, "listening");

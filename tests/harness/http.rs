@@ -59,7 +59,10 @@ pub async fn get(to: SocketAddr, path: &str) -> Answer {
 
 /// The same where nobody may be listening.
 pub async fn try_get(to: SocketAddr, path: &str) -> anyhow::Result<Answer> {
-    let request = Request::get(path).header("host", "model").body(full(""))?;
+    // An admin port's pages are for who asks by an address.
+    let request = Request::get(path)
+        .header("host", to.to_string())
+        .body(full(""))?;
     let (response, connection) = open(to, request).await?;
     let answer = whole(response).await;
     connection.abort();

@@ -11,6 +11,7 @@ pub mod http;
 pub mod hub;
 pub mod kube;
 pub mod nats;
+pub mod pair;
 pub mod pod;
 pub mod process;
 pub mod publisher;
@@ -27,7 +28,8 @@ use std::time::Duration;
 use kvscout::audit::Audit;
 use kvscout::config::{Config, Policy, Tls};
 use kvscout::decisions::Decisions;
-use kvscout::ext_proc::{self, ExtProcSettings, Health};
+use kvscout::door::{Door, DoorRules, Patience, tls};
+use kvscout::ext_proc::{self, Capacity, ExtProcSettings, Health};
 use kvscout::fleet::{Endpoint, EndpointId, Fleet};
 use kvscout::metrics::Metrics;
 use kvscout::models::Models;
@@ -76,6 +78,8 @@ pub struct Kvscout {
     pub address: SocketAddr,
     pub health: Health,
     pub endpoints: Vec<Arc<Endpoint>>,
+    pub metrics: Arc<Metrics>,
+    pub capacity: Arc<Capacity>,
     shutdown: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
     _fleet: watch::Sender<Arc<Fleet>>,
@@ -115,18 +119,36 @@ impl Kvscout {
     ) -> Self {
         let endpoints = fleet.endpoints.clone();
         let (sender, fleet) = watch::channel(Arc::new(fleet));
-        let scheduler = Arc::new(scheduler(fleet, routes, policy));
+        let metrics = Arc::<Metrics>::default();
+        let scheduler = Arc::new(scheduler(fleet, routes, policy, metrics.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let health = Health::new().await;
         let (shutdown, stop) = oneshot::channel::<()>();
-        let reported = health.clone();
+        let names = ["kvscout".to_owned()];
+        let certificates = tls::open(&tls, &names).await.expect("a certificate");
+        let (certificates, renewal) = certificates.unzip();
+        let door = Door::new(
+            listener,
+            door_rules(),
+            certificates,
+            metrics.door("ext_proc"),
+        );
+        let capacity = Arc::new(Capacity::new(settings.limits));
+        let parts = ext_proc::Parts {
+            scheduler,
+            health: health.clone(),
+            capacity: capacity.clone(),
+            metrics: metrics.clone(),
+        };
         let server = tokio::spawn(async move {
             let stop = async {
                 // A dropped sender is a shutdown as well.
                 let _ = stop.await;
             };
-            ext_proc::serve(listener, &tls, scheduler, &reported, settings, None, stop)
+            // Where nobody renews it, the certificate stays.
+            let _renewal = renewal;
+            ext_proc::serve(door, parts, settings, None, stop)
                 .await
                 .expect("it serves");
         });
@@ -134,6 +156,8 @@ impl Kvscout {
             address,
             health,
             endpoints,
+            metrics,
+            capacity,
             shutdown: Some(shutdown),
             server: Some(server),
             _fleet: sender,
@@ -160,6 +184,11 @@ impl Drop for Kvscout {
     }
 }
 
+/// As many as a test may want.
+pub fn door_rules() -> DoorRules {
+    DoorRules::new(1_000, Patience::First(PATIENCE))
+}
+
 /// An endpoint of which nothing is heard.
 pub fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
     let id = EndpointId(u32::try_from(number).expect("few pods"));
@@ -168,9 +197,13 @@ pub fn endpoint((number, address): (usize, &SocketAddr)) -> Arc<Endpoint> {
 }
 
 /// A scheduler that knows no model, so that load decides.
-fn scheduler(fleet: watch::Receiver<Arc<Fleet>>, routes: Routes, policy: Policy) -> Scheduler {
+fn scheduler(
+    fleet: watch::Receiver<Arc<Fleet>>,
+    routes: Routes,
+    policy: Policy,
+    metrics: Arc<Metrics>,
+) -> Scheduler {
     let (_, models) = watch::channel(Arc::default());
-    let metrics = Arc::<Metrics>::default();
     let pool = TokenPool::of_all_cores(64, PATIENCE, metrics.tokenizer());
     Scheduler::new(Parts {
         routes: watch::channel(Arc::new(routes)).1,

@@ -60,9 +60,23 @@ impl Served {
         Self::run_with(args, &[])
     }
 
+    /// Serves with no more file descriptors than that.
+    pub fn start_with_descriptors(max: u32, args: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let limited = format!("ulimit -n {max} && exec \"$0\" \"$@\"");
+        command.args(["-c", &limited, env!("CARGO_BIN_EXE_kvscout"), "serve"]);
+        command.args(args);
+        Self::of(command)
+    }
+
     fn run_with(args: &[&str], environment: &[(&str, String)]) -> Self {
-        let mut child = kvscout(args)
-            .envs(environment.iter().map(|(name, value)| (*name, value)))
+        let mut command = kvscout(args);
+        command.envs(environment.iter().map(|(name, value)| (*name, value)));
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child = command
             .stderr(Stdio::piped())
             .spawn()
             .expect("kvscout runs");

@@ -96,6 +96,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         tls: Tls::Files {
             cert: cert.clone(),
             key,
+            client_ca: None,
         },
     };
     let mut interrupted = signal(SignalKind::interrupt())?;

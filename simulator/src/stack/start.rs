@@ -125,6 +125,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
             ext_proc: local(plan.ports.ext_proc),
             health: local(plan.ports.health),
             admin: local(plan.ports.admin),
+            admin_token: None,
         },
         tls: plan.tls.clone(),
         fleet: FleetSource::File(folder.join("fleet.yaml")),

@@ -175,6 +175,18 @@ fn by_load(steps: &[Step]) -> Option<&Option<Vec<String>>> {
 }
 
 #[test]
+fn a_buffered_body_that_may_not_be_read_is_placed_by_load() {
+    let mut exchange = exchange();
+    on(&mut exchange, post(BodySendMode::Buffered, false));
+    assert_eq!(exchange.stop_holding("exchanges"), []);
+    let steps = on(&mut exchange, request_body(b"{}", true));
+    let [Step::PlaceByLoad(ask)] = steps.as_slice() else {
+        panic!("{steps:?}");
+    };
+    assert_eq!(ask.reason, "exchanges");
+}
+
+#[test]
 fn full_duplex_holds_the_header_reply_until_the_body_has_ended() {
     let mut exchange = exchange();
     assert_eq!(

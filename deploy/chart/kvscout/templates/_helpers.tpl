@@ -44,7 +44,7 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 
 {{/* kvscout.yaml: what the chart says, and the operator's word over it. */}}
 {{- define "kvscout.config" -}}
-{{- $ours := dict -}}
+{{- $ours := dict "listen" (dict "admin" "0.0.0.0:9090") -}}
 {{- if include "kvscout.watches" . -}}
 {{- $kubernetes := dict "service" (include "kvscout.name" .) -}}
 {{- if .Values.leaderElection.enabled -}}
