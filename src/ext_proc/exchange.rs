@@ -338,6 +338,7 @@ impl Exchange {
         let head = self.head(headers, metadata);
         self.sized = read::header(headers, "content-length").is_some();
         if headers.end_of_stream {
+            self.request_ended = true;
             return Ok(self.place_by_load(head, "no_body", Owed::Headers));
         }
         if read::upgrades(headers) {
@@ -402,6 +403,7 @@ impl Exchange {
     }
 
     fn request_trailers(&mut self) -> Result<Vec<Step>, OutOfOrder> {
+        self.request_ended = true;
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => {
                 let body = held.freeze();

@@ -803,3 +803,17 @@ fn a_last_chunk_that_envoy_says_again_is_not_heard_again() {
     );
     assert!(on(&mut exchange, last()).is_empty(), "and when it was");
 }
+
+#[test]
+fn nothing_of_a_body_is_heard_after_trailers_or_headers_that_ended_it() {
+    let mut exchange = exchange();
+    on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
+    let trailers = message(Message::RequestTrailers(HttpTrailers::default()));
+    on(&mut exchange, trailers);
+    placed(&mut exchange);
+    assert!(on(&mut exchange, request_body(b"more", false)).is_empty());
+    let mut exchange = self::exchange();
+    on(&mut exchange, post(BodySendMode::FullDuplexStreamed, true));
+    placed(&mut exchange);
+    assert!(on(&mut exchange, request_body(b"more", false)).is_empty());
+}
