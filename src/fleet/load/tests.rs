@@ -204,7 +204,7 @@ fn pace_is_measured_while_prompts_are_computed_and_not_between_them() {
     // A long pause counts for nothing.
     let mut three = book(4000, 60.0);
     three.first_token(at(61.0));
-    assert_eq!(pace(), Some((16_000.0_f64 + 4000.0) / 1.8).map(f64::round));
+    assert_eq!(pace(), Some(((16_000.0_f64 + 4000.0) / 1.8).round()));
     // Nor does an answer that comes whole, when its decode is done as well.
     let mut whole = book(50_000, 70.0);
     whole.prefilled();
