@@ -6,7 +6,7 @@
 mod harness;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -188,21 +188,6 @@ impl World {
     }
 }
 
-/// One that is loaded in no time: prompts are token ids.
-fn model(folder: &Path) -> PathBuf {
-    let tokenizer = json!({
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": {
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true
-        },
-        "model": {"type": "BPE", "vocab": {"x": 0}, "merges": []},
-    });
-    write(folder, "tokenizer.json", &tokenizer.to_string());
-    write(folder, "tokenizer_config.json", "{}");
-    folder.to_owned()
-}
-
 fn configured(folder: &Path, nats: &NatsServer, pods: &[Pod]) -> String {
     let line = |(number, pod): (usize, &Pod)| {
         let events = pod.addresses.events.as_ref().expect("events are on");
@@ -220,8 +205,8 @@ fn configured(folder: &Path, nats: &NatsServer, pods: &[Pod]) -> String {
         models: vec![Model {
             names: vec!["sim".into()],
             adapters: Vec::new(),
-            source: Source::Folder(model(folder)),
-            engine: Engine::Reference,
+            source: Source::Folder(harness::tokenizer()),
+            engine: Engine::Fast,
             render: RenderSettings::default(),
         }],
         ..Config::default()
