@@ -162,6 +162,7 @@ const WALL_CLOCK: &[&str] = &[
     "models.rs",
     "decisions.rs",
     "parity.rs",
+    "spans.rs",
     "scheduler/placement.rs",
     "events/listen/tell.rs",
     "kubernetes/",

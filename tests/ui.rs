@@ -31,7 +31,7 @@ async fn page(admin: SocketAddr, path: &str, host: &str) -> Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_is_served_with_its_own_script_alone_and_what_it_asks_is_there() {
     let stack = stack(3).await;
-    let ui = page(stack.admin, "/ui", "kvscout.example").await;
+    let ui = page(stack.admin, "/ui", "localhost").await;
     assert_eq!(ui.status, 200);
     assert!(ui.header("content-type").starts_with("text/html"));
     let policy = ui.header("content-security-policy");
