@@ -149,8 +149,9 @@ SECONDS_EACH ?= 60
 .PHONY: fuzz
 fuzz: setup $(TOOLS)/bin/cargo-fuzz ## Fuzz every target for SECONDS_EACH (60) seconds.
 	@for target in config events exchange frames json objects request response snapshot template tokens; do \
-	  RUSTC_BOOTSTRAP=1 $(TOOLS)/bin/cargo-fuzz fuzz run --sanitizer none $$target -- \
-	    -max_total_time=$(SECONDS_EACH) -timeout=10 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1; \
+	  mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \
+	  RUSTC_BOOTSTRAP=1 $(TOOLS)/bin/cargo-fuzz fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+	    -max_total_time=$(SECONDS_EACH) -timeout=10 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1 || exit 1; \
 	done
 
 $(TOOLS)/bin/cargo-fuzz:
