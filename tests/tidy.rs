@@ -226,3 +226,58 @@ fn nothing_is_left_unfinished() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// Names and versions that `Cargo.lock` holds.
+fn locked() -> Vec<(String, String)> {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).expect("Cargo.lock");
+    let field = |package: &str, name: &str| {
+        let mut lines = package.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+        value.map(|value| value.trim_matches('"').to_owned())
+    };
+    let packages = lock.split("[[package]]").skip(1);
+    packages
+        .filter_map(|package| Some((field(package, "name")?, field(package, "version")?)))
+        .collect()
+}
+
+/// What a `Cargo.toml` asks for: names and versions, without what says "that of the workspace".
+fn asked_for(manifest: &str) -> Vec<(String, String)> {
+    let mut asked = Vec::new();
+    let mut is_dependency = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_dependency = line.contains("dependencies");
+        }
+        let Some((name, what)) = line.split_once(" = ").filter(|_| is_dependency) else {
+            continue;
+        };
+        let version = what.strip_prefix("{ version = ").unwrap_or(what);
+        let version = version
+            .strip_prefix('"')
+            .and_then(|rest| rest.split('"').next());
+        if let Some(version) = version {
+            asked.push((name.to_owned(), version.trim_start_matches('=').to_owned()));
+        }
+    }
+    asked
+}
+
+// Whoever resolves dependencies anew, to the oldest that we allow, gets what was tested.
+#[test]
+fn the_oldest_version_asked_for_is_the_one_tested() {
+    let locked = locked();
+    let mut asked = 0;
+    for manifest in ["Cargo.toml", "simulator/Cargo.toml"] {
+        let text = fs::read_to_string(root().join(manifest)).expect("a manifest");
+        for (name, version) in asked_for(&text) {
+            asked += 1;
+            let tested = locked.iter().any(|(known, tested)| {
+                // What follows a plus sign names a build, and asks for nothing.
+                *known == name && tested.split('+').next() == Some(&version)
+            });
+            assert!(tested, "{manifest}: {name} {version} is not in Cargo.lock");
+        }
+    }
+    assert!(asked > 60, "read only {asked} dependencies");
+}
