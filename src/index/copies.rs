@@ -7,22 +7,14 @@
 //! move into another table from front to back, a few with every change, as two sorted lists merge; page
 //! by page the memory goes with them.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+mod mixing;
+mod table;
 
 use crate::blocks::EngineHash;
 use crate::index::prefetch::prefetch;
 use crate::index::tree::BlockId;
-
-/// Slots in a page.
-const PAGE: usize = 256;
-
-/// Homes in the smallest table.
-const HOMES_MIN: usize = 24;
-
-/// Slots of the last page that are nobody's home, for rows that find theirs taken; if they are too
-/// few, there is a page more.
-const SPILL: usize = 24;
+use mixing::Mixing;
+use table::{HOMES_MIN, PAGE, Page, Row, Table};
 
 /// Slots that each change empties while rows move, a microsecond at most. A move ends long before the
 /// next has to begin: after the 128th part of a table's slots in changes, of the quarter that it takes.
@@ -36,41 +28,6 @@ pub(super) struct Copies {
     pub count: u32,
     /// Last heard of before a gap: it may be gone.
     pub unsure: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Row {
-    /// The mixed hash.
-    name: u64,
-    block: Option<BlockId>,
-    /// Copies, and the highest bit for unsure; 0 where the slot is empty.
-    count: u32,
-}
-
-const UNSURE: u32 = 1 << 31;
-
-impl Row {
-    fn new(name: u64, copies: Copies) -> Self {
-        let Copies {
-            block,
-            count,
-            unsure,
-        } = copies;
-        let count = count.clamp(1, UNSURE - 1) | if unsure { UNSURE } else { 0 };
-        Self { name, block, count }
-    }
-
-    fn copies(self) -> Copies {
-        Copies {
-            block: self.block,
-            count: self.count & !UNSURE,
-            unsure: self.count & UNSURE != 0,
-        }
-    }
-
-    fn is_empty(self) -> bool {
-        self.count == 0
-    }
 }
 
 /// Copies by engine hash.
@@ -89,15 +46,6 @@ pub(super) struct CopyMap {
 
 /// Nothing is to be moved.
 const ALL: usize = usize::MAX;
-
-type Page = Box<[Row]>;
-
-/// Rows near their homes. Pages at its end may be missing as long as nothing is there.
-#[derive(Debug, Default)]
-struct Table {
-    homes: usize,
-    pages: Vec<Page>,
-}
 
 /// Where a hash stands, or would.
 #[derive(Debug, Clone, Copy)]
@@ -297,159 +245,6 @@ impl CopyMap {
             }
         }
     }
-}
-
-impl Table {
-    fn new(homes: usize) -> Self {
-        let homes = match homes {
-            0..=96 => HOMES_MIN * homes.div_ceil(HOMES_MIN).next_power_of_two(),
-            _ => (homes + SPILL).next_multiple_of(PAGE) - SPILL,
-        };
-        let pages = Vec::with_capacity((homes + SPILL).div_ceil(PAGE));
-        Self { homes, pages }
-    }
-
-    fn bytes(&self) -> usize {
-        let slots: usize = self.pages.iter().map(|page| page.len()).sum();
-        slots * size_of::<Row>() + self.pages.capacity() * size_of::<Page>()
-    }
-
-    fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.pages.iter().flatten().filter(|row| !row.is_empty())
-    }
-
-    /// Where the search for a name begins.
-    #[inline]
-    fn home(&self, name: u64) -> usize {
-        // The upper half is enough to tell the slots apart.
-        (((name >> 32) * self.homes as u64) >> 32) as usize
-    }
-
-    #[inline]
-    fn row(&self, at: usize) -> Option<&Row> {
-        self.pages.get(at / PAGE)?.get(at % PAGE)
-    }
-
-    /// The slot of a name, or the one where it belongs.
-    #[inline]
-    fn search(&self, name: u64) -> Result<usize, usize> {
-        let mut at = self.home(name);
-        loop {
-            match self.row(at) {
-                Some(row) if !row.is_empty() & (row.name < name) => at += 1,
-                Some(row) if !row.is_empty() & (row.name == name) => return Ok(at),
-                _ => return Err(at),
-            }
-        }
-    }
-
-    /// Into the slot where it belongs; those that are there move on by one.
-    #[inline]
-    fn insert(&mut self, mut at: usize, mut row: Row) {
-        while let Some(slot) = self.slot(at) {
-            std::mem::swap(slot, &mut row);
-            if row.is_empty() {
-                return;
-            }
-            at += 1;
-        }
-        self.put_behind(at, row, &mut None);
-    }
-
-    #[inline]
-    fn slot(&mut self, at: usize) -> Option<&mut Row> {
-        self.pages.get_mut(at / PAGE)?.get_mut(at % PAGE)
-    }
-
-    /// The first free slot from one on.
-    fn free(&self, mut at: usize) -> usize {
-        while self.row(at).is_some_and(|row| !row.is_empty()) {
-            at += 1;
-        }
-        at
-    }
-
-    /// Puts a row into a slot, which may be missing.
-    #[inline]
-    fn put(&mut self, at: usize, row: Row, spare: &mut Option<Page>) {
-        match self.slot(at) {
-            Some(slot) => *slot = row,
-            None => self.put_behind(at, row, spare),
-        }
-    }
-
-    #[cold]
-    fn put_behind(&mut self, at: usize, row: Row, spare: &mut Option<Page>) {
-        let slots = (self.homes + 8).min(PAGE);
-        let page = |slots: usize| vec![Row::default(); slots].into_boxed_slice();
-        while self.pages.len() <= at / PAGE {
-            let next = spare.take().unwrap_or_else(|| page(slots));
-            self.pages.push(next);
-        }
-        let last = &mut self.pages[at / PAGE];
-        if last.len() <= at % PAGE {
-            // A small table whose last rows are far behind their homes.
-            let mut whole = page(PAGE);
-            whole[..last.len()].copy_from_slice(last);
-            *last = whole;
-        }
-        last[at % PAGE] = row;
-    }
-
-    #[inline]
-    fn remove(&mut self, at: usize) {
-        // Those behind it that are not at home move up.
-        let mut gap = at;
-        while let Some(row) = self.row(gap + 1).copied()
-            && !row.is_empty()
-            && self.home(row.name) <= gap
-        {
-            self.put(gap, row, &mut None);
-            gap += 1;
-        }
-        self.put(gap, Row::default(), &mut None);
-    }
-}
-
-/// A one-to-one mixing of hashes by numbers that nobody knows, so that names chosen to collide do not.
-#[derive(Debug, Clone, Copy)]
-struct Mixing {
-    added: u64,
-    odd: [u64; 2],
-    inverse: [u64; 2],
-}
-
-impl Default for Mixing {
-    fn default() -> Self {
-        let random = RandomState::new();
-        let odd = [random.hash_one(1) | 1, random.hash_one(2) | 1];
-        Self {
-            added: random.hash_one(0),
-            odd,
-            inverse: odd.map(inverse),
-        }
-    }
-}
-
-impl Mixing {
-    #[inline]
-    fn mixed(&self, hash: u64) -> u64 {
-        let first = (hash ^ self.added).wrapping_mul(self.odd[0]);
-        let second = (first ^ (first >> 32)).wrapping_mul(self.odd[1]);
-        second ^ (second >> 32)
-    }
-
-    fn unmixed(&self, name: u64) -> u64 {
-        let second = (name ^ (name >> 32)).wrapping_mul(self.inverse[1]);
-        (second ^ (second >> 32)).wrapping_mul(self.inverse[0]) ^ self.added
-    }
-}
-
-/// The number whose product with an odd one is 1 (modulo 2^64), by Newton's steps: each doubles the
-/// bits that are right.
-fn inverse(odd: u64) -> u64 {
-    let step = |x: u64, _| x.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(x)));
-    (0..5).fold(odd.wrapping_mul(3) ^ 2, step)
 }
 
 #[cfg(test)]
