@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The client is for tests, which play Envoy. Bodies are `Bytes`, to be passed on uncopied.
     tonic_prost_build::configure()
         .bytes(".envoy")
+        .codec_path("crate::proto::codec::Codec")
         .include_file("envoy.rs")
         .compile_fds(files)?;
     Ok(())

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::Map;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -213,7 +214,13 @@ struct Service {
     number: AtomicU64,
 }
 
-type Replies = ReceiverStream<Result<ProcessingResponse, Status>>;
+/// What Envoy hears, one after the other; unpacked at the last moment.
+type Replies =
+    Map<ReceiverStream<drive::Reply>, fn(drive::Reply) -> Result<ProcessingResponse, Status>>;
+
+fn unpacked(replies: mpsc::Receiver<drive::Reply>) -> Replies {
+    ReceiverStream::new(replies).map(|reply| reply.map(|reply| *reply))
+}
 
 #[tonic::async_trait]
 impl ExternalProcessor for Service {
@@ -243,7 +250,7 @@ impl ExternalProcessor for Service {
                 metrics.exchange_given_up(reason);
             }
         });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(unpacked(stream)))
     }
 }
 
@@ -254,8 +261,8 @@ impl Service {
             .metrics
             .answered(None, ("", "", Refusal::Overloaded.as_str()));
         let (replies, stream) = mpsc::channel(1);
-        let refused = reply::refused(Refusal::Overloaded);
+        let refused = Box::new(reply::refused(Refusal::Overloaded));
         replies.try_send(Ok(refused)).expect("it has room for one");
-        ReceiverStream::new(stream)
+        unpacked(stream)
     }
 }

@@ -1,5 +1,7 @@
 //! Generated words: Envoy's external processing protocol, from `proto/`.
 
+mod codec;
+
 #[allow(
     missing_docs,
     clippy::all,

@@ -30,14 +30,17 @@ type Place = Result<Placement, Refusal>;
 /// A scheduler at work; dropping it gives the work up.
 type Placing = Pin<Box<dyn Future<Output = Place> + Send>>;
 
+/// A word to Envoy, in a box: a channel has room for 32, and they are large (tokio's blocks).
+pub type Reply = Result<Box<ProcessingResponse>, Status>;
+
 /// Where replies go.
-pub type Replies = mpsc::Sender<Result<ProcessingResponse, Status>>;
+pub type Replies = mpsc::Sender<Reply>;
 
 /// One exchange and what it waits for.
 pub struct Drive {
     exchange: Exchange,
     scheduler: Arc<Scheduler>,
-    queue: VecDeque<ProcessingResponse>,
+    queue: VecDeque<Box<ProcessingResponse>>,
     queue_max: usize,
     /// Of bodies in the queue.
     queued_bytes: usize,
@@ -264,7 +267,7 @@ impl Drive {
     }
 
     /// What is to be said next; its memory is given back.
-    fn next_reply(&mut self) -> Option<ProcessingResponse> {
+    fn next_reply(&mut self) -> Option<Box<ProcessingResponse>> {
         let reply = self.queue.pop_front()?;
         self.queued_bytes -= reply::body_len(&reply);
         self.moved = Instant::now();
@@ -303,7 +306,7 @@ impl Drive {
             match step {
                 Step::Send(reply) => {
                     self.queued_bytes += reply::body_len(&reply);
-                    self.queue.push_back(*reply);
+                    self.queue.push_back(reply);
                 }
                 Step::Place(mut ask) => {
                     ask.trace = self.tracing.trace.id();
