@@ -168,6 +168,36 @@ fn envoy_waits_longer_than_kvscout_does() {
     }
 }
 
+/// Without one Istio asks by its cluster's name, in which `|` is: no TLS library of ours takes that for a host's.
+#[test]
+fn istio_asks_by_a_hosts_name() {
+    let all = example("istio/gateway.yaml");
+    let rule = of(all, "DestinationRule").next().expect("a rule");
+    let (host, tls) = (&rule["spec"]["host"], &rule["spec"]["trafficPolicy"]["tls"]);
+    assert_eq!((&tls["mode"], &tls["sni"]), (&json!("SIMPLE"), host));
+}
+
+/// The AIGatewayRoute's own filter holds each body whole, and Envoy Gateway's defaults are 32 KiB for a connection
+/// and 64 KiB for a stream of HTTP/2: a longer prompt is 413 before kvscout is asked.
+#[test]
+fn envoy_ai_gateway_takes_every_body_that_kvscout_scores() {
+    let defaults = fs::read_to_string(root().join("deploy/kvscout.yaml")).expect("text");
+    let scored = number(&defaults, "body_bytes_max").expect("a limit");
+    let all = example("envoy-ai-gateway/gateway.yaml");
+    let policy = of(all, "ClientTrafficPolicy").next().expect("a policy");
+    let (spec, gateway) = (&policy["spec"], of(all, "Gateway").next());
+    assert_eq!(
+        spec["targetRefs"][0]["name"],
+        gateway.expect("a gateway")["metadata"]["name"]
+    );
+    for limit in ["/connection/bufferLimit", "/http2/initialStreamWindowSize"] {
+        let text = spec.pointer(limit).and_then(Value::as_str).expect(limit);
+        let mebibytes = text.strip_suffix("Mi").map(str::parse::<u64>);
+        let mebibytes = mebibytes.expect("in Mi").expect("a number");
+        assert!(mebibytes << 20 >= scored, "{limit}: {text}");
+    }
+}
+
 #[test]
 fn kvscout_accepts_the_configuration_of_the_sidecar() {
     let folder = tempfile::tempdir().expect("a folder");
