@@ -7,10 +7,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::serve::Listener;
 use futures::stream::{self, Stream};
+use rustls::{Error as TlsFault, PeerMisbehaved};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -59,6 +61,8 @@ pub struct Door {
     certificates: Option<Certificates>,
     seats: Seats,
     metrics: Arc<DoorMetrics>,
+    /// A gateway's mistake has been told of: it would be made again with each connection.
+    told: Arc<AtomicBool>,
     entering: JoinSet<Option<(Connection, SocketAddr)>>,
 }
 
@@ -96,6 +100,7 @@ impl Door {
                 max,
             },
             metrics: Arc::new(metrics),
+            told: Arc::default(),
             entering: JoinSet::new(),
         }
     }
@@ -145,9 +150,9 @@ impl Door {
             self.certificates.as_ref().map(Certificates::acceptor),
             self.rules,
         );
-        let metrics = self.metrics.clone();
+        let (metrics, told) = (self.metrics.clone(), self.told.clone());
         self.entering.spawn(async move {
-            let connection = shake(stream, acceptor, rules, seat, metrics).await?;
+            let connection = shake(stream, acceptor, rules, seat, (metrics, told)).await?;
             Some((connection, peer))
         });
     }
@@ -159,7 +164,7 @@ async fn shake(
     acceptor: Option<tokio_rustls::TlsAcceptor>,
     rules: DoorRules,
     seat: OwnedSemaphorePermit,
-    metrics: Arc<DoorMetrics>,
+    (metrics, told): (Arc<DoorMetrics>, Arc<AtomicBool>),
 ) -> Option<Connection> {
     let Some(acceptor) = acceptor else {
         return Some(Connection::plain(stream, rules.patience, seat, metrics));
@@ -169,6 +174,13 @@ async fn shake(
         Ok(Err(error)) => {
             metrics.refused("handshake_failed");
             tracing::debug!(%error, port = metrics.port, "a handshake failed");
+            if names_no_host(&error) && !told.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    port = metrics.port,
+                    "who asks gives a name that no host can have, and is refused: is it Istio, whose DestinationRule for \
+                     this Service lacks trafficPolicy.tls.sni?"
+                );
+            }
             None
         }
         Err(_) => {
@@ -176,6 +188,18 @@ async fn shake(
             None
         }
     }
+}
+
+/// Istio names its cluster (`outbound|9002||…`, Envoy's `auto_sni`), which rustls 0.23 takes from nobody, whatever the
+/// certificate; 0.24 will let it be ignored ([rustls#2617](https://github.com/rustls/rustls/pull/2617)).
+fn names_no_host(error: &io::Error) -> bool {
+    let fault = error.get_ref().and_then(|fault| fault.downcast_ref());
+    matches!(
+        fault,
+        Some(TlsFault::PeerMisbehaved(
+            PeerMisbehaved::ServerNameMustContainOneHostName
+        ))
+    )
 }
 
 impl Listener for Door {

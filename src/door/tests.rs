@@ -237,6 +237,33 @@ async fn a_handshake_that_never_ends_is_given_up() {
     assert_eq!(house.seats.taken(), 0);
 }
 
+/// Istio asks so where its DestinationRule says no `sni`, and every request would fail in silence.
+#[tokio::test]
+async fn a_name_that_no_host_can_have_is_told_from_other_failures() {
+    let authority = Authority::new();
+    let tls = authority.shows(&authority.signs("kvscout"), false);
+    let (certificates, _renewal) = tls::open(&tls, &[]).await.unwrap().unwrap();
+    let name = ServerName::try_from("outbound-9002--kvscout.llm").unwrap();
+    for (bar, told) in [(b'|', true), (b'-', false)] {
+        let client = authority.client(None).config().clone();
+        let mut hello = Vec::new();
+        let mut asks = ClientConnection::new(client, name.clone()).unwrap();
+        asks.write_tls(&mut hello).unwrap();
+        let from = hello.windows(8).position(|part| part == b"outbound");
+        for byte in &mut hello[from.unwrap()..][..15] {
+            if *byte == b'-' {
+                *byte = bar;
+            }
+        }
+        let (mut gateway, door) = tokio::io::duplex(1 << 16);
+        gateway.write_all(&hello).await.unwrap();
+        gateway.shutdown().await.unwrap();
+        let error = soon(certificates.acceptor().accept(door)).await.err();
+        let error = error.expect("nothing more comes");
+        assert_eq!(names_no_host(&error), told, "{error}");
+    }
+}
+
 #[tokio::test]
 async fn a_renewed_certificate_is_shown_and_a_broken_one_is_not() {
     let authority = Authority::new();

@@ -220,6 +220,7 @@ request_header_mode: SEND
     let route = "- match: {prefix: \"/\"}\n                          route:\n                            cluster: picked\n";
     let skips = "request_header_mode: SKIP\n                        response_header_mode: SKIP\n";
     let asks = "{envoy_grpc: {cluster_name: kvscout}}";
+    let tls = "transport_sockets.tls.v3.UpstreamTlsContext\n";
     let swaps = [
         (modes, skips),
         (route, &of_route),
@@ -227,6 +228,7 @@ request_header_mode: SEND
         ("message_timeout: 30s", "message_timeout: 1000s"),
         ("[envoy.lb, envoy.lb.subset_hint]", "[envoy.lb]"),
         ("- name: kvscout\n", &format!("- name: {name}\n")),
+        (tls, &format!("{tls}          sni: kvscout\n")),
     ];
     let swap = |text: String, (from, to): (&str, &str)| swap(&text, from, to);
     swaps.into_iter().fold(text.to_owned(), swap)
