@@ -118,7 +118,8 @@ impl Exchange {
     }
 }
 
-fn set_headers(reply: HeadersResponse) -> Vec<(String, String)> {
+/// What a reply adds to headers.
+pub fn set_headers(reply: HeadersResponse) -> Vec<(String, String)> {
     let mutation = reply.response.and_then(|common| common.header_mutation);
     let set = mutation.unwrap_or_default().set_headers.into_iter();
     let text = |value: HeaderValue| {
