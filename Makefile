@@ -146,12 +146,23 @@ bench-policy: ## Compare routing policies in virtual time, all workloads, severa
 # libFuzzer's flags are unstable ones; the stable compiler takes them when told so. A finding is
 # written to fuzz/artifacts/ and ends the run.
 SECONDS_EACH ?= 60
+FUZZ := RUSTC_BOOTSTRAP=1 $(TOOLS)/bin/cargo-fuzz fuzz
+FUZZ_TARGETS := config events exchange frames json objects request response snapshot template tokens
 .PHONY: fuzz
-fuzz: setup $(TOOLS)/bin/cargo-fuzz ## Fuzz every target for SECONDS_EACH (60) seconds.
-	@for target in config events exchange frames json objects request response snapshot template tokens; do \
+fuzz: setup $(TOOLS)/bin/cargo-fuzz ## Fuzz every target for SECONDS_EACH (60) seconds, from what earlier runs found.
+	@for target in $(FUZZ_TARGETS); do \
 	  mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \
-	  RUSTC_BOOTSTRAP=1 $(TOOLS)/bin/cargo-fuzz fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+	  if [ -f fuzz/corpora/$$target.tar.gz ]; then tar -xzf fuzz/corpora/$$target.tar.gz -C fuzz/corpus/$$target; fi; \
+	  $(FUZZ) run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 	    -max_total_time=$(SECONDS_EACH) -timeout=10 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1 || exit 1; \
+	done
+
+.PHONY: fuzz-corpora
+fuzz-corpora: $(TOOLS)/bin/cargo-fuzz ## Keep what `make fuzz` found, the least that reaches as much, in fuzz/corpora/.
+	@for target in $(FUZZ_TARGETS); do \
+	  $(FUZZ) cmin --sanitizer none $$target fuzz/corpus/$$target -- -max_len=2048 || exit 1; \
+	  tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C fuzz/corpus/$$target -cf - . \
+	    | gzip -9n > fuzz/corpora/$$target.tar.gz; \
 	done
 
 $(TOOLS)/bin/cargo-fuzz:
