@@ -84,17 +84,34 @@ impl Client {
     }
 }
 
-/// One question with a body, by a client of its own: whatever the answer is.
+/// What is asked of a server.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// Where.
+    pub url: &'a str,
+    /// A body makes it a POST.
+    pub body: Option<Vec<u8>>,
+    /// Shown as `Authorization: Bearer`.
+    pub token: Option<&'a str>,
+}
+
+/// One question by a client of its own: whatever the answer is.
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn post(
-    url: &str,
-    body: Vec<u8>,
+pub async fn question(
+    question: Question<'_>,
     within: Duration,
     bytes_max: usize,
 ) -> Result<(StatusCode, Vec<u8>), AskError> {
-    let request = Client::new()?.0.post(url).body(body);
+    let client = Client::new()?.0;
+    let mut request = match question.body {
+        Some(body) => client.post(question.url).body(body),
+        None => client.get(question.url),
+    };
+    if let Some(token) = question.token {
+        request = request.bearer_auth(token);
+    }
     let answered = timeout(within, answer(request, bytes_max)).await;
     answered.unwrap_or(Err(AskError::Late(within)))
 }

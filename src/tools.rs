@@ -2,18 +2,15 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
-
-use anyhow::{Context, bail};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::ask;
 use crate::config::yaml::Complaints;
 use crate::config::{Config, FleetSource, LogFormat, Strategy};
 use crate::decisions::what_if::Knobs;
 
+mod admin_port;
 pub mod audit;
 pub mod bridge;
 pub mod check;
@@ -25,6 +22,8 @@ pub mod replay;
 pub mod serve;
 pub mod tokenize;
 pub mod what_if;
+
+pub use admin_port::AdminPort;
 
 /// Flags of every command that reads the configuration file.
 #[derive(Debug, clap::Args)]
@@ -55,50 +54,6 @@ impl Common {
         }
         config.log = self.log.unwrap_or(config.log);
         Ok(config)
-    }
-}
-
-/// Where a running kvscout is asked.
-#[derive(Debug, clap::Args)]
-pub struct AdminPort {
-    /// The admin port of a running kvscout.
-    #[arg(
-        long = "admin",
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:9090"
-    )]
-    pub address: String,
-}
-
-/// Reading a long prompt may wait for a core.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
-/// 1,024 candidates of 500 bytes, twenty times.
-const ANSWER_BYTES_MAX: usize = 10 << 20;
-
-impl AdminPort {
-    fn url(&self, page: &str) -> String {
-        format!("http://{}{page}", self.address)
-    }
-
-    async fn get(&self, page: &str) -> anyhow::Result<Vec<u8>> {
-        let answer = ask::get(&self.url(page), ANSWER_MAX, ANSWER_BYTES_MAX).await;
-        answer.with_context(|| self.unanswered())
-    }
-
-    async fn post(&self, page: &str, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
-        let answer = ask::post(&self.url(page), body, ANSWER_MAX, ANSWER_BYTES_MAX).await;
-        let (status, answer) = answer.with_context(|| self.unanswered())?;
-        if !status.is_success() {
-            bail!("{status}: {}", String::from_utf8_lossy(&answer).trim());
-        }
-        Ok(answer)
-    }
-
-    fn unanswered(&self) -> String {
-        format!(
-            "no answer of kvscout's admin port at {} (flag --admin)",
-            self.address
-        )
     }
 }
 

@@ -14,6 +14,7 @@ use harness::{sim, soon, tokenizer};
 use hyper::Request;
 use kvscout_sim::server;
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpSocket};
 
 /// A picker of two simulated servers, as the process runs it.
 struct World {
@@ -291,4 +292,63 @@ async fn a_full_disk_costs_lines_of_the_log_and_no_request() {
     // The log rests now before it tries again, and requests do not.
     place(20).await;
     lost(21).await;
+}
+
+/// A way to a port on which whoever comes seems to come from elsewhere (`127.0.0.6`, as Istio's sidecar brings them).
+async fn from_elsewhere(to: SocketAddr) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let door = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = door.local_addr().expect("bound");
+    let forward = tokio::spawn(async move {
+        while let Ok((mut guest, _)) = door.accept().await {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            let elsewhere = "127.0.0.6:0".parse().expect("an address");
+            socket.bind(elsewhere).expect("it is loopback, too");
+            let mut host = socket.connect(to).await.expect("it listens");
+            // Either may hang up as it likes.
+            let _ = tokio::io::copy_bidirectional(&mut guest, &mut host).await;
+        }
+    });
+    (at, forward)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_another_host_a_command_shows_the_token() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(
+        folder.path(),
+        "fleet.yaml",
+        "endpoints: [{address: '127.0.0.1:1'}]",
+    );
+    let token = write(folder.path(), "token", "open-sesame\n");
+    let wrong = write(folder.path(), "wrong", "open-barley");
+    let empty = write(folder.path(), "empty", "\n");
+    let config = ANY_PORT.replacen('{', &format!("{{admin_token: '{token}', "), 1);
+    let config = write(folder.path(), "kvscout.yaml", &config);
+    let served = Served::start(&["--config", &config, "--plaintext"]);
+    let (admin, forward) = from_elsewhere(served.admin()).await;
+    let run = |command: &str, more: &[&str], environment: Option<&str>| {
+        let mut run = kvscout(&[command, "--admin", &admin.to_string()]);
+        run.args(more)
+            .stdin(Stdio::null())
+            .env_remove("KVSCOUT_ADMIN_TOKEN");
+        run.envs(environment.map(|token| ("KVSCOUT_ADMIN_TOKEN", token)));
+        let output = run.output().expect("kvscout runs");
+        (output.status.code(), text(&output.stderr))
+    };
+    for command in ["audit", "explain"] {
+        let (code, said) = run(command, &[], None);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(
+            said.contains("401") && said.contains("--admin-token"),
+            "{said}"
+        );
+        assert_eq!(run(command, &["--admin-token", &token], None).0, Some(0));
+        assert_eq!(run(command, &[], Some("open-sesame")).0, Some(0));
+        let (code, said) = run(command, &["--admin-token", &wrong], Some("open-sesame"));
+        assert_eq!(code, Some(2), "the file is what is shown");
+        assert!(said.contains("another token"), "{said}");
+        let (_, said) = run(command, &["--admin-token", &empty], None);
+        assert!(said.contains("holds no token"), "{said}");
+    }
+    forward.abort();
 }
