@@ -3,12 +3,13 @@
 //! Every request is one gRPC stream. A task drives it ([`drive`]) through the conversation
 //! ([`exchange`]); what Envoy hears is made in [`reply`].
 
+use std::option;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::Map;
+use futures::stream::{self, Chain, Iter, Map};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -214,13 +215,11 @@ struct Service {
     number: AtomicU64,
 }
 
-/// What Envoy hears, one after the other; unpacked at the last moment.
-type Replies =
-    Map<ReceiverStream<drive::Reply>, fn(drive::Reply) -> Result<ProcessingResponse, Status>>;
-
-fn unpacked(replies: mpsc::Receiver<drive::Reply>) -> Replies {
-    ReceiverStream::new(replies).map(|reply| reply.map(|reply| *reply))
-}
+/// What Envoy hears, one after the other, of which the first is there; unpacked at the last moment.
+type Replies = Map<
+    Chain<Iter<option::IntoIter<drive::Reply>>, ReceiverStream<drive::Reply>>,
+    fn(drive::Reply) -> Result<ProcessingResponse, Status>,
+>;
 
 #[tonic::async_trait]
 impl ExternalProcessor for Service {
@@ -231,9 +230,9 @@ impl ExternalProcessor for Service {
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Replies>, Status> {
         let Some(place) = self.parts.capacity.enter() else {
-            return Ok(Response::new(self.refuse()));
+            return answer(self.refuse()).await;
         };
-        let (replies, stream) = mpsc::channel(REPLIES_MAX);
+        let (replies, heard) = mpsc::channel(REPLIES_MAX);
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let id = format!("kvscout-{number}");
         let drive = drive::Drive::new(
@@ -250,19 +249,27 @@ impl ExternalProcessor for Service {
                 metrics.exchange_given_up(reason);
             }
         });
-        Ok(Response::new(unpacked(stream)))
+        answer(heard).await
     }
+}
+
+/// Answers the call with its first reply, and not before: until then Envoy can ask another picker where this
+/// one dies (`retry_policy`), and no longer once it has seen response headers.
+async fn answer(mut replies: mpsc::Receiver<drive::Reply>) -> Result<Response<Replies>, Status> {
+    let first = replies.recv().await.transpose()?.map(Ok);
+    let all = stream::iter(first).chain(ReceiverStream::new(replies));
+    Ok(Response::new(all.map(|reply| reply.map(|reply| *reply))))
 }
 
 impl Service {
     /// The answer to one too many: before it has said anything, so that it costs next to nothing.
-    fn refuse(&self) -> Replies {
+    fn refuse(&self) -> mpsc::Receiver<drive::Reply> {
         self.parts
             .metrics
             .answered(None, ("", "", Refusal::Overloaded.as_str()));
-        let (replies, stream) = mpsc::channel(1);
+        let (replies, heard) = mpsc::channel(1);
         let refused = Box::new(reply::refused(Refusal::Overloaded));
         replies.try_send(Ok(refused)).expect("it has room for one");
-        unpacked(stream)
+        heard
     }
 }

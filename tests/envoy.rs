@@ -362,7 +362,7 @@ async fn the_service_that_envoy_asks_at_says_the_pool_and_its_metadata_before_it
     };
     let fleet = Fleet::of(endpoints.clone()).with_pools((0..3).map(pool).collect());
     let says = (Routes::default(), Config::default().policy);
-    let ask = "{envoy_grpc: {cluster_name: kvscout}}";
+    let ask = "envoy_grpc: {cluster_name: kvscout}\n";
     for tls in [Tls::SelfSigned, Tls::Off] {
         let kvscout = Kvscout::of(fleet.clone(), tls.clone(), settings(), says.clone()).await;
         let example = envoy::configured(
@@ -379,8 +379,9 @@ async fn the_service_that_envoy_asks_at_says_the_pool_and_its_metadata_before_it
             let name = as_istio_names(&format!("epp-{service}"));
             let metadata = metadata.map(|pool| format!("{{key: x-kvscout-pool, value: {pool}}}"));
             let metadata = metadata.unwrap_or_default();
-            let asked =
-                format!("{{envoy_grpc: {{cluster_name: {name}}}, initial_metadata: [{metadata}]}}");
+            let asked = format!(
+                "envoy_grpc: {{cluster_name: {name}}}\n                        initial_metadata: [{metadata}]\n"
+            );
             let config = envoy::swap(&example, ask, &asked);
             let config = envoy::swap(&config, "- name: kvscout\n", &format!("- name: {name}\n"));
             let gateway = Envoy::run(&config).await;

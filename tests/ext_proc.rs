@@ -3,6 +3,7 @@
 mod harness;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use harness::exchange::{Exchange, body, channel, channel_at, headers, set_headers, streamed};
@@ -12,11 +13,13 @@ use kvscout::door::Door;
 use kvscout::ext_proc::{ExtProcSettings, Health, Patience, capacity};
 use kvscout::metrics::Metrics;
 use kvscout::proto::core::{HeaderMap, HeaderValue};
-use kvscout::proto::ext_proc::HttpHeaders;
+use kvscout::proto::ext_proc::external_processor_client::ExternalProcessorClient;
 use kvscout::proto::ext_proc::processing_request::Request as Message;
+use kvscout::proto::ext_proc::{HttpHeaders, ProcessingRequest};
 use kvscout::proto::ext_proc::processing_response::Response as Reply;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
@@ -247,6 +250,36 @@ fn impatient(set: impl FnOnce(&mut Patience)) -> ExtProcSettings {
 }
 
 const SHORT: Duration = Duration::from_millis(50);
+
+/// Envoy's `retry_policy` asks another picker only where it has seen no response headers.
+#[tokio::test]
+async fn until_its_first_reply_a_call_is_not_answered() {
+    let kvscout = kvscout(ExtProcSettings::default()).await;
+    let (say, said) = mpsc::channel(8);
+    let mut client = ExternalProcessorClient::new(channel(kvscout.address).await);
+    let mut call = pin!(client.process(ReceiverStream::new(said)));
+    let message = |message| ProcessingRequest {
+        request: Some(message),
+        ..Default::default()
+    };
+    say.send(message(headers("/v1/completions", false)))
+        .await
+        .expect("it listens");
+    loop {
+        let early = tokio::time::timeout(SHORT, &mut call).await;
+        assert!(early.is_err(), "answered early");
+        if kvscout.capacity.open() == 1 {
+            break;
+        }
+    }
+    say.send(message(body("{}", true)))
+        .await
+        .expect("it listens");
+    let answered = soon("an answer", call).await.expect("no error");
+    let first = soon("a reply", answered.into_inner().message()).await;
+    let first = first.expect("no error").expect("not the end").response;
+    assert!(matches!(first, Some(Reply::RequestHeaders(_))), "{first:?}");
+}
 
 #[tokio::test]
 async fn a_stream_that_never_begins_is_ended() {

@@ -16,7 +16,7 @@ pub enum Bodies {
     FullDuplexOnce,
     /// Full duplex both ways.
     FullDuplex,
-    /// The request buffered, the response in chunks that Envoy keeps.
+    /// As the example has it: the request buffered, the response in chunks that Envoy keeps.
     Buffered,
     /// Both buffered.
     AllBuffered,
@@ -174,13 +174,13 @@ pub fn configured(
         Bodies::Streamed => ("STREAMED", "STREAMED"),
         Bodies::Unseen => ("NONE", "NONE"),
     };
-    for (side, mode) in [("request", request), ("response", response)] {
+    for (side, shipped, mode) in [
+        ("request", "BUFFERED", request),
+        ("response", "STREAMED", response),
+    ] {
         let line = format!("{side}_body_mode: ");
-        text = swap(
-            &text,
-            &format!("{line}FULL_DUPLEX_STREAMED"),
-            &format!("{line}{mode}"),
-        );
+        let (from, to) = (format!("{line}{shipped}\n"), format!("{line}{mode}\n"));
+        text = swap(&text, &from, &to);
     }
     match follow {
         Follow::Metadata => text,
@@ -219,12 +219,15 @@ request_header_mode: SEND
     );
     let route = "- match: {prefix: \"/\"}\n                          route:\n                            cluster: picked\n";
     let skips = "request_header_mode: SKIP\n                        response_header_mode: SKIP\n";
-    let asks = "{envoy_grpc: {cluster_name: kvscout}}";
+    let asks = "envoy_grpc: {cluster_name: kvscout}\n";
     let tls = "transport_sockets.tls.v3.UpstreamTlsContext\n";
     let swaps = [
         (modes, skips),
         (route, &of_route),
-        (asks, "{envoy_grpc: {cluster_name: dummy}, timeout: 10s}"),
+        (
+            asks,
+            "envoy_grpc: {cluster_name: dummy}\n                        timeout: 10s\n",
+        ),
         ("message_timeout: 30s", "message_timeout: 1000s"),
         ("[envoy.lb, envoy.lb.subset_hint]", "[envoy.lb]"),
         ("- name: kvscout\n", &format!("- name: {name}\n")),

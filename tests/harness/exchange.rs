@@ -14,8 +14,9 @@ use kvscout::proto::ext_proc::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status, Streaming};
 
 use super::soon;
 
@@ -39,16 +40,43 @@ pub async fn channel_at(to: SocketAddr, authority: &str) -> Channel {
 /// One exchange, from Envoy's end.
 pub struct Exchange {
     pub say: mpsc::Sender<ProcessingRequest>,
-    pub hear: Streaming<ProcessingResponse>,
+    pub hear: Hear,
+}
+
+/// What it hears. Nothing before the first reply, not even that it was let in.
+pub struct Hear(Call);
+
+enum Call {
+    Asked(AbortOnDropHandle<Result<Streaming<ProcessingResponse>, Status>>),
+    Answered(Streaming<ProcessingResponse>),
+}
+
+impl Hear {
+    pub async fn message(&mut self) -> Result<Option<ProcessingResponse>, Status> {
+        loop {
+            match &mut self.0 {
+                Call::Asked(asked) => {
+                    self.0 = Call::Answered(asked.await.expect("it does not panic")?);
+                }
+                Call::Answered(replies) => return replies.message().await,
+            }
+        }
+    }
 }
 
 impl Exchange {
     pub async fn open(channel: Channel) -> Self {
         let (say, said) = mpsc::channel(8);
         let mut client = ExternalProcessorClient::new(channel);
-        let opened = soon("a stream", client.process(ReceiverStream::new(said))).await;
-        let hear = opened.expect("a stream").into_inner();
-        Self { say, hear }
+        let asked = async move {
+            let answer = client.process(ReceiverStream::new(said)).await;
+            answer.map(Response::into_inner)
+        };
+        let asked = AbortOnDropHandle::new(tokio::spawn(asked));
+        Self {
+            say,
+            hear: Hear(Call::Asked(asked)),
+        }
     }
 
     pub async fn say(&self, message: Message) {

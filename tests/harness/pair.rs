@@ -72,9 +72,9 @@ pub fn configured(pods: &[SocketAddr], pickers: &[Ports], bodies: Bodies) -> Str
             name: envoy.transport_sockets.raw_buffer
             typed_config:
               \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer
-      # One stream a request:"
+      # One stream a request."
     );
-    envoy::swap(&text, "      # One stream a request:", &checks)
+    envoy::swap(&text, "      # One stream a request.", &checks)
 }
 
 /// Waits until Envoy has seen that a picker serves, or that it does not.

@@ -16,8 +16,9 @@ use kvscout::proto::ext_proc::{
 };
 use kvscout::proto::filter::processing_mode::BodySendMode;
 use tokio::sync::mpsc;
-use tonic::Streaming;
+use tokio::task::JoinHandle;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Response, Status, Streaming};
 
 /// Bytes of a body in one message. Envoy sends what it has read: of a client nearby 16 to 64 KiB.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -58,8 +59,25 @@ pub struct Took {
 #[derive(Debug)]
 pub struct Stream {
     say: mpsc::Sender<ProcessingRequest>,
-    hear: Streaming<ProcessingResponse>,
+    hear: Hear,
     began: Instant,
+}
+
+#[derive(Debug)]
+enum Hear {
+    Asked(JoinHandle<Result<Streaming<ProcessingResponse>, Status>>),
+    Answered(Streaming<ProcessingResponse>),
+}
+
+impl Hear {
+    async fn message(&mut self) -> anyhow::Result<Option<ProcessingResponse>> {
+        loop {
+            match self {
+                Self::Asked(opened) => *self = Self::Answered(opened.await??),
+                Self::Answered(replies) => return Ok(replies.message().await?),
+            }
+        }
+    }
 }
 
 impl Stream {
@@ -87,9 +105,16 @@ impl Stream {
         });
         say.send(first).await.context("kvscout hung up")?;
         let mut client = ExternalProcessorClient::new(channel.clone());
-        let opened = client.process(tokio_stream::wrappers::ReceiverStream::new(said));
-        let hear = opened.await?.into_inner();
-        Ok(Self { say, hear, began })
+        // Nothing is heard before the first reply, not even that the stream was taken.
+        let opened = tokio::spawn(async move {
+            let said = tokio_stream::wrappers::ReceiverStream::new(said);
+            client.process(said).await.map(Response::into_inner)
+        });
+        Ok(Self {
+            say,
+            hear: Hear::Asked(opened),
+            began,
+        })
     }
 
     /// Sends a body; `ends` where there is no more.
