@@ -79,8 +79,16 @@ test-chaos: setup ## Make things go wrong 200 times; CHAOS_SEED=7 for others (ab
 
 FAULT_ROUNDS ?= 10
 .PHONY: test-faults
-test-faults: setup ## Kill each part FAULT_ROUNDS (10) times under load, through Envoy: no request fails (five minutes).
-	@FAULT_ROUNDS=$(FAULT_ROUNDS) cargo test -p kvscout --test faults -- --nocapture
+test-faults: setup $(TOOLS)/surroundings/.done ## Kill each part FAULT_ROUNDS (10) times under load, and take names, the clock and certificates away (ten minutes).
+	@FAULT_ROUNDS=$(FAULT_ROUNDS) cargo test -p kvscout --test faults --test surroundings -- --include-ignored --nocapture --test-threads 1
+
+# Libraries between a process and the C library: names and a clock that tests set. Only unpacked, as promtool below.
+$(TOOLS)/surroundings/.done:
+	@echo "setup: libnss-wrapper and libfaketime, out of Debian's packages"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@cd $(@D) && apt-get download -qq libnss-wrapper libfaketime 2>/dev/null && \
+	  for package in *.deb; do dpkg-deb -x $$package . && rm $$package; done
+	@touch $@
 
 # UI_SCREENSHOT=1 renews docs/img/ui.png.
 .PHONY: test-ui

@@ -19,6 +19,7 @@ pub mod running;
 pub mod script;
 pub mod sim;
 pub mod stack;
+pub mod world;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

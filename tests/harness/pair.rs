@@ -25,6 +25,11 @@ impl Ports {
     }
 
     pub fn serve(self, config: &str) -> Served {
+        self.serve_with(config, &[])
+    }
+
+    /// The same with an environment.
+    pub fn serve_with(self, config: &str, environment: &[(&str, String)]) -> Served {
         let (ext_proc, health) = (self.ext_proc.to_string(), self.health.to_string());
         let args = [
             "--config",
@@ -34,7 +39,7 @@ impl Ports {
             "--health",
             &health,
         ];
-        let served = Served::start(&args);
+        let served = Served::start_with(&args, environment);
         served.line("listening");
         served
     }

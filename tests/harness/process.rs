@@ -69,7 +69,8 @@ impl Served {
         Self::of(command)
     }
 
-    fn run_with(args: &[&str], environment: &[(&str, String)]) -> Self {
+    /// The same with an environment.
+    pub fn run_with(args: &[&str], environment: &[(&str, String)]) -> Self {
         let mut command = kvscout(args);
         command.envs(environment.iter().map(|(name, value)| (*name, value)));
         Self::of(command)
