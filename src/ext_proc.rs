@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::arriving::Counted;
 use self::authority::mend::Mended;
 use self::authority::{Shown, pool_hint};
 use crate::door::Door;
@@ -29,6 +30,7 @@ use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
 use crate::scheduler::{Refusal, Scheduler};
 use crate::spans::Spans;
 
+mod arriving;
 mod authority;
 pub mod capacity;
 mod drive;
@@ -151,7 +153,8 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     let message_bytes_max =
         settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
-    let health = parts.health.service();
+    let (health, capacity) = (parts.health.service(), parts.capacity.clone());
+    let metrics = parts.metrics.clone();
     let (exchanges, over) = (TaskTracker::new(), CancellationToken::new());
     let service = Service {
         parts,
@@ -172,7 +175,11 @@ pub async fn serve(
     let connections = door.connections();
     let connections = Box::pin(connections.map(|connection| connection.map(Mended::new)));
     let served = server
-        .add_service(Shown(service))
+        .add_service(Shown(Counted {
+            service,
+            capacity,
+            metrics,
+        }))
         .add_service(health)
         .serve_with_incoming_shutdown(connections, shutdown);
     let mut served = std::pin::pin!(served);
@@ -258,7 +265,8 @@ impl ExternalProcessor for Service {
 async fn answer(mut replies: mpsc::Receiver<drive::Reply>) -> Result<Response<Replies>, Status> {
     let first = replies.recv().await.transpose()?.map(Ok);
     let all = stream::iter(first).chain(ReceiverStream::new(replies));
-    Ok(Response::new(all.map(|reply| reply.map(|reply| *reply))))
+    let unpacked: fn(drive::Reply) -> _ = |reply| reply.map(|reply| *reply);
+    Ok(Response::new(all.map(unpacked)))
 }
 
 impl Service {

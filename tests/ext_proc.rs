@@ -2,12 +2,21 @@
 
 mod harness;
 
+use std::convert::Infallible;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::{StreamExt, stream};
 use harness::exchange::{Exchange, body, channel, channel_at, headers, set_headers, streamed};
 use harness::{Kvscout, PATIENCE, door_rules, soon, until};
+use http_body_util::StreamBody;
+use hyper::Request;
+use hyper::body::Frame;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use kvscout::config::Tls;
 use kvscout::door::Door;
 use kvscout::ext_proc::{ExtProcSettings, Health, Patience, capacity};
@@ -15,10 +24,11 @@ use kvscout::metrics::Metrics;
 use kvscout::proto::core::{HeaderMap, HeaderValue};
 use kvscout::proto::ext_proc::external_processor_client::ExternalProcessorClient;
 use kvscout::proto::ext_proc::processing_request::Request as Message;
-use kvscout::proto::ext_proc::{HttpHeaders, ProcessingRequest};
 use kvscout::proto::ext_proc::processing_response::Response as Reply;
+use kvscout::proto::ext_proc::{HttpHeaders, ProcessingRequest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -279,6 +289,53 @@ async fn until_its_first_reply_a_call_is_not_answered() {
     let first = soon("a reply", answered.into_inner().message()).await;
     let first = first.expect("no error").expect("not the end").response;
     assert!(matches!(first, Some(Reply::RequestHeaders(_))), "{first:?}");
+}
+
+/// A buffered body is one gRPC message, which the decoder keeps until its last byte is there.
+#[tokio::test]
+async fn what_has_come_of_a_message_is_counted_and_bounded() {
+    const PART: usize = 32 << 20;
+    let mut settings = ExtProcSettings::default();
+    settings.limits.held_bytes_max = PART;
+    let kvscout = kvscout(settings).await;
+    // HTTP/2 by hand: a gRPC client sends whole messages.
+    let stream = TcpStream::connect(kvscout.address).await;
+    let io = TokioIo::new(stream.expect("it listens"));
+    let shaken = http2::handshake(TokioExecutor::new(), io).await;
+    let (sender, connection) = shaken.expect("HTTP/2");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { connection.await.is_ok() });
+    let mut part = vec![0];
+    part.extend_from_slice(&(64_u32 << 20).to_be_bytes());
+    part.resize(PART, 7);
+    let part = Bytes::from(part);
+    let mut begin = || {
+        let begun = stream::once(ready(Ok::<_, Infallible>(Frame::data(part.clone()))));
+        let request = Request::post("/envoy.service.ext_proc.v3.ExternalProcessor/Process")
+            .header("content-type", "application/grpc")
+            .body(StreamBody::new(begun.chain(stream::pending())));
+        let mut sender = sender.clone();
+        tasks.spawn(async move {
+            let answer = sender.send_request(request.expect("a request")).await;
+            assert_eq!(answer.expect("an answer").status(), 200);
+            true
+        });
+    };
+    begin();
+    until("it is counted", || kvscout.capacity.held_bytes() == PART).await;
+    // All that is allowed, and one more.
+    for _ in 0..(256 << 20) / PART + 1 {
+        begin();
+    }
+    assert!(
+        soon("one is given up", tasks.join_next())
+            .await
+            .is_some_and(|one| one.expect("as it should"))
+    );
+    given_up(&kvscout, "memory").await;
+    assert!(kvscout.capacity.held_bytes() <= PART + (256 << 20));
+    tasks.shutdown().await;
+    until("all is given back", || kvscout.capacity.held_bytes() == 0).await;
 }
 
 #[tokio::test]

@@ -44,6 +44,9 @@ impl Default for Limits {
     }
 }
 
+/// What messages that are not all there yet may take past [`Limits::held_bytes_max`]: four of the longest.
+const ARRIVING_BYTES_MAX: usize = 256 << 20;
+
 /// What is taken of it.
 #[derive(Debug)]
 pub struct Capacity {
@@ -93,11 +96,22 @@ impl Capacity {
         Some(Place {
             _exchange: exchange,
             reading,
-            held: Held {
-                memory: self.memory.clone(),
-                bytes: 0,
-            },
+            held: self.held(0),
         })
+    }
+
+    /// For a message that is not all there yet. Past the limit bodies give way first: they are placed unread, and then held by
+    /// nobody.
+    pub(super) fn arriving(&self) -> Held {
+        self.held(ARRIVING_BYTES_MAX)
+    }
+
+    fn held(&self, beyond: usize) -> Held {
+        Held {
+            memory: self.memory.clone(),
+            bytes: 0,
+            beyond,
+        }
     }
 
     /// Exchanges that are open.
@@ -140,19 +154,26 @@ impl Memory {
 pub(super) struct Held {
     memory: Arc<Memory>,
     bytes: usize,
+    /// So much past the limit is not yet too much for it.
+    beyond: usize,
 }
 
 impl Held {
+    /// What is booked.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Books `bytes` in place of what was booked; `false` where all together is too much.
     pub fn book(&mut self, bytes: usize) -> bool {
         let before = std::mem::replace(&mut self.bytes, bytes);
         let held = &self.memory.held;
         if bytes <= before {
             let all = held.fetch_sub(before - bytes, Ordering::Relaxed) - (before - bytes);
-            return all <= self.memory.max;
+            return all <= self.memory.max + self.beyond;
         }
         let more = bytes - before;
-        held.fetch_add(more, Ordering::Relaxed) + more <= self.memory.max
+        held.fetch_add(more, Ordering::Relaxed) + more <= self.memory.max + self.beyond
     }
 }
 
@@ -221,6 +242,7 @@ mod tests {
         let held = || Held {
             memory: memory.clone(),
             bytes: 0,
+            beyond: 0,
         };
         let (mut one, mut two) = (held(), held());
         assert!(one.book(60));

@@ -223,7 +223,7 @@ pub const SUBJECTS: &[Subject] = &[
             counter(
                 "kvscout_exchanges_given_up_total",
                 &["reason"],
-                "Exchanges that we ended, by reason: never_began, silent (limits.silence_ms_max), out_of_order, grace_over",
+                "Exchanges that we ended, by reason: never_began, silent (limits.silence_ms_max), out_of_order, memory (messages that are not all there yet), grace_over",
             ),
             gauge(
                 "kvscout_core_wait_seconds",
