@@ -111,7 +111,7 @@ soak: setup ## Load for SOAK_SECONDS (1200): memory and lag stay flat, nothing d
 	@cargo test --release -p kvscout --test chaos -- --ignored --nocapture
 
 .PHONY: bench
-bench: bench-prompt bench-decision bench-events bench-index bench-index-scale bench-qa bench-policy ## Run every benchmark, one after the other (half an hour): docs/benchmarks.md.
+bench: bench-prompt bench-decision bench-overload bench-events bench-index bench-index-scale bench-qa bench-policy ## Run every benchmark, one after the other (half an hour): docs/benchmarks.md.
 
 .PHONY: bench-prompt
 bench-prompt: setup ## Time body bytes → block keys beside the reference tokenizer (about two minutes).
@@ -143,6 +143,11 @@ bench-decision: setup ## Time decisions over ext_proc, as Envoy asks for them, a
 	@cargo bench --quiet -p kvscout-sim --bench decision
 	@cargo build --release --workspace
 	@target/release/kvscout-sim bench-decision $(FLAGS)
+
+.PHONY: bench-overload
+bench-overload: setup ## Offer 0.5 to 3 times what a core can do: how long picks take, and what gives way (a minute).
+	@cargo build --release --workspace
+	@target/release/kvscout-sim bench-decision --overload --seconds 4 $(FLAGS)
 
 # Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
 # without it, they are left out.

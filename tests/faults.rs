@@ -15,6 +15,7 @@ fn rounds() -> usize {
 }
 
 /// Every part in turn; how many requests failed. Only killed pickers may fail any, each at most what it had in hand.
+#[expect(clippy::print_stdout, reason = "make test-faults shows how it goes on")]
 async fn each_part_is_killed(bodies: Bodies) -> usize {
     let mut world = World::start(Setting::of(bodies)).await;
     let load = Load::start(world.envoy.routed);

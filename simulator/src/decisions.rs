@@ -8,5 +8,6 @@
 mod bodies;
 pub mod command;
 mod measure;
+mod overload;
 pub mod process;
 mod stream;

@@ -48,7 +48,7 @@ pub struct Hear(Call);
 
 enum Call {
     Asked(AbortOnDropHandle<Result<Streaming<ProcessingResponse>, Status>>),
-    Answered(Streaming<ProcessingResponse>),
+    Answered(Box<Streaming<ProcessingResponse>>),
 }
 
 impl Hear {
@@ -56,7 +56,7 @@ impl Hear {
         loop {
             match &mut self.0 {
                 Call::Asked(asked) => {
-                    self.0 = Call::Answered(asked.await.expect("it does not panic")?);
+                    self.0 = Call::Answered(Box::new(asked.await.expect("it does not panic")?));
                 }
                 Call::Answered(replies) => return replies.message().await,
             }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::bodies::Conversation;
 use super::measure::{Bench, Found, Size};
-use super::{process, stream};
+use super::{overload, process, stream};
 use crate::engine::EngineConfig;
 use crate::load::Spread;
 use crate::outgoing;
@@ -29,6 +29,9 @@ pub struct Args {
     /// Only sizes whose name has this in it
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Offer more than a core can do, and say what gives way, instead
+    #[arg(long)]
+    overload: bool,
     #[command(flatten)]
     parts: PartsArgs,
 }
@@ -115,6 +118,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 
 async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<String> {
     let channel = stream::connect(stack.ext_proc, certificate).await?;
+    if args.overload {
+        return overload::measure(stack, channel, MODEL, args.seconds).await;
+    }
     let processes = stack.process_ids();
     let kvscout = *processes.first().context("kvscout runs")?;
     let bench = Arc::new(Bench::new(channel, kvscout, MODEL, args.seconds)?);

@@ -55,6 +55,11 @@ pub struct Took {
     pub endpoint: String,
 }
 
+/// kvscout answered in the pod's place.
+#[derive(Debug, thiserror::Error)]
+#[error("refused with status {0}")]
+pub struct Refused(pub i32);
+
 /// A stream under way.
 #[derive(Debug)]
 pub struct Stream {
@@ -66,14 +71,14 @@ pub struct Stream {
 #[derive(Debug)]
 enum Hear {
     Asked(JoinHandle<Result<Streaming<ProcessingResponse>, Status>>),
-    Answered(Streaming<ProcessingResponse>),
+    Answered(Box<Streaming<ProcessingResponse>>),
 }
 
 impl Hear {
     async fn message(&mut self) -> anyhow::Result<Option<ProcessingResponse>> {
         loop {
             match self {
-                Self::Asked(opened) => *self = Self::Answered(opened.await??),
+                Self::Asked(opened) => *self = Self::Answered(Box::new(opened.await??)),
                 Self::Answered(replies) => return Ok(replies.message().await?),
             }
         }
@@ -170,6 +175,10 @@ impl Stream {
                         body,
                         endpoint,
                     });
+                }
+                Reply::ImmediateResponse(answer) => {
+                    let status = answer.status.map_or(0, |status| status.code);
+                    return Err(Refused(status).into());
                 }
                 other => bail!("not placed: {other:?}"),
             }
