@@ -227,9 +227,9 @@ fn nothing_is_left_unfinished() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Names and versions that `Cargo.lock` holds.
-fn locked() -> Vec<(String, String)> {
-    let lock = fs::read_to_string(root().join("Cargo.lock")).expect("Cargo.lock");
+/// Names and versions that a `Cargo.lock` holds.
+fn locked(file: &str) -> Vec<(String, String)> {
+    let lock = fs::read_to_string(root().join(file)).expect(file);
     let field = |package: &str, name: &str| {
         let mut lines = package.lines();
         let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
@@ -266,17 +266,22 @@ fn asked_for(manifest: &str) -> Vec<(String, String)> {
 // Whoever resolves dependencies anew, to the oldest that we allow, gets what was tested.
 #[test]
 fn the_oldest_version_asked_for_is_the_one_tested() {
-    let locked = locked();
+    // The index bench builds kvscout, too, with an older tokio that a peer holds on to.
+    let mut known = locked("Cargo.lock");
+    known.extend(locked("simulator/index-bench/Cargo.lock"));
     let mut asked = 0;
     for manifest in ["Cargo.toml", "simulator/Cargo.toml"] {
         let text = fs::read_to_string(root().join(manifest)).expect("a manifest");
         for (name, version) in asked_for(&text) {
             asked += 1;
-            let tested = locked.iter().any(|(known, tested)| {
+            let is_tested = known.iter().any(|(known, tested)| {
                 // What follows a plus sign names a build, and asks for nothing.
                 *known == name && tested.split('+').next() == Some(&version)
             });
-            assert!(tested, "{manifest}: {name} {version} is not in Cargo.lock");
+            assert!(
+                is_tested,
+                "{manifest}: {name} {version} is in no Cargo.lock"
+            );
         }
     }
     assert!(asked > 60, "read only {asked} dependencies");
