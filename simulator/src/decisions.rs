@@ -5,7 +5,9 @@
 //!                     → Envoy plain, Envoy routed ──────────────────────→ latency added
 //! ```
 
-mod bodies;
+pub mod ask;
+pub mod bodies;
+pub mod certificate;
 pub mod command;
 mod measure;
 mod overload;

@@ -85,6 +85,7 @@ impl Args {
         Ok(Plan {
             parts: self.parts.parts()?,
             model: self.model.clone(),
+            adapters: Vec::new(),
             pods: PODS,
             engine: settings.engine.clone(),
             timing: settings.timing,

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use kvscout::config::Tls;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::ask::Asker;
 use super::bodies::Conversation;
+use super::certificate::Certificate;
 use super::measure::{Bench, Found, Size};
-use super::{overload, process, stream};
+use super::{overload, process};
 use crate::engine::EngineConfig;
 use crate::load::Spread;
 use crate::outgoing;
@@ -80,14 +81,11 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         "--seconds {}: must be above 0",
         args.seconds
     );
-    let folder = tempfile::Builder::new().prefix("kvscout-tls-").tempdir()?;
-    let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
-    let made = rcgen::generate_simple_self_signed(["kvscout".to_owned()])?;
-    std::fs::write(&cert, made.cert.pem())?;
-    std::fs::write(&key, made.signing_key.serialize_pem())?;
+    let certificate = Certificate::new()?;
     let plan = Plan {
         parts: args.parts.parts()?,
         model: MODEL.to_owned(),
+        adapters: Vec::new(),
         pods: PODS,
         engine: EngineConfig {
             num_gpu_blocks: BLOCKS,
@@ -96,11 +94,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         },
         timing: Timing::INSTANT,
         ports: Ports::FREE,
-        tls: Tls::Files {
-            cert: cert.clone(),
-            key,
-            client_ca: None,
-        },
+        tls: certificate.tls(),
     };
     let mut interrupted = signal(SignalKind::interrupt())?;
     say("Starting servers, kvscout and Envoy ...\n")?;
@@ -108,8 +102,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         stack = Stack::start(plan) => stack?,
         _ = interrupted.recv() => bail!("interrupted"),
     };
+    let shown = certificate.path();
     let measured = tokio::select! {
-        measured = measure(args, &stack, &cert) => measured,
+        measured = measure(args, &stack, &shown) => measured,
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
     };
     stack.stop().await;
@@ -117,13 +112,13 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<String> {
-    let channel = stream::connect(stack.ext_proc, certificate).await?;
+    let asker = Asker::connect(stack.ext_proc, certificate).await?;
     if args.overload {
-        return overload::measure(stack, channel, MODEL, args.seconds).await;
+        return overload::measure(stack, asker.channel, MODEL, args.seconds).await;
     }
     let processes = stack.process_ids();
     let kvscout = *processes.first().context("kvscout runs")?;
-    let bench = Arc::new(Bench::new(channel, kvscout, MODEL, args.seconds)?);
+    let bench = Arc::new(Bench::new(asker, kvscout, MODEL, args.seconds));
     let mut rows = vec![heading()];
     let sizes = SIZES.iter().filter(|size| size.name.contains(&args.only));
     // What was held once may stay the process's own: so this comes first, and each size holds many times

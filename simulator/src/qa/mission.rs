@@ -75,6 +75,7 @@ impl Args {
         Ok(Plan {
             parts: self.parts.parts()?,
             model: self.model.clone(),
+            adapters: Vec::new(),
             pods: PODS,
             engine: EngineConfig::default(),
             timing: Timing {

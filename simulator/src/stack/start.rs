@@ -22,32 +22,37 @@ use crate::server::{Config, Server};
 pub(super) async fn pods(plan: &Plan) -> anyhow::Result<Vec<Pod>> {
     let mut pods = Vec::with_capacity(plan.pods);
     for number in 1..=plan.pods {
-        let any = "tcp://127.0.0.1:0";
-        let config = Config {
-            model: plan.model.clone(),
-            tokenizer: Some(plan.parts.tokenizer.clone()),
-            // No two engines name blocks alike.
-            engine: EngineConfig {
-                hash_seed: number as u64,
-                ..plan.engine.clone()
-            },
-            timing: plan.timing,
-            events: Some(EventConfig {
-                endpoint: any.into(),
-                replay_endpoint: Some(any.into()),
-                topic: None,
-                layout: Layout::Map,
-                rank: 0,
-            }),
-            ..Config::default()
-        };
-        let name = format!("pod-{number}");
-        let server = Server::start(config)
-            .await
-            .with_context(|| format!("{name} does not start"))?;
-        pods.push(Pod { name, server });
+        pods.push(pod(plan, number).await?);
     }
     Ok(pods)
+}
+
+pub(super) async fn pod(plan: &Plan, number: usize) -> anyhow::Result<Pod> {
+    let any = "tcp://127.0.0.1:0";
+    let config = Config {
+        model: plan.model.clone(),
+        tokenizer: Some(plan.parts.tokenizer.clone()),
+        adapters: plan.adapters.clone(),
+        // No two engines name blocks alike.
+        engine: EngineConfig {
+            hash_seed: number as u64,
+            ..plan.engine.clone()
+        },
+        timing: plan.timing,
+        events: Some(EventConfig {
+            endpoint: any.into(),
+            replay_endpoint: Some(any.into()),
+            topic: None,
+            layout: Layout::Map,
+            rank: 0,
+        }),
+        ..Config::default()
+    };
+    let name = format!("pod-{number}");
+    let server = Server::start(config)
+        .await
+        .with_context(|| format!("{name} does not start"))?;
+    Ok(Pod { name, server })
 }
 
 /// Loading a vocabulary takes a debug build on a busy machine half a minute.
@@ -60,7 +65,7 @@ pub(super) async fn kvscout(
     folder: &Path,
     http: &reqwest::Client,
 ) -> anyhow::Result<(Child, SocketAddr, SocketAddr)> {
-    std::fs::write(folder.join("fleet.yaml"), fleet_file(pods)?)?;
+    write_fleet(pods, folder)?;
     let file = folder.join("kvscout.yaml");
     std::fs::write(&file, kvscout_config(plan, folder)?.to_yaml())?;
     let args = [
@@ -87,6 +92,13 @@ fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
             .ok()
     };
     Some((address("ext_proc=")?, address("admin=")?))
+}
+
+/// In one move, since kvscout reads it again every second.
+pub(super) fn write_fleet(pods: &[Pod], folder: &Path) -> anyhow::Result<()> {
+    let new = folder.join("fleet.new");
+    std::fs::write(&new, fleet_file(pods)?)?;
+    Ok(std::fs::rename(new, folder.join("fleet.yaml"))?)
 }
 
 fn fleet_file(pods: &[Pod]) -> anyhow::Result<String> {
@@ -131,7 +143,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
         fleet: FleetSource::File(folder.join("fleet.yaml")),
         models: vec![Model {
             names: vec![plan.model.clone()],
-            adapters: Vec::new(),
+            adapters: plan.adapters.clone(),
             source: Source::Folder(std::fs::canonicalize(&plan.parts.tokenizer)?),
             engine: Engine::default(),
             render: RenderSettings::default(),
