@@ -107,8 +107,34 @@ test-kube: setup ## Run the Kubernetes tests in the cluster that KUBECONFIG name
 	@KVSCOUT_TEST_KUBECONFIG=$${KUBECONFIG:?names no cluster} cargo test -p kvscout --test kube
 
 .PHONY: soak
-soak: setup ## Load for SOAK_SECONDS (1200): memory and lag stay flat, nothing drifts.
+soak: setup ## Requests at 70 % of what goes while pods, adapters and certificates come and go: all stays flat (an hour).
+	@cargo build --release --workspace
+	@target/release/kvscout-sim soak --json target/soak.json --svg docs/img/soak.svg $(FLAGS)
+
+.PHONY: soak-events
+soak-events: setup ## Events through NATS for SOAK_SECONDS (1200): memory and lag stay flat, nothing drifts.
 	@cargo test --release -p kvscout --test chaos -- --ignored --nocapture
+
+# Debian's jemalloc samples who holds what on the heap, once every 4 GiB that were allocated; its package is only
+# unpacked, as promtool's below. A wrapper sees to it that no other process of the soak has it.
+HEAP := target/heap
+JEMALLOC := $(TOOLS)/jemalloc
+.PHONY: heap-profile
+heap-profile: setup $(JEMALLOC)/usr/bin/jeprof ## What holds memory that it did not hold before: a soak of ten minutes under a heap profiler.
+	@cargo build --release -p kvscout-sim --bins --example system_allocator
+	@rm -rf $(HEAP) && mkdir -p $(HEAP)
+	@printf '%s\n' '#!/bin/sh' 'MALLOC_CONF=prof:true,prof_final:true,lg_prof_interval:32,prof_prefix:$(HEAP)/kvscout \' \
+	  "LD_PRELOAD=$$(echo $(CURDIR)/$(JEMALLOC)/usr/lib/*/libjemalloc.so.2) \\" \
+	  'exec $(CURDIR)/target/release/examples/system_allocator "$$@"' > $(HEAP)/kvscout && chmod +x $(HEAP)/kvscout
+	@target/release/kvscout-sim soak --seconds 600 --churn-seconds 5 --kvscout $(HEAP)/kvscout $(FLAGS) || true
+	@dumps=($$(ls -tr $(HEAP)/*.heap)); early=$${dumps[$${#dumps[@]}/2]}; late=$${dumps[-2]}; \
+	  $(JEMALLOC)/usr/bin/jeprof --text --cum --base=$$early target/release/examples/system_allocator $$late | head -40
+
+$(JEMALLOC)/usr/bin/jeprof:
+	@echo "heap-profile: jemalloc and jeprof, out of Debian's packages"
+	@rm -rf $(JEMALLOC) && mkdir -p $(JEMALLOC)
+	@cd $(JEMALLOC) && apt-get download -qq libjemalloc2 libjemalloc-dev 2>/dev/null && \
+	  for package in *.deb; do dpkg-deb -x $$package . && rm $$package; done
 
 .PHONY: bench
 bench: bench-prompt bench-decision bench-overload bench-events bench-index bench-index-scale bench-qa bench-policy ## Run every benchmark, one after the other (half an hour): docs/benchmarks.md.

@@ -11,5 +11,6 @@ pub mod certificate;
 pub mod command;
 mod measure;
 mod overload;
+mod perf;
 pub mod process;
 mod stream;

@@ -86,6 +86,7 @@ impl Args {
             parts: self.parts.parts()?,
             model: self.model.clone(),
             adapters: Vec::new(),
+            decision_log: false,
             pods: PODS,
             engine: settings.engine.clone(),
             timing: settings.timing,

@@ -8,6 +8,7 @@
 //! ```
 
 mod asking;
+mod audited;
 mod churn;
 pub mod command;
 mod picture;

@@ -18,7 +18,7 @@ mod scrape;
 mod start;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -44,6 +44,8 @@ pub struct Plan {
     pub model: String,
     /// LoRA adapters that every server has.
     pub adapters: Vec<String>,
+    /// Whether kvscout writes its decisions down.
+    pub decision_log: bool,
     /// Simulated servers.
     pub pods: usize,
     /// Their cache.
@@ -134,6 +136,12 @@ impl Stack {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Where kvscout writes its decisions, if it does.
+    #[must_use]
+    pub fn decision_log(&self) -> PathBuf {
+        start::decision_log(self.folder())
     }
 
     /// The processes that run.

@@ -23,6 +23,7 @@ pub fn plan(kvscout: &str, pods: usize) -> Plan {
         },
         model: "/model/qwen".into(),
         adapters: Vec::new(),
+        decision_log: false,
         pods,
         engine: EngineConfig {
             num_gpu_blocks: 1024,

@@ -1,7 +1,7 @@
 //! The command: a stack, each size in turn, a table.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,10 @@ pub struct Args {
     /// Offer more than a core can do, and say what gives way, instead
     #[arg(long)]
     overload: bool,
+    /// Record kvscout's stacks with Linux's perf, while as many requests as go are asked, into this folder (`make
+    /// flame`)
+    #[arg(long, value_name = "DIR")]
+    perf: Option<PathBuf>,
     #[command(flatten)]
     parts: PartsArgs,
 }
@@ -86,6 +90,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         parts: args.parts.parts()?,
         model: MODEL.to_owned(),
         adapters: Vec::new(),
+        decision_log: false,
         pods: PODS,
         engine: EngineConfig {
             num_gpu_blocks: BLOCKS,
@@ -118,7 +123,13 @@ async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Resu
     }
     let processes = stack.process_ids();
     let kvscout = *processes.first().context("kvscout runs")?;
-    let bench = Arc::new(Bench::new(asker, kvscout, MODEL, args.seconds));
+    let bench = Arc::new(Bench::new(
+        asker,
+        kvscout,
+        MODEL,
+        args.seconds,
+        args.perf.clone(),
+    ));
     let mut rows = vec![heading()];
     let sizes = SIZES.iter().filter(|size| size.name.contains(&args.only));
     // What was held once may stay the process's own: so this comes first, and each size holds many times

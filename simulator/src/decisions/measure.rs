@@ -1,5 +1,6 @@
 //! One size of prompt, measured.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::ask::Asker;
 use super::bodies::Conversation;
+use super::perf::Perf;
 use super::process;
 use super::stream::{Stream, Took};
 use crate::dice::Dice;
@@ -64,6 +66,8 @@ pub struct Bench {
     pub model: String,
     /// How long each part lasts.
     pub seconds: f64,
+    /// A folder for recordings of perf, one of each size.
+    pub perf: Option<PathBuf>,
     /// Questions so far: each is new.
     asked: AtomicU64,
 }
@@ -71,8 +75,15 @@ pub struct Bench {
 impl Bench {
     /// Nothing is asked yet.
     #[must_use]
-    pub fn new(asker: Asker, process: u32, model: &str, seconds: f64) -> Self {
+    pub fn new(
+        asker: Asker,
+        process: u32,
+        model: &str,
+        seconds: f64,
+        perf: Option<PathBuf>,
+    ) -> Self {
         Self {
+            perf,
             asker,
             process,
             model: model.to_owned(),
@@ -89,7 +100,15 @@ impl Bench {
         let conversations = self.conversations(size);
         let homes = self.first(size).await?;
         let body = conversations[0].body(0).len();
+        let perf = self.perf.as_ref().map(|folder| {
+            let file = folder.join(format!("{}.perf", size.name));
+            Perf::record(self.process, &file)
+        });
+        let perf = perf.transpose()?;
         let (cpu, requests) = self.all_at_once(&conversations).await?;
+        if let Some(perf) = perf {
+            perf.stop().await?;
+        }
         let rate = ASKED * requests as f64 / self.seconds;
         let took = self.now_and_then(&conversations, rate).await?;
         let is_warm = |(at, took): &&(usize, Took)| homes[*at] == took.endpoint;

@@ -76,6 +76,7 @@ impl Args {
             parts: self.parts.parts()?,
             model: self.model.clone(),
             adapters: Vec::new(),
+            decision_log: false,
             pods: PODS,
             engine: EngineConfig::default(),
             timing: Timing {

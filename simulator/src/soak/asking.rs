@@ -43,7 +43,7 @@ const UNDER_WAY_MAX: usize = 4096;
 /// A client asks so often where pods fail.
 const TRIES_MAX: usize = 4;
 /// Failures whose words are kept.
-const WORDS_MAX: usize = 10;
+const WORDS_MAX: usize = 3;
 
 /// How fast.
 #[derive(Debug, Clone, Copy)]

@@ -91,7 +91,7 @@ fn write(file: &Path, text: &str) -> anyhow::Result<()> {
 fn tell(sample: &Sample) {
     // Whoever closed the pipe does not read it.
     let _ = say(&format!(
-        "{:>5.0} s  {:>5.0}/s  p50 {:.2} ms  p99 {:.2} ms  {:.0} MB  {} exact, {} excused, {} wrong  {} again, {} failed\n",
+        "{:>5.0} s  {:>5.0}/s  p50 {:.2} ms  p99 {:.2} ms  {:.0} MB  {} exact, {} excused, {} not  {} again, {} failed\n",
         sample.at_s,
         sample.picks_per_s,
         sample.pick_p50_ms,
@@ -99,7 +99,7 @@ fn tell(sample: &Sample) {
         sample.resident_bytes as f64 / 1e6,
         sample.exact,
         sample.excused,
-        sample.wrong,
+        sample.unexcused,
         sample.retried,
         sample.failed,
     ));

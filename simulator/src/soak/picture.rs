@@ -14,12 +14,14 @@ type Line = (&'static str, fn(&Sample) -> f64);
 
 struct Panel {
     title: &'static str,
+    log: bool,
     lines: &'static [Line],
 }
 
 const PANELS: [Panel; 6] = [
     Panel {
         title: "memory, MB",
+        log: false,
         lines: &[
             ("resident", |sample| sample.resident_bytes as f64 / 1e6),
             ("segment caches", |sample| {
@@ -30,6 +32,7 @@ const PANELS: [Panel; 6] = [
     },
     Panel {
         title: "stream to pick, ms",
+        log: true,
         lines: &[
             ("p99", |sample| sample.pick_p99_ms),
             ("p50", |sample| sample.pick_p50_ms),
@@ -37,10 +40,12 @@ const PANELS: [Panel; 6] = [
     },
     Panel {
         title: "picks a second",
+        log: false,
         lines: &[("", |sample| sample.picks_per_s)],
     },
     Panel {
         title: "descriptors, threads",
+        log: false,
         lines: &[
             ("descriptors", |sample| sample.descriptors as f64),
             ("threads", |sample| sample.threads as f64),
@@ -48,10 +53,12 @@ const PANELS: [Panel; 6] = [
     },
     Panel {
         title: "events' lag, mean, ms",
+        log: true,
         lines: &[("", |sample| sample.event_lag_ms)],
     },
     Panel {
         title: "pods, CPU",
+        log: false,
         lines: &[
             ("pods", |sample| sample.pods as f64),
             ("kvscout's cores", |sample| sample.cores),
@@ -94,8 +101,8 @@ impl Panel {
             title: self.title,
             x: "minutes",
             log_x: false,
-            log_y: false,
-            y_range: (0.0, 0.0),
+            log_y: self.log,
+            y_range: if self.log { (1.0, 1.0) } else { (0.0, 0.0) },
             lines: coloured.collect(),
             dots: false,
         };

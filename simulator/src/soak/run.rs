@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::asking::{Crowd, Pace, Shared};
+use super::audited::Log;
 use super::churn::{self, Files};
 use super::sample::{Sample, Sampler};
 use crate::decisions::ask::Asker;
@@ -40,8 +42,12 @@ pub struct Report {
     pub rate: f64,
     /// Requests in all.
     pub requests: u64,
+    /// Requests that failed after the last look.
+    pub failed: u64,
     /// Why requests failed, of the first.
     pub failures: Vec<String>,
+    /// Predictions that were wrong and claimed certainty, as the decision log tells them.
+    pub wrong: Vec<Value>,
     /// Streams that were open when all was over.
     pub streams_left: u64,
     /// Over time.
@@ -58,6 +64,8 @@ const MEASURED: u32 = 6;
 const MEASURED_MAX: Duration = Duration::from_secs(30);
 /// After the last answer nothing is open: an exchange ends with its stream.
 const ENDED_MAX: Duration = Duration::from_secs(10);
+/// Failures whose words are kept.
+const FAILURES_MAX: usize = 5;
 const LOOK_MAX: Duration = Duration::from_secs(20);
 
 impl Soak {
@@ -79,6 +87,7 @@ impl Soak {
         Plan {
             parts,
             model: MODEL.to_owned(),
+            decision_log: true,
             adapters: (0..churn::ADAPTERS).map(churn::adapter).collect(),
             pods: PODS,
             engine: EngineConfig {
@@ -117,21 +126,25 @@ impl Soak {
             capacity,
             rate,
             requests: 0,
+            failed: 0,
             failures: Vec::new(),
+            wrong: Vec::new(),
             streams_left: 0,
             samples: Vec::new(),
         };
         let sampler = Sampler::new(kvscout, page)?;
-        let admin = stack.admin;
+        let (admin, mut log) = (stack.admin, Log::new(stack.decision_log()));
         tokio::select! {
             () = crowd.ask(Pace::Rate(rate), self.lasts - begin) => {}
-            looked = look(sampler, admin, self.look, &shared, &mut report, say) => looked?,
+            looked = look(sampler, &mut log, admin, self.look, &shared, &mut report, say) => looked?,
             churned = churn::churn(stack, &shared, files, self.churn) => churned?,
         }
         report.requests = crowd.asked();
-        let last = shared.take();
-        report.failures.extend(last.words);
+        let rest = shared.take();
+        report.failed = rest.failed;
+        report.failures.extend(rest.words);
         report.streams_left = left(stack).await?;
+        report.wrong.extend(log.wrong()?);
         Ok(report)
     }
 }
@@ -139,6 +152,7 @@ impl Soak {
 /// Looks until it is dropped.
 async fn look(
     mut sampler: Sampler,
+    log: &mut Log,
     admin: std::net::SocketAddr,
     every: Duration,
     shared: &Shared,
@@ -153,8 +167,12 @@ async fn look(
         ticks.tick().await;
         let page = scrape(&http, admin).await?;
         let (seen, pods) = (shared.take(), *shared.pods.borrow());
-        report.failures.extend(seen.words.iter().cloned());
+        let room = FAILURES_MAX.saturating_sub(report.failures.len());
+        report
+            .failures
+            .extend(seen.words.iter().take(room).cloned());
         let sample = sampler.look(began.elapsed().as_secs_f64(), page, seen, pods)?;
+        report.wrong.extend(log.wrong()?);
         say(&sample);
         report.samples.push(sample);
     }

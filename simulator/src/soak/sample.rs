@@ -5,13 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::asking::Tally;
+use super::audited::UNEXCUSED;
 use crate::decisions::process;
 use crate::load::Spread;
 use crate::stack::Scrape;
-
-/// Causes of misses for which there is no excuse, as `kvscout_prediction_errors_total` names them: the picture was
-/// called live and whole, nothing was removed meanwhile, and it was wrong all the same.
-const WRONG: [&str; 2] = ["unknown", "tokens_differ"];
 
 /// What the picker took, and did since the sample before.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -36,8 +33,8 @@ pub struct Sample {
     pub exact: u64,
     /// Those that were not, for a reason that was known.
     pub excused: u64,
-    /// Those that were not, and claimed certainty.
-    pub wrong: u64,
+    /// Those that were not, for no reason that is known.
+    pub unexcused: u64,
     /// Resident memory.
     pub resident_bytes: u64,
     /// What the index takes of it.
@@ -95,7 +92,7 @@ impl Sampler {
         let lasted = (at - self.at).max(f64::MIN_POSITIVE);
         let millis = |of: Duration| 1e3 * of.as_secs_f64();
         let errors = |label: &str| grown("kvscout_prediction_errors_total", label);
-        let wrong: f64 = WRONG
+        let unexcused: f64 = UNEXCUSED
             .iter()
             .map(|cause| errors(&format!("cause={cause:?}")))
             .sum();
@@ -113,8 +110,8 @@ impl Sampler {
             pick_p99_ms: millis(spread.p99),
             event_lag_ms: 1e3 * grown("kvscout_event_lag_seconds_sum", "") / batches.max(1.0),
             exact: exact as u64,
-            excused: (errors("") - wrong).max(0.0) as u64,
-            wrong: wrong as u64,
+            excused: (errors("") - unexcused).max(0.0) as u64,
+            unexcused: unexcused as u64,
             resident_bytes: process::resident(self.process)?,
             index_bytes: now("kvscout_index_bytes", "") as u64,
             token_cache_bytes: now("kvscout_token_cache_bytes", "") as u64,

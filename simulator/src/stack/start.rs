@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use kvscout::config::{
-    Config as Kvscout, Engine, FleetSource, Limits, Listen, Model, Replies, Source,
+    Config as Kvscout, DecisionLog, Decisions, Engine, FleetSource, Limits, Listen, Model, Replies,
+    Source,
 };
 use kvscout::prompt::template::RenderSettings;
 use serde_json::Value;
@@ -129,9 +130,20 @@ fn fleet_file(pods: &[Pod]) -> anyhow::Result<String> {
     Ok(text)
 }
 
+pub(super) fn decision_log(folder: &Path) -> PathBuf {
+    folder.join("decisions.jsonl")
+}
+
 fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
     let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-    let Kvscout { limits, .. } = Kvscout::default();
+    let Kvscout {
+        limits, decisions, ..
+    } = Kvscout::default();
+    let log = plan.decision_log.then(|| DecisionLog {
+        file: decision_log(folder),
+        bytes_max: 64 << 20,
+        files_max: 4,
+    });
     Ok(Kvscout {
         listen: Listen {
             ext_proc: local(plan.ports.ext_proc),
@@ -153,6 +165,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
             drain_ms_max: 1_000,
             ..limits
         },
+        decisions: Decisions { log, ..decisions },
         replies: Replies {
             decision_header: true,
             ..Kvscout::default().replies
