@@ -175,6 +175,23 @@ bench-overload: setup ## Offer 0.5 to 3 times what a core can do: how long picks
 	@cargo build --release --workspace
 	@target/release/kvscout-sim bench-decision --overload --seconds 4 $(FLAGS)
 
+INFERNO := 0.12.4
+$(TOOLS)/bin/inferno-flamegraph:
+	@cargo install --quiet --root $(TOOLS) --version $(INFERNO) --locked inferno
+
+# Release builds have symbols and no frame pointers, so stacks are unwound by .eh_frame.
+.PHONY: flame
+flame: setup $(TOOLS)/bin/inferno-flamegraph ## Draw where a decision's CPU time goes, with perf: docs/img/flame-after.svg (two minutes).
+	@command -v perf >/dev/null || { echo "flame: perf is missing: apt-get install linux-perf" >&2; exit 1; }
+	@cargo build --release --workspace && mkdir -p target/flame
+	@for size in 1k 100k; do \
+	  target/release/kvscout-sim bench-decision --only $$size --perf target/flame && \
+	  perf script --no-inline -i target/flame/$$size.perf 2>/dev/null | $(TOOLS)/bin/inferno-collapse-perf | \
+	    sed "s/^/$$size tokens;/" > target/flame/$$size.folded || exit 1; \
+	done
+	@cat target/flame/*.folded | $(TOOLS)/bin/inferno-flamegraph --title "Where a decision's CPU time goes" \
+	  --minwidth 0.3 > docs/img/flame-after.svg
+
 # Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
 # without it, they are left out.
 .PHONY: bench-policy
