@@ -107,8 +107,34 @@ test-kube: setup ## Run the Kubernetes tests in the cluster that KUBECONFIG name
 	@KVSCOUT_TEST_KUBECONFIG=$${KUBECONFIG:?names no cluster} cargo test -p kvscout --test kube
 
 .PHONY: soak
-soak: setup ## Load for SOAK_SECONDS (1200): memory and lag stay flat, nothing drifts.
+soak: setup ## Requests at 70 % of what goes while pods, adapters and certificates come and go: all stays flat (an hour).
+	@cargo build --release --workspace
+	@target/release/kvscout-sim soak --json target/soak.json --svg docs/img/soak.svg $(FLAGS)
+
+.PHONY: soak-events
+soak-events: setup ## Events through NATS for SOAK_SECONDS (1200): memory and lag stay flat, nothing drifts.
 	@cargo test --release -p kvscout --test chaos -- --ignored --nocapture
+
+# Debian's jemalloc samples who holds what on the heap, once every 4 GiB that were allocated; its package is only
+# unpacked, as promtool's below. A wrapper sees to it that no other process of the soak has it.
+HEAP := target/heap
+JEMALLOC := $(TOOLS)/jemalloc
+.PHONY: heap-profile
+heap-profile: setup $(JEMALLOC)/usr/bin/jeprof ## What holds memory that it did not hold before: a soak of ten minutes under a heap profiler.
+	@cargo build --release -p kvscout-sim --bins --example system_allocator
+	@rm -rf $(HEAP) && mkdir -p $(HEAP)
+	@printf '%s\n' '#!/bin/sh' 'MALLOC_CONF=prof:true,prof_final:true,lg_prof_interval:32,prof_prefix:$(HEAP)/kvscout \' \
+	  "LD_PRELOAD=$$(echo $(CURDIR)/$(JEMALLOC)/usr/lib/*/libjemalloc.so.2) \\" \
+	  'exec $(CURDIR)/target/release/examples/system_allocator "$$@"' > $(HEAP)/kvscout && chmod +x $(HEAP)/kvscout
+	@target/release/kvscout-sim soak --seconds 600 --churn-seconds 5 --kvscout $(HEAP)/kvscout $(FLAGS) || true
+	@dumps=($$(ls -tr $(HEAP)/*.heap)); early=$${dumps[$${#dumps[@]}/2]}; late=$${dumps[-2]}; \
+	  $(JEMALLOC)/usr/bin/jeprof --text --cum --base=$$early target/release/examples/system_allocator $$late | head -40
+
+$(JEMALLOC)/usr/bin/jeprof:
+	@echo "heap-profile: jemalloc and jeprof, out of Debian's packages"
+	@rm -rf $(JEMALLOC) && mkdir -p $(JEMALLOC)
+	@cd $(JEMALLOC) && apt-get download -qq libjemalloc2 libjemalloc-dev 2>/dev/null && \
+	  for package in *.deb; do dpkg-deb -x $$package . && rm $$package; done
 
 .PHONY: bench
 bench: bench-prompt bench-decision bench-overload bench-events bench-index bench-index-scale bench-qa bench-policy ## Run every benchmark, one after the other (half an hour): docs/benchmarks.md.
@@ -148,6 +174,23 @@ bench-decision: setup ## Time decisions over ext_proc, as Envoy asks for them, a
 bench-overload: setup ## Offer 0.5 to 3 times what a core can do: how long picks take, and what gives way (a minute).
 	@cargo build --release --workspace
 	@target/release/kvscout-sim bench-decision --overload --seconds 4 $(FLAGS)
+
+INFERNO := 0.12.4
+$(TOOLS)/bin/inferno-flamegraph:
+	@cargo install --quiet --root $(TOOLS) --version $(INFERNO) --locked inferno
+
+# Release builds have symbols and no frame pointers, so stacks are unwound by .eh_frame.
+.PHONY: flame
+flame: setup $(TOOLS)/bin/inferno-flamegraph ## Draw where a decision's CPU time goes, with perf: docs/img/flame-after.svg (two minutes).
+	@command -v perf >/dev/null || { echo "flame: perf is missing: apt-get install linux-perf" >&2; exit 1; }
+	@cargo build --release --workspace && mkdir -p target/flame
+	@for size in 1k 100k; do \
+	  target/release/kvscout-sim bench-decision --only $$size --perf target/flame && \
+	  perf script --no-inline -i target/flame/$$size.perf 2>/dev/null | $(TOOLS)/bin/inferno-collapse-perf | \
+	    sed "s/^/$$size tokens;/" > target/flame/$$size.folded || exit 1; \
+	done
+	@cat target/flame/*.folded | $(TOOLS)/bin/inferno-flamegraph --title "Where a decision's CPU time goes" \
+	  --minwidth 0.3 > docs/img/flame-after.svg
 
 # Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
 # without it, they are left out.

@@ -384,7 +384,7 @@ fn median(values: &[u64]) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "twenty minutes: make soak"]
+#[ignore = "twenty minutes: make soak-events"]
 async fn under_load_for_long_memory_and_lag_stay_flat_and_nothing_drifts() {
     let seconds = setting("SOAK_SECONDS", 1_200);
     let mut world = World::start(setting("CHAOS_SEED", 1)).await;

@@ -14,6 +14,7 @@ use crate::events::{EventConfig, Faults, Layout};
 use crate::load;
 use crate::qa;
 use crate::server::Config;
+use crate::soak;
 use crate::timing::Timing;
 
 /// vLLM made of numbers: servers, a load, and a demo, without a GPU
@@ -83,6 +84,13 @@ pub enum Command {
     /// and full-duplex bodies, at four simulated servers that answer. CPU time is kvscout's alone, from
     /// /proc, with as many requests as go at once; latencies are of half as many.
     BenchDecision(decisions::command::Args),
+    /// Keep kvscout under load for an hour while pods, adapters, vocabularies and certificates come and go
+    ///
+    /// Asks as bench-decision does, conversations of 1,000 to 32,000 tokens, at a share of what went at once
+    /// in the first half minute. Exit status 1, with the reason, where a request failed, a prediction that
+    /// claimed certainty was wrong, a stream stayed open, or memory, descriptors, threads, latency or the
+    /// events' lag grew: the median of the last quarter is held against that of the second.
+    Soak(soak::command::Args),
     /// Show kvscout at work: four servers, Envoy, a chat of two rounds, a load
     ///
     /// Ends by itself in about a minute and a half, and leaves nothing running. Exit status 1 if

@@ -22,7 +22,6 @@ pub mod world;
 pub mod summary;
 pub mod scenario;
 mod text;
-mod plot;
 mod page;
 mod picture;
 mod suite;

@@ -5,9 +5,12 @@
 //!                     → Envoy plain, Envoy routed ──────────────────────→ latency added
 //! ```
 
-mod bodies;
+pub mod ask;
+pub mod bodies;
+pub mod certificate;
 pub mod command;
 mod measure;
 mod overload;
+mod perf;
 pub mod process;
 mod stream;

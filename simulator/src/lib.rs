@@ -22,12 +22,14 @@ pub mod process;
 mod http;
 pub mod server;
 mod table;
+mod plot;
 pub mod outgoing;
 pub mod load;
 pub mod stack;
 pub mod qa;
 pub mod demo;
 pub mod decisions;
+pub mod soak;
 pub mod compare;
 pub mod cli;
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use kvscout_sim::cli::{Cli, Command, Serve};
-use kvscout_sim::{Addresses, Server, compare, decisions, demo, load, qa};
+use kvscout_sim::{Addresses, Server, compare, decisions, demo, load, qa, soak};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,6 +34,7 @@ async fn main() -> ExitCode {
         Command::MultiRoundQa(flags) => qa::command::run(&flags).await,
         Command::BenchQa(flags) => qa::mission::run(&flags).await,
         Command::BenchDecision(flags) => decisions::command::run(&flags).await,
+        Command::Soak(flags) => soak::command::run(&flags).await,
         Command::Demo(flags) => demo::run(&flags).await,
         Command::Compare(flags) => compare::command::run(&flags),
     };

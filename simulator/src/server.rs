@@ -106,7 +106,11 @@ impl Server {
             .map_or(capacity, |len| len.min(capacity));
         let text = match &config.tokenizer {
             None => Text::builtin(max_model_len),
-            Some(folder) => Text::load(folder, max_model_len)?,
+            // It takes a second or two: not on a thread that serves others.
+            Some(folder) => {
+                let folder = folder.clone();
+                tokio::task::spawn_blocking(move || Text::load(&folder, max_model_len)).await??
+            }
         };
         let listener = TcpListener::bind(&config.listen).await;
         let listener = listener

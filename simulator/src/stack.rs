@@ -10,6 +10,7 @@
 //! files, whatever happened. [`Stack::stop`] does the same in order.
 
 mod child;
+mod churn;
 pub mod envoy;
 mod parts;
 mod ports;
@@ -17,7 +18,7 @@ mod scrape;
 mod start;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -41,6 +42,10 @@ pub struct Plan {
     pub parts: Parts,
     /// The name the model is served by.
     pub model: String,
+    /// LoRA adapters that every server has.
+    pub adapters: Vec<String>,
+    /// Whether kvscout writes its decisions down.
+    pub decision_log: bool,
     /// Simulated servers.
     pub pods: usize,
     /// Their cache.
@@ -85,8 +90,9 @@ pub struct Stack {
     kvscout: Child,
     envoy: Child,
     http: reqwest::Client,
-    block_size: usize,
-    model: String,
+    plan: Plan,
+    /// Servers so far, those that left included.
+    numbered: usize,
     /// Last, so that it goes when nobody writes into it any more.
     folder: TempDir,
 }
@@ -111,9 +117,7 @@ impl Stack {
         let (kvscout, ext_proc, admin) = start::kvscout(&plan, &pods, folder.path(), &http).await?;
         let (envoy, plain, routed) =
             start::envoy(&plan, &pods, ext_proc, folder.path(), &http).await?;
-        let (block_size, model) = (plan.engine.block_size, plan.model);
         Ok(Self {
-            pods,
             plain,
             routed,
             ext_proc,
@@ -121,8 +125,9 @@ impl Stack {
             kvscout,
             envoy,
             http,
-            block_size,
-            model,
+            numbered: pods.len(),
+            pods,
+            plan,
             folder,
         })
     }
@@ -131,6 +136,12 @@ impl Stack {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Where kvscout writes its decisions, if it does.
+    #[must_use]
+    pub fn decision_log(&self) -> PathBuf {
+        start::decision_log(self.folder())
     }
 
     /// The processes that run.
@@ -147,7 +158,7 @@ impl Stack {
     /// # Errors
     /// None in practice.
     pub fn client(&self, of: SocketAddr) -> anyhow::Result<Client> {
-        Client::new(format!("http://{of}"), &self.model)
+        Client::new(format!("http://{of}"), &self.plan.model)
     }
 
     /// kvscout's metrics as of now.
@@ -182,7 +193,7 @@ impl Stack {
     /// # Errors
     /// It does not, in time.
     pub async fn holds(&mut self, endpoint: &str, tokens: u64) -> anyhow::Result<()> {
-        let blocks = tokens / self.block_size as u64;
+        let blocks = tokens / self.plan.engine.block_size as u64;
         let what = format!("{blocks} blocks in kvscout's picture of {endpoint}");
         self.pictured(&what, endpoint, |held| held >= blocks as f64)
             .await
@@ -247,7 +258,11 @@ impl Stack {
     }
 }
 
-async fn scrape(http: &reqwest::Client, admin: SocketAddr) -> anyhow::Result<Scrape> {
+/// The page of whoever has this admin port.
+///
+/// # Errors
+/// It does not answer.
+pub async fn scrape(http: &reqwest::Client, admin: SocketAddr) -> anyhow::Result<Scrape> {
     let answer = http.get(format!("http://{admin}/metrics")).send().await?;
     Ok(Scrape::parse(&answer.error_for_status()?.text().await?))
 }

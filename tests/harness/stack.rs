@@ -22,6 +22,8 @@ pub fn plan(kvscout: &str, pods: usize) -> Plan {
             tokenizer: tokenizer(),
         },
         model: "/model/qwen".into(),
+        adapters: Vec::new(),
+        decision_log: false,
         pods,
         engine: EngineConfig {
             num_gpu_blocks: 1024,

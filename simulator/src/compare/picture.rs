@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::plot::{Plot, style};
 use super::policies::Policy;
 use super::scenario::Outcome;
 use super::summary::Summary;
+use crate::plot::{Plot, style};
 
 const PANEL: (f64, f64) = (430.0, 260.0);
 const LEGEND: f64 = 48.0;

@@ -95,7 +95,7 @@ impl Scenario {
         format!(
             "{}, {} requests/s, {pods} pods{routers}",
             self.plan.name,
-            round(self.rate)
+            crate::table::round(self.rate)
         )
     }
 }
@@ -152,19 +152,4 @@ pub fn run_all(
         }
     };
     scenarios.iter().map(outcome).collect()
-}
-
-/// A number with as many digits as it needs, three at most.
-#[must_use]
-pub fn round(number: f64) -> String {
-    let text = match number.abs() {
-        100.0.. => format!("{number:.0}"),
-        10.0.. => format!("{number:.1}"),
-        1.0.. => format!("{number:.2}"),
-        _ => format!("{number:.3}"),
-    };
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    }
 }

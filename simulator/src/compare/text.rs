@@ -1,7 +1,7 @@
 //! The report for a terminal.
 
-use super::scenario::{Outcome, round};
-use crate::table::table;
+use super::scenario::Outcome;
+use crate::table::{round, table};
 
 /// A scenario's table, with a line above and one below.
 pub(super) fn tell(title: &str, outcome: &Outcome) -> String {

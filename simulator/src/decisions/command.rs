@@ -1,18 +1,19 @@
 //! The command: a stack, each size in turn, a table.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use kvscout::config::Tls;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::ask::Asker;
 use super::bodies::Conversation;
+use super::certificate::Certificate;
 use super::measure::{Bench, Found, Size};
-use super::{overload, process, stream};
+use super::{overload, process};
 use crate::engine::EngineConfig;
 use crate::load::Spread;
 use crate::outgoing;
@@ -32,6 +33,10 @@ pub struct Args {
     /// Offer more than a core can do, and say what gives way, instead
     #[arg(long)]
     overload: bool,
+    /// Record kvscout's stacks with Linux's perf, while as many requests as go are asked, into this folder (`make
+    /// flame`)
+    #[arg(long, value_name = "DIR")]
+    perf: Option<PathBuf>,
     #[command(flatten)]
     parts: PartsArgs,
 }
@@ -80,14 +85,12 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         "--seconds {}: must be above 0",
         args.seconds
     );
-    let folder = tempfile::Builder::new().prefix("kvscout-tls-").tempdir()?;
-    let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
-    let made = rcgen::generate_simple_self_signed(["kvscout".to_owned()])?;
-    std::fs::write(&cert, made.cert.pem())?;
-    std::fs::write(&key, made.signing_key.serialize_pem())?;
+    let certificate = Certificate::new()?;
     let plan = Plan {
         parts: args.parts.parts()?,
         model: MODEL.to_owned(),
+        adapters: Vec::new(),
+        decision_log: false,
         pods: PODS,
         engine: EngineConfig {
             num_gpu_blocks: BLOCKS,
@@ -96,11 +99,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         },
         timing: Timing::INSTANT,
         ports: Ports::FREE,
-        tls: Tls::Files {
-            cert: cert.clone(),
-            key,
-            client_ca: None,
-        },
+        tls: certificate.tls(),
     };
     let mut interrupted = signal(SignalKind::interrupt())?;
     say("Starting servers, kvscout and Envoy ...\n")?;
@@ -108,8 +107,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         stack = Stack::start(plan) => stack?,
         _ = interrupted.recv() => bail!("interrupted"),
     };
+    let shown = certificate.path();
     let measured = tokio::select! {
-        measured = measure(args, &stack, &cert) => measured,
+        measured = measure(args, &stack, &shown) => measured,
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
     };
     stack.stop().await;
@@ -117,13 +117,19 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<String> {
-    let channel = stream::connect(stack.ext_proc, certificate).await?;
+    let asker = Asker::connect(stack.ext_proc, certificate).await?;
     if args.overload {
-        return overload::measure(stack, channel, MODEL, args.seconds).await;
+        return overload::measure(stack, asker.channel, MODEL, args.seconds).await;
     }
     let processes = stack.process_ids();
     let kvscout = *processes.first().context("kvscout runs")?;
-    let bench = Arc::new(Bench::new(channel, kvscout, MODEL, args.seconds)?);
+    let bench = Arc::new(Bench::new(
+        asker,
+        kvscout,
+        MODEL,
+        args.seconds,
+        args.perf.clone(),
+    ));
     let mut rows = vec![heading()];
     let sizes = SIZES.iter().filter(|size| size.name.contains(&args.only));
     // What was held once may stay the process's own: so this comes first, and each size holds many times

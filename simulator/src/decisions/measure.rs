@@ -1,22 +1,22 @@
 //! One size of prompt, measured.
 
-use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use tokio::time::{Instant, sleep_until};
-use tonic::transport::Channel;
 
+use super::ask::Asker;
 use super::bodies::Conversation;
+use super::perf::Perf;
 use super::process;
 use super::stream::{Stream, Took};
 use crate::dice::Dice;
 use crate::load::Spread;
-use crate::outgoing;
 
 /// A size of prompt.
 #[derive(Debug, Clone, Copy)]
@@ -54,39 +54,42 @@ pub struct Found {
 const STREAMS: u64 = 8;
 /// How much of what went at once is asked in the second part.
 const ASKED: f64 = 0.5;
-/// A stream that takes longer is an error.
-const TAKES_MAX: Duration = Duration::from_secs(30);
 
 /// Who asks.
 #[derive(Debug)]
 pub struct Bench {
     /// To kvscout.
-    pub channel: Channel,
+    pub asker: Asker,
     /// kvscout.
     pub process: u32,
     /// The model's name.
     pub model: String,
     /// How long each part lasts.
     pub seconds: f64,
-    http: reqwest::Client,
+    /// A folder for recordings of perf, one of each size.
+    pub perf: Option<PathBuf>,
     /// Questions so far: each is new.
     asked: AtomicU64,
 }
 
 impl Bench {
-    /// Over this connection.
-    ///
-    /// # Errors
-    /// None in practice.
-    pub fn new(channel: Channel, process: u32, model: &str, seconds: f64) -> anyhow::Result<Self> {
-        Ok(Self {
-            channel,
+    /// Nothing is asked yet.
+    #[must_use]
+    pub fn new(
+        asker: Asker,
+        process: u32,
+        model: &str,
+        seconds: f64,
+        perf: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            perf,
+            asker,
             process,
             model: model.to_owned(),
             seconds,
-            http: outgoing::client().timeout(TAKES_MAX).build()?,
             asked: AtomicU64::new(0),
-        })
+        }
     }
 
     /// All of one size.
@@ -97,7 +100,15 @@ impl Bench {
         let conversations = self.conversations(size);
         let homes = self.first(size).await?;
         let body = conversations[0].body(0).len();
+        let perf = self.perf.as_ref().map(|folder| {
+            let file = folder.join(format!("{}.perf", size.name));
+            Perf::record(self.process, &file)
+        });
+        let perf = perf.transpose()?;
         let (cpu, requests) = self.all_at_once(&conversations).await?;
+        if let Some(perf) = perf {
+            perf.stop().await?;
+        }
         let rate = ASKED * requests as f64 / self.seconds;
         let took = self.now_and_then(&conversations, rate).await?;
         let is_warm = |(at, took): &&(usize, Took)| homes[*at] == took.endpoint;
@@ -133,31 +144,11 @@ impl Bench {
         conversations.collect()
     }
 
-    /// A request, as Envoy has it: asked, sent on where kvscout says, and answered.
+    /// A new question.
     async fn ask(&self, conversation: &Conversation) -> anyhow::Result<Took> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
-        let body = conversation.body(number);
-        let ask = async {
-            let mut stream = Stream::open(&self.channel, number).await?;
-            stream.send(&body, true).await?;
-            let took = stream.placed(body.len()).await?;
-            let answer = self.post(&took.endpoint, body.clone()).await?;
-            stream.answered(&answer).await?;
-            Ok(took)
-        };
-        let asked = tokio::time::timeout(TAKES_MAX, ask).await;
-        asked.context("a stream takes too long")?
-    }
-
-    async fn post(&self, endpoint: &str, body: Bytes) -> anyhow::Result<Bytes> {
-        let to: SocketAddr = endpoint.parse()?;
-        let url = format!("http://{to}/v1/chat/completions");
-        let request = self
-            .http
-            .post(url)
-            .header("content-type", "application/json");
-        let answer = request.body(body).send().await?.error_for_status()?;
-        Ok(answer.bytes().await?)
+        let asked = self.asker.ask(number, conversation.body(number)).await?;
+        asked.answered()
     }
 
     /// As many as go: kvscout's CPU time for each, and how many there were.
@@ -227,7 +218,7 @@ impl Bench {
         let bytes: usize = bodies.iter().map(Bytes::len).sum();
         let mut streams = Vec::new();
         for (number, body) in (0..).zip(&bodies) {
-            let stream = Stream::open(&self.channel, number).await?;
+            let stream = Stream::open(&self.asker.channel, number).await?;
             stream.send(&body.slice(..body.len() - 1), false).await?;
             streams.push(stream);
         }

@@ -108,7 +108,7 @@ impl Asker {
             let took = due.elapsed();
             match placed {
                 Ok(_) => {
-                    stream.answered(&Bytes::from_static(ANSWER)).await?;
+                    stream.answered(200, &Bytes::from_static(ANSWER)).await?;
                     Ok(Came::Placed(took))
                 }
                 Err(error) if error.is::<Refused>() => Ok(Came::Refused(took)),

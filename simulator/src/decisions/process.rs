@@ -25,11 +25,31 @@ pub fn cpu(process: u32) -> anyhow::Result<Duration> {
 /// # Errors
 /// There is no such process.
 pub fn resident(process: u32) -> anyhow::Result<u64> {
+    Ok(status(process, "VmRSS:")? << 10)
+}
+
+/// Threads.
+///
+/// # Errors
+/// There is no such process.
+pub fn threads(process: u32) -> anyhow::Result<u64> {
+    status(process, "Threads:")
+}
+
+/// File descriptors that are open.
+///
+/// # Errors
+/// There is no such process.
+pub fn descriptors(process: u32) -> anyhow::Result<u64> {
+    Ok(std::fs::read_dir(format!("/proc/{process}/fd"))?.count() as u64)
+}
+
+/// The number of a line of proc(5)'s status.
+fn status(process: u32, name: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let words = line.and_then(|line| line.split_whitespace().next());
-    let kilobytes: u64 = words.context("no VmRSS")?.parse()?;
-    Ok(kilobytes << 10)
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.context("not in its status")?.parse()?)
 }
 
 #[cfg(test)]
@@ -40,6 +60,8 @@ mod tests {
     fn this_process_takes_something_and_one_that_is_gone_nothing() {
         let own = std::process::id();
         assert!(resident(own).expect("it runs") > 1 << 20);
+        assert!(threads(own).expect("it runs") >= 1);
+        assert!(descriptors(own).expect("it runs") >= 3);
         cpu(own).expect("it runs");
         assert!(cpu(u32::MAX).is_err());
     }

@@ -189,10 +189,14 @@ impl Stream {
     ///
     /// # Errors
     /// The stream is lost.
-    pub async fn answered(mut self, usage: &Bytes) -> anyhow::Result<()> {
-        let headers = [(":status", "200"), ("content-type", "application/json")];
+    pub async fn answered(mut self, status: u16, body: &Bytes) -> anyhow::Result<()> {
+        let status = status.to_string();
+        let headers = [
+            (":status", status.as_str()),
+            ("content-type", "application/json"),
+        ];
         let body = HttpBody {
-            body: usage.clone(),
+            body: body.clone(),
             end_of_stream: true,
             ..Default::default()
         };

@@ -75,6 +75,8 @@ impl Args {
         Ok(Plan {
             parts: self.parts.parts()?,
             model: self.model.clone(),
+            adapters: Vec::new(),
+            decision_log: false,
             pods: PODS,
             engine: EngineConfig::default(),
             timing: Timing {

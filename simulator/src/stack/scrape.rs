@@ -34,6 +34,19 @@ impl Scrape {
             .reduce(|a, b| a + b)
     }
 
+    /// By how much the samples that [`Self::sum`] adds up have grown since `before`. Those that are gone
+    /// take nothing away, as a counter never falls.
+    #[must_use]
+    pub fn grown(&self, before: &Self, name: &str, label: &str) -> f64 {
+        let matching = |sample: &&Sample| sample.name == name && sample.labels.contains(label);
+        let growth = self.samples.iter().filter(matching).map(|sample| {
+            let is_it = |was: &&Sample| was.name == name && was.labels == sample.labels;
+            let was = before.samples.iter().find(is_it);
+            (sample.value - was.map_or(0.0, |was| was.value)).max(0.0)
+        });
+        growth.sum()
+    }
+
     /// A histogram's bucket that holds the `quantile` (0 to 1) of what was added since
     /// `before`, by its upper bound.
     #[must_use]
@@ -96,6 +109,14 @@ mod tests {
         assert_eq!(scrape.sum("blocks", "endpoint=\"pod-2\""), Some(4.0));
         assert_eq!(scrape.sum("up", ""), Some(1.0));
         assert_eq!(scrape.sum("down", ""), None);
+    }
+
+    #[test]
+    fn what_is_gone_takes_nothing_from_what_has_grown() {
+        let before = Scrape::parse("asked{of=\"a\"} 5\nasked{of=\"b\"} 7\n");
+        let now = Scrape::parse("asked{of=\"b\"} 9\nasked{of=\"c\"} 1\n");
+        assert_eq!(now.grown(&before, "asked", ""), 3.0);
+        assert_eq!(now.grown(&before, "asked", "of=\"b\""), 2.0);
     }
 
     #[test]

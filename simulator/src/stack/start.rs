@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use kvscout::config::{
-    Config as Kvscout, Engine, FleetSource, Limits, Listen, Model, Replies, Source,
+    Config as Kvscout, DecisionLog, Decisions, Engine, FleetSource, Limits, Listen, Model, Replies,
+    Source,
 };
 use kvscout::prompt::template::RenderSettings;
 use serde_json::Value;
@@ -22,32 +23,37 @@ use crate::server::{Config, Server};
 pub(super) async fn pods(plan: &Plan) -> anyhow::Result<Vec<Pod>> {
     let mut pods = Vec::with_capacity(plan.pods);
     for number in 1..=plan.pods {
-        let any = "tcp://127.0.0.1:0";
-        let config = Config {
-            model: plan.model.clone(),
-            tokenizer: Some(plan.parts.tokenizer.clone()),
-            // No two engines name blocks alike.
-            engine: EngineConfig {
-                hash_seed: number as u64,
-                ..plan.engine.clone()
-            },
-            timing: plan.timing,
-            events: Some(EventConfig {
-                endpoint: any.into(),
-                replay_endpoint: Some(any.into()),
-                topic: None,
-                layout: Layout::Map,
-                rank: 0,
-            }),
-            ..Config::default()
-        };
-        let name = format!("pod-{number}");
-        let server = Server::start(config)
-            .await
-            .with_context(|| format!("{name} does not start"))?;
-        pods.push(Pod { name, server });
+        pods.push(pod(plan, number).await?);
     }
     Ok(pods)
+}
+
+pub(super) async fn pod(plan: &Plan, number: usize) -> anyhow::Result<Pod> {
+    let any = "tcp://127.0.0.1:0";
+    let config = Config {
+        model: plan.model.clone(),
+        tokenizer: Some(plan.parts.tokenizer.clone()),
+        adapters: plan.adapters.clone(),
+        // No two engines name blocks alike.
+        engine: EngineConfig {
+            hash_seed: number as u64,
+            ..plan.engine.clone()
+        },
+        timing: plan.timing,
+        events: Some(EventConfig {
+            endpoint: any.into(),
+            replay_endpoint: Some(any.into()),
+            topic: None,
+            layout: Layout::Map,
+            rank: 0,
+        }),
+        ..Config::default()
+    };
+    let name = format!("pod-{number}");
+    let server = Server::start(config)
+        .await
+        .with_context(|| format!("{name} does not start"))?;
+    Ok(Pod { name, server })
 }
 
 /// Loading a vocabulary takes a debug build on a busy machine half a minute.
@@ -60,7 +66,7 @@ pub(super) async fn kvscout(
     folder: &Path,
     http: &reqwest::Client,
 ) -> anyhow::Result<(Child, SocketAddr, SocketAddr)> {
-    std::fs::write(folder.join("fleet.yaml"), fleet_file(pods)?)?;
+    write_fleet(pods, folder)?;
     let file = folder.join("kvscout.yaml");
     std::fs::write(&file, kvscout_config(plan, folder)?.to_yaml())?;
     let args = [
@@ -87,6 +93,13 @@ fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
             .ok()
     };
     Some((address("ext_proc=")?, address("admin=")?))
+}
+
+/// In one move, since kvscout reads it again every second.
+pub(super) fn write_fleet(pods: &[Pod], folder: &Path) -> anyhow::Result<()> {
+    let new = folder.join("fleet.new");
+    std::fs::write(&new, fleet_file(pods)?)?;
+    Ok(std::fs::rename(new, folder.join("fleet.yaml"))?)
 }
 
 fn fleet_file(pods: &[Pod]) -> anyhow::Result<String> {
@@ -117,9 +130,20 @@ fn fleet_file(pods: &[Pod]) -> anyhow::Result<String> {
     Ok(text)
 }
 
+pub(super) fn decision_log(folder: &Path) -> PathBuf {
+    folder.join("decisions.jsonl")
+}
+
 fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
     let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-    let Kvscout { limits, .. } = Kvscout::default();
+    let Kvscout {
+        limits, decisions, ..
+    } = Kvscout::default();
+    let log = plan.decision_log.then(|| DecisionLog {
+        file: decision_log(folder),
+        bytes_max: 64 << 20,
+        files_max: 4,
+    });
     Ok(Kvscout {
         listen: Listen {
             ext_proc: local(plan.ports.ext_proc),
@@ -131,7 +155,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
         fleet: FleetSource::File(folder.join("fleet.yaml")),
         models: vec![Model {
             names: vec![plan.model.clone()],
-            adapters: Vec::new(),
+            adapters: plan.adapters.clone(),
             source: Source::Folder(std::fs::canonicalize(&plan.parts.tokenizer)?),
             engine: Engine::default(),
             render: RenderSettings::default(),
@@ -141,6 +165,7 @@ fn kvscout_config(plan: &Plan, folder: &Path) -> anyhow::Result<Kvscout> {
             drain_ms_max: 1_000,
             ..limits
         },
+        decisions: Decisions { log, ..decisions },
         replies: Replies {
             decision_header: true,
             ..Kvscout::default().replies

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::scenario::round;
+use crate::table::round;
 
 /// A plot's size, and where its frame is within it.
 const SIZE: (f64, f64) = (420.0, 250.0);
 const FRAME: (f64, f64, f64, f64) = (48.0, 34.0, 360.0, 170.0);
 
 /// What a plot is of.
-pub(super) struct Plot<'a> {
+pub struct Plot<'a> {
     /// Above it.
     pub title: &'a str,
     /// Below it.
@@ -94,7 +94,7 @@ impl Axis {
 
 impl Plot<'_> {
     /// As an SVG element whose upper left corner is at (x, y) of the one around it.
-    pub(super) fn svg(&self, (left, top): (f64, f64)) -> String {
+    pub fn svg(&self, (left, top): (f64, f64)) -> String {
         let (x0, y0, width, height) = FRAME;
         let points = || self.lines.iter().flat_map(|(_, line)| line.iter());
         let x = Axis::of(points().map(|point| point.0), self.log_x, (x0, width));
@@ -156,7 +156,7 @@ impl Plot<'_> {
 }
 
 /// Colours and fonts, for light and dark.
-pub(super) fn style() -> String {
+pub fn style() -> String {
     const LIGHT: [&str; 8] = [
         "#8c959f", "#57606a", "#9a6700", "#bf3989", "#8250df", "#bc4c00", "#0969da", "#1a7f37",
     ];

@@ -1,0 +1,90 @@
+//! A request, as Envoy has it: asked, sent on where kvscout says, and answered.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use tonic::transport::Channel;
+
+use super::stream::{self, Stream, Took};
+use crate::outgoing;
+
+/// A stream that takes longer is an error.
+const TAKES_MAX: Duration = Duration::from_secs(30);
+/// What Envoy answers for a pod that it does not reach.
+const UNREACHED: u16 = 503;
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// To kvscout.
+    pub channel: Channel,
+    http: reqwest::Client,
+}
+
+/// What became of a request that kvscout placed.
+#[derive(Debug)]
+pub struct Asked {
+    /// How long kvscout took.
+    pub took: Took,
+    /// What the pod answered, or Envoy in its place.
+    pub status: u16,
+}
+
+impl Asked {
+    /// Where pods do not fail.
+    ///
+    /// # Errors
+    /// This one did.
+    pub fn answered(self) -> anyhow::Result<Took> {
+        let Self { took, status } = self;
+        ensure!(status == 200, "{} answers {status}", took.endpoint);
+        Ok(took)
+    }
+}
+
+impl Asker {
+    /// Over a connection of its own, as one worker of Envoy's has.
+    ///
+    /// # Errors
+    /// The certificate cannot be read, or nobody answers.
+    pub async fn connect(to: SocketAddr, certificate: &Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            channel: stream::connect(to, certificate).await?,
+            http: outgoing::client().timeout(TAKES_MAX).build()?,
+        })
+    }
+
+    /// A request of this number.
+    ///
+    /// # Errors
+    /// The stream is lost, takes too long, or is answered with no pick.
+    pub async fn ask(&self, number: u64, body: Bytes) -> anyhow::Result<Asked> {
+        let ask = async {
+            let mut stream = Stream::open(&self.channel, number).await?;
+            stream.send(&body, true).await?;
+            let took = stream.placed(body.len()).await?;
+            let to: SocketAddr = took.endpoint.parse()?;
+            let (status, answer) = match self.post(to, body).await {
+                Ok(answered) => answered,
+                Err(_) => (UNREACHED, Bytes::new()),
+            };
+            stream.answered(status, &answer).await?;
+            Ok(Asked { took, status })
+        };
+        let asked = tokio::time::timeout(TAKES_MAX, ask).await;
+        asked.context("a stream takes too long")?
+    }
+
+    async fn post(&self, to: SocketAddr, body: Bytes) -> reqwest::Result<(u16, Bytes)> {
+        let url = format!("http://{to}/v1/chat/completions");
+        let request = self
+            .http
+            .post(url)
+            .header("content-type", "application/json");
+        let answer = request.body(body).send().await?;
+        Ok((answer.status().as_u16(), answer.bytes().await?))
+    }
+}
