@@ -139,7 +139,12 @@ async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Resu
     }
     let (mut held, idle) = (Vec::new(), process::resident(kvscout)?);
     for size in sizes.clone() {
-        held.push(bench.hold(size, idle).await.with_context(|| size.name)?);
+        held.push(
+            bench
+                .hold(stack, size, idle)
+                .await
+                .with_context(|| size.name)?,
+        );
     }
     let before = stack.scrape().await?;
     for (size, held) in sizes.zip(held) {

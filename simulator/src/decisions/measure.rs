@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures::future::try_join_all;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ask::Asker;
 use super::bodies::Conversation;
@@ -17,6 +17,7 @@ use super::process;
 use super::stream::{Stream, Took};
 use crate::dice::Dice;
 use crate::load::Spread;
+use crate::stack::Stack;
 
 /// A size of prompt.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +55,10 @@ pub struct Found {
 const STREAMS: u64 = 8;
 /// How much of what went at once is asked in the second part.
 const ASKED: f64 = 0.5;
+
+/// Until all bodies have come that are to be held: kvscout gives up a slow one after ten seconds.
+const HELD_MAX: Duration = Duration::from_secs(8);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Who asks.
 #[derive(Debug)]
@@ -210,24 +215,28 @@ impl Bench {
     ///
     /// # Errors
     /// A stream is lost.
-    pub async fn hold(&self, size: &Size, idle: u64) -> anyhow::Result<f64> {
+    pub async fn hold(&self, stack: &Stack, size: &Size, idle: u64) -> anyhow::Result<f64> {
         let conversations = self.conversations(size);
         let bodies =
             (0..size.held).map(|number| conversations[number % conversations.len()].body(0));
-        let bodies: Vec<Bytes> = bodies.collect();
+        let bodies: Vec<Bytes> = bodies.map(|body| body.slice(..body.len() - 1)).collect();
         let bytes: usize = bodies.iter().map(Bytes::len).sum();
         let mut streams = Vec::new();
         for (number, body) in (0..).zip(&bodies) {
             let stream = Stream::open(&self.asker.channel, number).await?;
-            stream.send(&body.slice(..body.len() - 1), false).await?;
+            stream.send(body, false).await?;
             streams.push(stream);
         }
-        // All of a stream has come once its rest is answered.
-        let (Some(mut last), Some(body)) = (streams.pop(), bodies.last()) else {
-            return Ok(0.0);
+        let all_have_come = async {
+            // Nothing is said to a stream whose body has no end yet.
+            while stack.scrape().await?.sum("kvscout_exchange_held_bytes", "") < Some(bytes as f64)
+            {
+                sleep(LOOK).await;
+            }
+            anyhow::Ok(())
         };
-        last.send(&body.slice(body.len() - 1..), true).await?;
-        last.placed(body.len()).await?;
+        let held = timeout(HELD_MAX, all_have_come).await;
+        held.with_context(|| format!("kvscout does not hold {bytes} bytes"))??;
         let resident = process::resident(self.process)?;
         Ok(resident.saturating_sub(idle) as f64 / bytes as f64)
     }

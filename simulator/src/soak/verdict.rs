@@ -194,7 +194,8 @@ mod tests {
     #[test]
     fn what_stays_is_well_and_what_grows_is_named() {
         assert_eq!(report(|_| ()).complaints(), Vec::<String>::new());
-        let cases: [(&str, fn(&mut Sample)); 4] = [
+        type Change = fn(&mut Sample);
+        let cases: [(&str, Change); 4] = [
             ("memory", |sample| {
                 sample.resident_bytes += (sample.at_s * 1e5) as u64
             }),
