@@ -203,7 +203,7 @@ mod tests {
                 sample.descriptors += sample.at_s as u64 / 10
             }),
             ("pick p50", |sample| {
-                sample.pick_p50_ms += sample.at_s / 100.0
+                sample.pick_p50_ms += sample.at_s / 10.0
             }),
             ("requests failed", |sample| {
                 sample.failed = u64::from(sample.at_s == 10.0)
