@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin, Guard, PrefixesPage};
 use crate::audit::Audit;
-use crate::config::{Config, EventSourceKind, Model};
+use crate::config::{self, Config, EventSourceKind, Model};
 use crate::decisions::{self, Decisions};
 use crate::discovery::Discovery;
 use crate::door::{Door, DoorRules, Patience, tls};
@@ -110,11 +110,13 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     let index = Arc::new(parity.index().limited(config.limits.index_bytes_max));
     let health = Health::new().await;
     let (loader, models) = Loader::new(&config, Hub::from_env(), &metrics, &readiness);
-    let pool = Arc::new(TokenPool::of_all_cores(
+    let pool = TokenPool::new(
+        config::threads(),
         config.limits.tokenizer_queue_max,
         Duration::from_millis(config.limits.tokenizer_wait_ms_max),
         metrics.tokenizer(),
-    ));
+    );
+    let pool = Arc::new(pool.context("no threads for the tokenizer")?);
     let replicas = config.shares().then(|| Replicas::new(index.clone()));
     let audit = Arc::new(Audit::new(metrics.clone()));
     let (log, logged) = match &config.decisions.log {

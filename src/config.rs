@@ -5,6 +5,7 @@
 //! `deploy/kvscout.yaml`, and a test keeps them equal.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 mod admission;
@@ -256,6 +257,17 @@ const FALLBACKS_MAX: usize = 8;
 
 /// Thirty million tokens of text and their ids: the working set of some thousand conversations.
 pub const TOKEN_CACHE_BYTES_MAX: u64 = 256 << 20;
+
+/// Of a machine's cores, how many serve requests, and how many read long prompts. Each such thread has tables of
+/// the tokenizer, up to 80 MB of them for each model, and eight read 4,000 prompts of 100,000 tokens a second.
+pub const THREADS_MAX: usize = 8;
+
+/// A thread for each core that this process may use, up to [`THREADS_MAX`].
+#[must_use]
+pub fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    cores.min(THREADS_MAX)
+}
 
 impl Default for Config {
     fn default() -> Self {

@@ -456,11 +456,21 @@ pub struct ModelMetrics {
 }
 
 /// What is measured where prompts are read.
+#[derive(Clone)]
 pub struct TokenizerMetrics {
     /// `kvscout_tokenizer_wait_seconds`.
     pub wait: Histogram,
     /// `kvscout_tokenizer_work_seconds`.
     pub work: Histogram,
+}
+
+impl TokenizerMetrics {
+    /// For who does not export any.
+    #[must_use]
+    pub fn none() -> Self {
+        let (wait, work) = (Histogram::noop(), Histogram::noop());
+        Self { wait, work }
+    }
 }
 
 #[cfg(test)]

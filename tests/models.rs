@@ -414,7 +414,7 @@ impl Mounted {
 /// A scheduler, and its pool: it reads one long prompt at a time and lets others wait so long.
 fn scheduler(world: &World, wait_max: Duration) -> (Scheduler, Arc<TokenPool>) {
     let pool = TokenPool::new(1, 64, wait_max, world.metrics.tokenizer());
-    let pool = Arc::new(pool);
+    let pool = Arc::new(pool.expect("a thread"));
     let address = SocketAddr::from(([127, 0, 0, 1], 8000));
     let endpoint = Endpoint::new(EndpointId(0), "pod-0".into(), address, None);
     let fleet = Fleet::of(vec![Arc::new(endpoint)]);

@@ -148,7 +148,7 @@ async fn reader(metrics: &Metrics) -> Reader {
     let loaded = models.wait_for(|models| models.states().all(|(_, cache)| cache.is_some()));
     let loaded = tokio::time::timeout(3 * PATIENCE, loaded).await;
     drop(loaded.expect("in time").expect("the loader runs"));
-    let pool = TokenPool::of_all_cores(64, PATIENCE, metrics.tokenizer());
+    let pool = TokenPool::new(2, 64, PATIENCE, metrics.tokenizer()).expect("threads");
     Reader::new(models, Arc::new(pool))
 }
 

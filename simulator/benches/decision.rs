@@ -165,7 +165,8 @@ impl Picker {
             Watched::Off => 0,
             _ => config.decisions.kept_bytes_max,
         };
-        let pool = TokenPool::of_all_cores(64, Duration::from_secs(5), metrics.tokenizer());
+        let pool =
+            TokenPool::new(2, 64, Duration::from_secs(5), metrics.tokenizer()).expect("threads");
         let scheduler = Scheduler::new(Parts {
             fleet: receiver,
             index,

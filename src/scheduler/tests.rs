@@ -86,8 +86,8 @@ async fn reader(config: &Config, metrics: &Metrics) -> Reader {
     let loaded = models.wait_for(|models| models.states().all(|(_, cache)| cache.is_some()));
     let loaded = tokio::time::timeout(Duration::from_secs(60), loaded).await;
     drop(loaded.expect("run make setup").expect("the loader runs"));
-    let pool = TokenPool::of_all_cores(64, Duration::from_secs(60), metrics.tokenizer());
-    Reader::new(models, Arc::new(pool))
+    let pool = TokenPool::new(2, 64, Duration::from_secs(60), metrics.tokenizer());
+    Reader::new(models, Arc::new(pool.expect("threads")))
 }
 
 fn tokenizer_folder() -> std::path::PathBuf {

@@ -1,11 +1,11 @@
 //! Where prompts are read, so that a long one does not stall the runtime.
 
-use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
+use std::{io, thread};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::metrics::TokenizerMetrics;
@@ -39,17 +39,30 @@ impl NotDone {
     }
 }
 
-/// Bounded parallelism for long texts.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Bounded parallelism for long texts, on threads of its own that live as long as it does.
+///
+/// The fast engine has tables for each thread: 17 MB for Qwen's vocabulary, 80 MB when they have grown (fastokens
+/// 0.3, `PretokenCache`), and filling them takes as long as tokenizing hundreds of thousands of tokens. tokio's
+/// threads for blocking work would each fill their own, as many as ever worked at once, and end after ten seconds
+/// without work.
 pub struct TokenPool {
-    /// Work at one time.
-    permits: Semaphore,
-    /// Work and waiting together.
-    places: Semaphore,
+    rooms: Arc<Rooms>,
     working_max: usize,
     places_max: usize,
     /// What has not begun by then is not begun.
     wait_max: Duration,
     measured: TokenizerMetrics,
+    /// To whichever thread is free. They end with it.
+    threads: mpsc::SyncSender<Work>,
+}
+
+struct Rooms {
+    /// Work at one time.
+    permits: Semaphore,
+    /// Work and waiting together.
+    places: Semaphore,
 }
 
 impl TokenPool {
@@ -57,51 +70,44 @@ impl TokenPool {
     pub const LONG: usize = INLINE_BYTES_MAX;
 
     /// A pool that works on so many texts at a time, at least one, while so many more wait so
-    /// long.
-    #[must_use]
+    /// long. [`threads`](crate::config::threads) keeps every core busy and no more.
+    ///
+    /// # Errors
+    /// The system has no more threads to give.
     pub fn new(
         working_max: usize,
         waiting_max: usize,
         wait_max: Duration,
         measured: TokenizerMetrics,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let working_max = working_max.max(1);
-        Self {
-            permits: Semaphore::new(working_max),
-            places: Semaphore::new(working_max + waiting_max),
+        Ok(Self {
+            rooms: Arc::new(Rooms {
+                permits: Semaphore::new(working_max),
+                places: Semaphore::new(working_max + waiting_max),
+            }),
             working_max,
             places_max: working_max + waiting_max,
             wait_max,
             measured,
-        }
-    }
-
-    /// A pool that keeps every core busy and no more.
-    #[must_use]
-    pub fn of_all_cores(
-        waiting_max: usize,
-        wait_max: Duration,
-        measured: TokenizerMetrics,
-    ) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self::new(cores, waiting_max, wait_max, measured)
+            threads: start(working_max)?,
+        })
     }
 
     /// How many texts are worked on.
     #[must_use]
     pub fn working(&self) -> usize {
-        self.working_max - self.permits.available_permits()
+        self.working_max - self.rooms.permits.available_permits()
     }
 
     /// How many texts wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
         // Both are read one after the other, and work may end in between.
-        (self.places_max - self.places.available_permits()).saturating_sub(self.working())
+        (self.places_max - self.rooms.places.available_permits()).saturating_sub(self.working())
     }
 
-    /// Runs `work` on a text of so many bytes: here if it is short, on a thread that may block
-    /// if it is long.
+    /// Runs `work` on a text of so many bytes: here if it is short, on a thread of the pool's if it is long.
     ///
     /// Dropping the future takes waiting work out of the queue; work that has begun runs to its
     /// end and keeps its permit until then.
@@ -109,18 +115,16 @@ impl TokenPool {
     /// # Errors
     /// [`NotDone`]: the caller chooses by load alone.
     pub async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
         text_bytes: usize,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NotDone> {
         if text_bytes < INLINE_BYTES_MAX {
-            // A panic costs the overlap, as it does on a thread, and not the request.
-            return catch_unwind(AssertUnwindSafe(|| self.measure(work)))
-                .map_err(|_| NotDone::Panicked);
+            return measure(&self.measured, work);
         }
-        let place = self.places.try_acquire().map_err(|_| NotDone::Full)?;
+        let place = self.rooms.places.try_acquire().map_err(|_| NotDone::Full)?;
         let asked = Instant::now();
-        let permit = timeout(self.wait_max, self.permits.acquire()).await;
+        let permit = timeout(self.wait_max, self.rooms.permits.acquire()).await;
         self.measured.wait.record(asked.elapsed());
         // An error within means that the pool was closed, which nobody does.
         let Ok(Ok(permit)) = permit else {
@@ -129,24 +133,52 @@ impl TokenPool {
         // The thread outlives this future if that is dropped, so it gives the permits back.
         permit.forget();
         place.forget();
-        let held = Held(Arc::clone(self));
-        let done = tokio::task::spawn_blocking(move || {
-            let held = held;
-            held.0.measure(work)
-        });
-        done.await.map_err(|_| NotDone::Panicked)
-    }
-
-    fn measure<T>(&self, work: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
-        let done = work();
-        self.measured.work.record(began.elapsed());
-        done
+        let held = Held(self.rooms.clone());
+        let measured = self.measured.clone();
+        let (tell, told) = oneshot::channel();
+        let work = move || {
+            let done = measure(&measured, work);
+            drop(held);
+            // Nobody may wait for it any more.
+            let _ = tell.send(done);
+        };
+        // There is room: as many wait there as have permits. Nobody listens only once the pool is gone.
+        let sent = self.threads.try_send(Box::new(work));
+        sent.map_err(|_| NotDone::Full)?;
+        told.await.unwrap_or(Err(NotDone::Panicked))
     }
 }
 
+/// So many threads that work until the sender is dropped, and what was begun is done.
+fn start(threads: usize) -> io::Result<mpsc::SyncSender<Work>> {
+    let (sender, receiver) = mpsc::sync_channel::<Work>(threads);
+    let receiver = Arc::new(Mutex::new(receiver));
+    for number in 0..threads {
+        let receiver = receiver.clone();
+        let next = move || {
+            let receiver = receiver.lock().unwrap_or_else(PoisonError::into_inner);
+            receiver.recv()
+        };
+        let thread = thread::Builder::new().name(format!("tokenizer-{number}"));
+        thread.spawn(move || {
+            while let Ok(work) = next() {
+                work();
+            }
+        })?;
+    }
+    Ok(sender)
+}
+
+/// A panic costs the overlap, and neither the request nor the thread.
+fn measure<T>(measured: &TokenizerMetrics, work: impl FnOnce() -> T) -> Result<T, NotDone> {
+    let began = Instant::now();
+    let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| NotDone::Panicked)?;
+    measured.work.record(began.elapsed());
+    Ok(done)
+}
+
 /// A permit and a place that belong to a thread.
-struct Held(Arc<TokenPool>);
+struct Held(Arc<Rooms>);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -168,7 +200,7 @@ mod tests {
 
     fn pool(working_max: usize, wait_max: Duration) -> Arc<TokenPool> {
         let measured = Metrics::default().tokenizer();
-        Arc::new(TokenPool::new(working_max, WAITING, wait_max, measured))
+        Arc::new(TokenPool::new(working_max, WAITING, wait_max, measured).expect("threads"))
     }
 
     #[tokio::test]
@@ -197,6 +229,21 @@ mod tests {
         (go, tokio::spawn(async { held.await == Ok(true) }))
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_more_threads_than_work_at_once_ever_fill_tables() {
+        let pool = pool(2, PATIENCE);
+        let one = || {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.run(LONG, || std::thread::current().id()).await })
+        };
+        let runs: Vec<_> = std::iter::repeat_with(one).take(60).collect();
+        let mut threads = std::collections::HashSet::new();
+        for run in runs {
+            threads.insert(run.await.unwrap().unwrap());
+        }
+        assert!(threads.len() <= 2, "{threads:?}");
+    }
+
     #[tokio::test]
     async fn a_full_queue_answers_busy_and_recovers() {
         let pool = pool(1, PATIENCE);
@@ -208,7 +255,7 @@ mod tests {
                 tokio::spawn(async move { pool.run(LONG, move || number).await })
             })
             .collect();
-        while pool.places.available_permits() > 0 {
+        while pool.rooms.places.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         assert_eq!((pool.working(), pool.waiting()), (1, WAITING));
@@ -226,7 +273,8 @@ mod tests {
     async fn what_has_not_begun_in_time_is_not_begun() {
         let metrics = Metrics::default();
         let wait_max = Duration::from_millis(10);
-        let pool = Arc::new(TokenPool::new(1, WAITING, wait_max, metrics.tokenizer()));
+        let pool = TokenPool::new(1, WAITING, wait_max, metrics.tokenizer());
+        let pool = Arc::new(pool.expect("a thread"));
         let (go, first) = hold(&pool);
         while pool.working() == 0 {
             tokio::task::yield_now().await;

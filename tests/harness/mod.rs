@@ -205,7 +205,7 @@ fn scheduler(
     metrics: Arc<Metrics>,
 ) -> Scheduler {
     let (_, models) = watch::channel(Arc::default());
-    let pool = TokenPool::of_all_cores(64, PATIENCE, metrics.tokenizer());
+    let pool = TokenPool::new(2, 64, PATIENCE, metrics.tokenizer()).expect("threads");
     Scheduler::new(Parts {
         routes: watch::channel(Arc::new(routes)).1,
         policy,

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -12,6 +13,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
 use kvscout::blocks::TokenId;
+use kvscout::config;
+use kvscout::metrics::TokenizerMetrics;
+use kvscout::tokens::TokenPool;
 use serde_json::Value;
 
 use super::App;
@@ -23,8 +27,20 @@ use crate::runner::Answers;
 const REQUEST_ID: &str = "x-request-id";
 /// Pins a request to a data-parallel rank.
 const RANK: &str = "x-data-parallel-rank";
-/// Shorter bodies are tokenized where they are: within 0.1 ms.
-const INLINE_BYTES_MAX: usize = 16 << 10;
+/// Prompts that wait for a core: as many as a pod has connections for, and as long as their clients wait.
+const WAITING_MAX: usize = 1 << 16;
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// Where all pods of this process read long prompts: they share its cores.
+static READERS: LazyLock<TokenPool> = LazyLock::new(|| {
+    let pool = TokenPool::new(
+        config::threads(),
+        WAITING_MAX,
+        WAIT_MAX,
+        TokenizerMetrics::none(),
+    );
+    pool.expect("a process that serves has a few threads more")
+});
 
 /// `POST /v1/chat/completions`
 pub(super) async fn chat(app: State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
@@ -50,11 +66,10 @@ async fn generate(app: Arc<App>, api: Api, headers: &HeaderMap, body: Bytes) -> 
 
 /// Long prompts take milliseconds to tokenize: not on a thread that serves others.
 async fn parse(app: Arc<App>, api: Api, body: Bytes) -> Result<Ask, Refusal> {
-    if body.len() < INLINE_BYTES_MAX {
-        return Ask::parse(&app, api, &body);
-    }
-    let parsed = tokio::task::spawn_blocking(move || Ask::parse(&app, api, &body)).await;
-    parsed.unwrap_or_else(|_| Err(Refusal::shutting_down()))
+    let parsed = READERS.run(body.len(), move || Ask::parse(&app, api, &body));
+    parsed
+        .await
+        .unwrap_or_else(|_| Err(Refusal::shutting_down()))
 }
 
 /// The client's name for its request, or one of our own.
