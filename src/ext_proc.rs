@@ -147,6 +147,8 @@ pub async fn serve(
     let (grace, keepalive) = (settings.grace, settings.patience.keepalive);
     let mut server = Server::builder()
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+        // Against strangers h2 ends a connection at twenty; a gateway's is for all of its clients.
+        .http2_max_pending_accept_reset_streams(Some(CONNECTION_STREAMS_MAX as usize))
         .http2_keepalive_interval(Some(keepalive.0))
         .http2_keepalive_timeout(Some(keepalive.1))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use harness::exchange::{Exchange, body, channel, channel_at, headers, set_headers, streamed};
+use harness::frames::{Frames, Heard};
 use harness::{Kvscout, PATIENCE, door_rules, soon, until};
 use http_body_util::StreamBody;
 use hyper::Request;
@@ -59,6 +60,55 @@ async fn a_lost_connection_frees_every_place_on_it() {
     drop(exchanges);
     drop(channel);
     until("all are free", || kvscout.requests() == 0).await;
+}
+
+/// More streams of one connection than go wrong in any second, but not in its life.
+const MANY: u32 = 1_500;
+
+/// Streams are ended early where kvscout refuses them, and Envoy has sent more of their bodies by then. h2 can count
+/// them, and end the connection with all other exchanges on it at 1,024.
+#[tokio::test]
+async fn bodies_that_go_on_when_their_streams_are_over_end_no_connection() {
+    let kvscout = kvscout(ExtProcSettings::default()).await;
+    let mut gateway = Frames::connect(kvscout.address).await;
+    for stream in 0..MANY {
+        gateway.call(2 * stream + 1).await;
+        // A message of one byte that is none.
+        gateway.data(2 * stream + 1, &[0, 0, 0, 0, 1, 0xff]).await;
+    }
+    for _ in 0..MANY {
+        assert_eq!(soon("its end", gateway.hear()).await, Heard::Reset);
+    }
+    for stream in 0..MANY {
+        gateway.data(2 * stream + 1, &[0]).await;
+    }
+    // A pong may overtake what is said of streams.
+    let mut late = 0;
+    for _ in 0..2 {
+        gateway.ping().await;
+        loop {
+            match soon("an answer", gateway.hear()).await {
+                Heard::Reset => late += 1,
+                heard => break assert_eq!(heard, Heard::Pong),
+            }
+        }
+    }
+    assert!(late > 1_024, "{late} came too late");
+}
+
+/// Clients of a slow model give up all at once, before their calls were even looked at. h2 alone ends a connection at
+/// twenty of them.
+#[tokio::test]
+async fn thousands_of_calls_that_are_given_up_at_once_end_no_connection() {
+    let kvscout = kvscout(ExtProcSettings::default()).await;
+    let mut gateway = Frames::connect(kvscout.address).await;
+    for stream in 0..MANY {
+        gateway.call(2 * stream + 1).await;
+        gateway.reset(2 * stream + 1).await;
+    }
+    gateway.ping().await;
+    assert_eq!(soon("an answer", gateway.hear()).await, Heard::Pong);
+    until("all are forgotten", || kvscout.capacity.open() == 0).await;
 }
 
 /// Pseudo-headers come last, as text where the others are bytes, and a body may end in a chunk of its own

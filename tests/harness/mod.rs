@@ -6,6 +6,7 @@ pub mod collector;
 pub mod ears;
 pub mod envoy;
 pub mod exchange;
+pub mod frames;
 pub mod golden;
 pub mod http;
 pub mod hub;
