@@ -316,7 +316,7 @@ impl Default for Config {
                 held_bytes_max: 1 << 30,
                 decision_ms_max: 5_000,
                 exchanges_max: 10_000,
-                // Twenty kilobytes each without their bodies: 0.6 GB.
+                // Eight kilobytes each without their bodies: 240 MB.
                 streams_max: 30_000,
                 // Envoy has one a worker thread: a hundred machines of ten.
                 connections_max: 1_024,

@@ -244,16 +244,17 @@ impl ExternalProcessor for Service {
         let (replies, heard) = mpsc::channel(REPLIES_MAX);
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let id = format!("kvscout-{number}");
-        let drive = drive::Drive::new(
+        let drive = Box::new(drive::Drive::new(
             (self.settings.rules.clone(), id, pool_hint(&request)),
             self.settings.patience,
             self.parts.scheduler.clone(),
             place,
             drive::Tracing::of(request.metadata(), self.spans.clone()),
-        );
+        ));
         let (metrics, over) = (self.parts.metrics.clone(), self.over.clone());
+        let mut said = request.into_inner();
         self.exchanges.spawn(async move {
-            let ended = drive.run(request.into_inner(), replies, &over).await;
+            let ended = drive.run(&mut said, replies, &over).await;
             if let Some(reason) = ended.reason() {
                 metrics.exchange_given_up(reason);
             }

@@ -147,9 +147,11 @@ impl Drive {
 
     /// Runs until either side has ended. Envoy's hanging up ends it at once, whatever it waits
     /// for, and with it the placement and its load.
+    ///
+    /// In a box, and what it hears by reference: a future has room twice for what it is given by value.
     pub async fn run(
-        mut self,
-        mut inbound: Streaming<ProcessingRequest>,
+        mut self: Box<Self>,
+        inbound: &mut Streaming<ProcessingRequest>,
         replies: Replies,
         over: &CancellationToken,
     ) -> Ended {
@@ -248,7 +250,7 @@ impl Drive {
     }
 
     /// Envoy will say no more: account for the response, and let it have what it still may read.
-    async fn close(mut self, replies: Replies) -> Ended {
+    async fn close(mut self: Box<Self>, replies: Replies) -> Ended {
         if let (Some(placement), Some(outcome)) = (self.placement.take(), self.exchange.outcome()) {
             placement.finish(outcome);
         }

@@ -19,9 +19,10 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use thiserror::Error;
 
+use self::held::Held;
 use self::response::Response;
 use super::read::{self, Mode};
 use super::reply::{self, Other, Pick, Side};
@@ -33,6 +34,7 @@ use crate::proto::ext_proc::{
 };
 use crate::scheduler::{Ask, ByLoad, Outcome, PoolHint, Refusal};
 
+mod held;
 mod response;
 
 /// What the operator decides about exchanges.
@@ -107,8 +109,8 @@ pub struct Exchange {
     /// The request's body has ended. Envoy 1.35 and later may say the last chunk of a long body
     /// again (envoyproxy/envoy#46237); whatever follows the end is not heard.
     request_ended: bool,
-    /// The client said how long the body is.
-    sized: bool,
+    /// How long the body is, where the client says it.
+    announced: Option<usize>,
     response: Response,
     summary: Option<String>,
 }
@@ -119,7 +121,7 @@ enum Request {
     /// Nothing came yet.
     Fresh,
     /// The header reply waits for the end of the body. Full duplex.
-    Holding(Head, BytesMut),
+    Holding(Head, Held),
     /// The headers passed; the body will come in one message, and is read unless something stands in
     /// the way. Buffered.
     Awaiting(Head, Option<&'static str>),
@@ -173,7 +175,7 @@ impl Exchange {
             request: Request::Fresh,
             request_mode: Mode::default(),
             request_ended: false,
-            sized: false,
+            announced: None,
             response: Response::default(),
             summary: None,
         }
@@ -270,7 +272,7 @@ impl Exchange {
 
     fn other(&self, new: Option<&Bytes>) -> Option<Other> {
         new.map(|new| Other {
-            length: self.sized.then_some(new.len()),
+            length: self.announced.map(|_| new.len()),
         })
     }
 
@@ -309,7 +311,7 @@ impl Exchange {
     pub fn stop_holding(&mut self, reason: &'static str) -> Vec<Step> {
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => {
-                let owed = Owed::HeadersAndBody(held.freeze(), End::NotYet);
+                let owed = Owed::HeadersAndBody(held.whole(), End::NotYet);
                 self.place_by_load(head, reason, owed)
             }
             Request::Awaiting(head, known) => {
@@ -336,7 +338,8 @@ impl Exchange {
         self.request_mode = request_mode;
         self.response = Response::new(response_mode);
         let head = self.head(headers, metadata);
-        self.sized = read::header(headers, "content-length").is_some();
+        let length = read::header(headers, "content-length");
+        self.announced = length.map(|length| length.parse().unwrap_or(0));
         if headers.end_of_stream {
             self.request_ended = true;
             return Ok(self.place_by_load(head, "no_body", Owed::Headers));
@@ -346,7 +349,8 @@ impl Exchange {
         }
         Ok(match self.request_mode {
             Mode::FullDuplex => {
-                self.request = Request::Holding(head, BytesMut::new());
+                let held = Held::announced(self.announced.unwrap_or(0));
+                self.request = Request::Holding(head, held);
                 Vec::new()
             }
             Mode::Buffered => {
@@ -382,23 +386,23 @@ impl Exchange {
     }
 
     /// Holds one more chunk; places the request where the body has ended or grew too long.
-    fn hold(&mut self, head: Head, mut held: BytesMut, body: HttpBody) -> Vec<Step> {
-        let too_long = held.len() + body.body.len() > self.rules.body_bytes_max;
-        held.extend_from_slice(&body.body);
+    fn hold(&mut self, head: Head, mut held: Held, body: HttpBody) -> Vec<Step> {
+        held.push(body.body);
+        let too_long = held.len() > self.rules.body_bytes_max;
         let end = if body.end_of_stream {
             End::LastChunk
         } else {
             End::NotYet
         };
         if too_long {
-            let owed = Owed::HeadersAndBody(held.freeze(), end);
+            let owed = Owed::HeadersAndBody(held.whole(), end);
             return self.place_by_load(head, "body_too_long", owed);
         }
         if end == End::NotYet {
             self.request = Request::Holding(head, held);
             return Vec::new();
         }
-        let body = held.freeze();
+        let body = held.whole();
         self.place(head, body.clone(), Owed::HeadersAndBody(body, end))
     }
 
@@ -406,7 +410,7 @@ impl Exchange {
         self.request_ended = true;
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => {
-                let body = held.freeze();
+                let body = held.whole();
                 let owed = Owed::HeadersAndBody(body.clone(), End::Trailers);
                 Ok(self.place(head, body, owed))
             }

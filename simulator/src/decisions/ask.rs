@@ -63,7 +63,7 @@ impl Asker {
     /// The stream is lost, takes too long, or is answered with no pick.
     pub async fn ask(&self, number: u64, body: Bytes) -> anyhow::Result<Asked> {
         let ask = async {
-            let mut stream = Stream::open(&self.channel, number).await?;
+            let mut stream = Stream::open(&self.channel, number, body.len()).await?;
             stream.send(&body, true).await?;
             let took = stream.placed(body.len()).await?;
             let to: SocketAddr = took.endpoint.parse()?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tonic::transport::Channel;
 
 use super::ask::Asker;
 use super::bodies::Conversation;
@@ -211,11 +212,16 @@ impl Bench {
         try_join_all(requests).await
     }
 
-    /// What kvscout takes beside `idle` bytes for each byte of bodies that are not all there yet.
+    /// What kvscout takes beside `idle` bytes for each byte of bodies that are not all there yet, all on one channel.
     ///
     /// # Errors
     /// A stream is lost.
-    pub async fn hold(&self, stack: &Stack, size: &Size, idle: u64) -> anyhow::Result<f64> {
+    pub async fn hold(
+        &self,
+        stack: &Stack,
+        channel: &Channel,
+        (size, idle): (&Size, u64),
+    ) -> anyhow::Result<f64> {
         let conversations = self.conversations(size);
         let bodies =
             (0..size.held).map(|number| conversations[number % conversations.len()].body(0));
@@ -223,7 +229,7 @@ impl Bench {
         let bytes: usize = bodies.iter().map(Bytes::len).sum();
         let mut streams = Vec::new();
         for (number, body) in (0..).zip(&bodies) {
-            let stream = Stream::open(&self.asker.channel, number).await?;
+            let stream = Stream::open(channel, number, body.len() + 1).await?;
             stream.send(body, false).await?;
             streams.push(stream);
         }

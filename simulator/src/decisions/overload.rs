@@ -102,7 +102,7 @@ impl Asker {
 
     async fn ask(&self, body: &Bytes, due: Instant) -> anyhow::Result<Came> {
         let ask = async {
-            let mut stream = Stream::open(&self.channel, 0).await?;
+            let mut stream = Stream::open(&self.channel, 0, body.len()).await?;
             stream.send(body, true).await?;
             let placed = stream.placed(body.len()).await;
             let took = due.elapsed();

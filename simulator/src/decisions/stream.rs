@@ -86,11 +86,11 @@ impl Hear {
 }
 
 impl Stream {
-    /// Opens one, and sends the request's headers.
+    /// Opens one, and sends the headers of a request with so many bytes.
     ///
     /// # Errors
     /// The connection is lost.
-    pub async fn open(channel: &Channel, number: u64) -> anyhow::Result<Self> {
+    pub async fn open(channel: &Channel, number: u64, bytes: usize) -> anyhow::Result<Self> {
         let began = Instant::now();
         let (say, said) = mpsc::channel(SAID_MAX);
         let headers = [
@@ -98,6 +98,7 @@ impl Stream {
             (":path", "/v1/chat/completions"),
             (":authority", "models.example.com"),
             ("content-type", "application/json"),
+            ("content-length", &bytes.to_string()),
             ("user-agent", "OpenAI/Python 2.8.1"),
             ("x-request-id", &format!("bench-{number}")),
         ];
