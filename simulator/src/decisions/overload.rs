@@ -1,7 +1,8 @@
 //! More than a core can do: how long a pick takes then, and what gives way.
 //!
-//! kvscout has one core and this process the others, so that who asks is not what is short. Prompts are new to it, which costs
-//! it more than to send them. A request is late from when it was due, not from when somebody came to send it.
+//! kvscout has one core and this process the others, so that who asks is not what is short: prompts are names that are in no
+//! vocabulary, as a program's log may be, and take it ten times as long to read as they take to send. A request is late from when
+//! it was due, not from when somebody came to send it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,11 +11,11 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures::future::try_join_all;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Channel;
 
-use super::bodies::Conversation;
 use super::process;
 use super::stream::{Refused, Stream};
 use crate::dice::Dice;
@@ -22,8 +23,9 @@ use crate::load::Spread;
 use crate::stack::{Scrape, Stack};
 use crate::table::table;
 
-/// Tokens of a prompt, about.
-const TOKENS: usize = 8_000;
+/// Names in a prompt, of so many letters each: 36 kB.
+const NAMES: usize = 4_000;
+const LETTERS: usize = 8;
 /// Of what it can do.
 const OFFERED: [f64; 4] = [0.5, 1.0, 1.5, 3.0];
 /// Streams at once while that is found out.
@@ -79,7 +81,7 @@ pub async fn measure(
         rows.push(row(share, share * can, &came, [&before, &after]));
     }
     Ok(format!(
-        "\n  {TOKENS} tokens a prompt, each new: by its CPU time a core reads {can:.0} a second\n\n{}\n",
+        "\n  {NAMES} names a prompt, each new: by its CPU time a core reads {can:.0} a second\n\n{}\n",
         table(1, &rows)
     ))
 }
@@ -97,7 +99,16 @@ async fn on_one_core(process: u32) -> anyhow::Result<()> {
 impl Asker {
     fn body(&self) -> Bytes {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
-        Conversation::new(number, TOKENS, self.model).body(number)
+        let mut dice = Dice::new(number);
+        let mut letter = || char::from(b'a' + dice.below(26) as u8);
+        let mut text = String::with_capacity(NAMES * (LETTERS + 1));
+        for _ in 0..NAMES {
+            text.extend(std::iter::repeat_with(&mut letter).take(LETTERS));
+            text.push(' ');
+        }
+        let messages = [json!({"role": "user", "content": text})];
+        let body = json!({"model": self.model, "max_tokens": 1, "messages": messages});
+        body.to_string().into()
     }
 
     async fn ask(&self, body: &Bytes, due: Instant) -> anyhow::Result<Came> {
