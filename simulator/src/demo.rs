@@ -11,7 +11,6 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use kvscout::config::Tls;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::engine::EngineConfig;
@@ -83,15 +82,10 @@ impl Args {
 
     fn plan(&self, settings: &Settings) -> anyhow::Result<Plan> {
         Ok(Plan {
-            parts: self.parts.parts()?,
-            model: self.model.clone(),
-            adapters: Vec::new(),
-            decision_log: false,
-            pods: PODS,
             engine: settings.engine.clone(),
             timing: settings.timing,
             ports: self.ports,
-            tls: Tls::default(),
+            ..Plan::new(self.parts.parts()?, &self.model, PODS)
         })
     }
 }

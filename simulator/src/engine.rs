@@ -35,6 +35,16 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// So many blocks, and a step that takes in the longest prompt whole: it is not the engine that is measured.
+    #[must_use]
+    pub fn roomy(num_gpu_blocks: u32) -> Self {
+        Self {
+            num_gpu_blocks,
+            max_num_batched_tokens: 131_072,
+            ..Self::default()
+        }
+    }
+
     /// The longest prompt with its answer that the blocks can hold, in tokens.
     #[must_use]
     pub fn capacity_tokens(&self) -> usize {

@@ -58,6 +58,24 @@ pub struct Plan {
     pub tls: Tls,
 }
 
+impl Plan {
+    /// Servers that answer at once, on whatever ports are free.
+    #[must_use]
+    pub fn new(parts: Parts, model: &str, pods: usize) -> Self {
+        Self {
+            parts,
+            model: model.to_owned(),
+            adapters: Vec::new(),
+            decision_log: false,
+            pods,
+            engine: EngineConfig::default(),
+            timing: Timing::INSTANT,
+            ports: Ports::FREE,
+            tls: Tls::default(),
+        }
+    }
+}
+
 /// A simulated server and the name that kvscout knows it by.
 #[derive(Debug)]
 pub struct Pod {

@@ -2,36 +2,32 @@
 
 use std::path::{Path, PathBuf};
 
-use kvscout::config::Tls;
 use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::load::{Load, Schedule};
-use kvscout_sim::stack::{Parts, Plan, Ports, Stack};
-use kvscout_sim::timing::Timing;
+use kvscout_sim::stack::{Parts, Plan, Stack};
 
 use super::tokenizer;
 
 /// Small ones. The binary of the test's own build is named by `env!("CARGO_BIN_EXE_kvscout")`.
 pub fn plan(kvscout: &str, pods: usize) -> Plan {
     Plan {
-        parts: Parts {
-            kvscout: kvscout.into(),
-            envoy: std::env::var_os("KVSCOUT_ENVOY").map_or_else(
-                || Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/venv/bin/envoy"),
-                PathBuf::from,
-            ),
-            tokenizer: tokenizer(),
-        },
-        model: "/model/qwen".into(),
-        adapters: Vec::new(),
-        decision_log: false,
-        pods,
         engine: EngineConfig {
             num_gpu_blocks: 1024,
             ..EngineConfig::default()
         },
-        timing: Timing::INSTANT,
-        ports: Ports::FREE,
-        tls: Tls::default(),
+        ..Plan::new(parts(kvscout), "/model/qwen", pods)
+    }
+}
+
+/// The binary, and what `make setup` brings.
+pub fn parts(kvscout: &str) -> Parts {
+    Parts {
+        kvscout: kvscout.into(),
+        envoy: std::env::var_os("KVSCOUT_ENVOY").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/venv/bin/envoy"),
+            PathBuf::from,
+        ),
+        tokenizer: tokenizer(),
     }
 }
 

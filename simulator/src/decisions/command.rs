@@ -17,9 +17,8 @@ use super::{overload, process, stream};
 use crate::engine::EngineConfig;
 use crate::load::Spread;
 use crate::outgoing;
-use crate::stack::{PartsArgs, Plan, Ports, Stack};
+use crate::stack::{PartsArgs, Plan, Stack};
 use crate::table::table;
-use crate::timing::Timing;
 
 /// The flags of `bench-decision`.
 #[derive(Debug, Clone, clap::Args)]
@@ -87,19 +86,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     );
     let certificate = Certificate::new()?;
     let plan = Plan {
-        parts: args.parts.parts()?,
-        model: MODEL.to_owned(),
-        adapters: Vec::new(),
-        decision_log: false,
-        pods: PODS,
-        engine: EngineConfig {
-            num_gpu_blocks: BLOCKS,
-            max_num_batched_tokens: 131_072,
-            ..EngineConfig::default()
-        },
-        timing: Timing::INSTANT,
-        ports: Ports::FREE,
+        engine: EngineConfig::roomy(BLOCKS),
         tls: certificate.tls(),
+        ..Plan::new(args.parts.parts()?, MODEL, PODS)
     };
     let mut interrupted = signal(SignalKind::interrupt())?;
     say("Starting servers, kvscout and Envoy ...\n")?;

@@ -5,14 +5,12 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use kvscout::config::Tls;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::prompt::Texts;
 use super::run::{self, Outcome, Run, warm_up_engine};
 use super::schedule::Workload;
 use super::summary::Summary;
-use crate::engine::EngineConfig;
 use crate::stack::{PartsArgs, Plan, Ports, Stack};
 use crate::table::table;
 use crate::timing::Timing;
@@ -73,19 +71,13 @@ impl Args {
             "--compress {compress}: must be above 0"
         );
         Ok(Plan {
-            parts: self.parts.parts()?,
-            model: self.model.clone(),
-            adapters: Vec::new(),
-            decision_log: false,
-            pods: PODS,
-            engine: EngineConfig::default(),
             timing: Timing {
                 step_overhead: STEP_OVERHEAD.div_f64(compress),
                 prefill_rate: self.prefill_rate * compress,
                 decode_rate: DECODE_RATE * compress,
             },
             ports: self.ports,
-            tls: Tls::default(),
+            ..Plan::new(self.parts.parts()?, &self.model, PODS)
         })
     }
 

@@ -15,8 +15,7 @@ use super::sample::{Sample, Sampler};
 use crate::decisions::ask::Asker;
 use crate::engine::EngineConfig;
 use crate::outgoing;
-use crate::stack::{Parts, Plan, Ports, Stack, scrape};
-use crate::timing::Timing;
+use crate::stack::{Parts, Plan, Stack, scrape};
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -85,19 +84,11 @@ impl Soak {
         let mut parts = self.parts.clone();
         parts.tokenizer = files.vocabulary.path().to_owned();
         Plan {
-            parts,
-            model: MODEL.to_owned(),
             decision_log: true,
             adapters: (0..churn::ADAPTERS).map(churn::adapter).collect(),
-            pods: PODS,
-            engine: EngineConfig {
-                num_gpu_blocks: BLOCKS,
-                max_num_batched_tokens: 131_072,
-                ..EngineConfig::default()
-            },
-            timing: Timing::INSTANT,
-            ports: Ports::FREE,
+            engine: EngineConfig::roomy(BLOCKS),
             tls: files.certificate.tls(),
+            ..Plan::new(parts, MODEL, PODS)
         }
     }
 
