@@ -44,11 +44,24 @@ impl Basis {
     }
 }
 
+/// What is to be placed, as some of the candidates read it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prompt {
+    /// Its tokens, or an estimate for `LoadOnly`.
+    pub tokens: u64,
+    /// What is known of it.
+    pub basis: Basis,
+    /// The model's prompts have often not been what its servers computed.
+    pub doubtful: bool,
+}
+
 /// An endpoint that could take the request, as of now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// Which.
     pub endpoint: EndpointId,
+    /// The place, in [`Problem::prompts`], of the prompt as it reads it.
+    pub prompt: u16,
     /// Prompt tokens that it holds.
     pub cached: Cached,
     /// How sure that is.
@@ -70,12 +83,8 @@ pub struct Candidate {
 /// What is to be placed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Problem<'a> {
-    /// Tokens of the prompt, or an estimate for `LoadOnly`.
-    pub prompt_tokens: u64,
-    /// What is known of the prompt.
-    pub basis: Basis,
-    /// The model's prompts have often not been what its servers computed.
-    pub prompt_doubtful: bool,
+    /// The prompt, as candidates read it: nearly always alike, so that there is one.
+    pub prompts: &'a [Prompt],
     /// Best cached / prompt tokens that overlap must exceed to count.
     pub matching_ratio_min: f64,
     /// What a cached token is worth, by where it is.
@@ -84,11 +93,19 @@ pub struct Problem<'a> {
     pub request: &'a str,
 }
 
+impl Problem<'_> {
+    fn prompt(&self, candidate: &Candidate) -> &Prompt {
+        &self.prompts[usize::from(candidate.prompt)]
+    }
+}
+
 /// Where a request goes, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     /// Who gets it.
     pub endpoint: EndpointId,
+    /// The place of the prompt as it reads it: what follows is of that one.
+    pub prompt: u16,
     /// What the choice rests on.
     pub basis: Basis,
     /// Tokens that the endpoint should report as cached.
@@ -137,15 +154,16 @@ fn matching_ratio(cached_tokens: u64, prompt_tokens: u64) -> f64 {
     }
 }
 
-/// Whether so many cached tokens are enough of the prompt to count.
-fn exceeds(problem: &Problem<'_>, cached_tokens: u64) -> bool {
-    matching_ratio(cached_tokens, problem.prompt_tokens) > problem.matching_ratio_min
+/// Whether what a candidate holds is enough of the prompt to count.
+fn exceeds(problem: &Problem<'_>, candidate: &Candidate) -> bool {
+    let tokens = problem.prompt(candidate).tokens;
+    matching_ratio(candidate.cached.tokens(), tokens) > problem.matching_ratio_min
 }
 
-/// Whether overlap counts: for all where it counts for the best. None without candidates.
-fn prefix_aware(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<bool> {
-    let cached = candidates.iter().map(|candidate| candidate.cached.tokens());
-    Some(exceeds(problem, cached.max()?))
+/// Whether overlap counts: for all where it counts for the best.
+fn prefix_aware(problem: &Problem<'_>, candidates: &[Candidate]) -> bool {
+    let mut candidates = candidates.iter();
+    candidates.any(|candidate| exceeds(problem, candidate))
 }
 
 /// The best so far.
@@ -154,7 +172,7 @@ type Ranked<'a> = Option<(Cost, &'a Candidate)>;
 /// The candidate whose first token comes soonest; none without candidates.
 #[must_use]
 pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice> {
-    let prefix_aware = prefix_aware(problem, candidates)?;
+    let prefix_aware = prefix_aware(problem, candidates);
     let crowd = Crowd::of(candidates);
     let (mut best, mut second): (Ranked<'_>, Ranked<'_>) = (None, None);
     let comes_before = |cost: &Cost, than: &Ranked<'_>| than.is_none_or(|(other, _)| *cost < other);
@@ -167,12 +185,14 @@ pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice>
         }
     }
     let (cost, chosen) = best?;
+    let prompt = problem.prompt(chosen);
     Some(Choice {
         endpoint: chosen.endpoint,
-        basis: problem.basis,
+        prompt: chosen.prompt,
+        basis: prompt.basis,
         predicted_cached_tokens: chosen.cached.tokens(),
-        prompt_tokens: problem.prompt_tokens,
-        prefix_aware: exceeds(problem, chosen.cached.tokens()),
+        prompt_tokens: prompt.tokens,
+        prefix_aware: exceeds(problem, chosen),
         cost,
         trust: chosen.trust,
         runner_up: second.map(|(cost, other)| RunnerUp {
@@ -186,10 +206,13 @@ pub fn choose(problem: &Problem<'_>, candidates: &[Candidate]) -> Option<Choice>
 mod tests {
     use super::*;
 
-    const PROBLEM: Problem<'_> = Problem {
-        prompt_tokens: 1000,
+    const PROMPT: Prompt = Prompt {
+        tokens: 1000,
         basis: Basis::Overlap,
-        prompt_doubtful: false,
+        doubtful: false,
+    };
+    const PROBLEM: Problem<'_> = Problem {
+        prompts: &[PROMPT],
         matching_ratio_min: 0.5,
         media: Media {
             gpu: 1.0,
@@ -203,6 +226,7 @@ mod tests {
         let endpoint = EndpointId(id);
         Candidate {
             endpoint,
+            prompt: 0,
             cached: own(cached_tokens),
             trust: Trust::Live,
             avoided: false,
@@ -380,9 +404,13 @@ mod tests {
     #[test]
     fn a_doubtful_prompt_waits_for_its_cache_a_tenth_less() {
         let candidates = [candidate(0, 800, 950), candidate(1, 0, 0)];
-        let doubtful = Problem {
+        let prompt = Prompt {
             basis: Basis::Partial(crate::parity::REASON),
-            prompt_doubtful: true,
+            doubtful: true,
+            ..PROMPT
+        };
+        let doubtful = Problem {
+            prompts: &[prompt],
             ..PROBLEM
         };
         let chosen = |problem| choose(problem, &candidates).expect("a choice").endpoint.0;
@@ -446,6 +474,41 @@ mod tests {
             .collect();
         let second = choose(&PROBLEM, &others).expect("a choice").endpoint;
         assert_eq!(first.runner_up.map(|other| other.endpoint), Some(second));
+    }
+
+    #[test]
+    fn each_candidate_is_weighed_with_the_prompt_as_it_reads_it() {
+        let unread = Prompt {
+            basis: Basis::LoadOnly("unknown_entry"),
+            ..PROMPT
+        };
+        let longer = Prompt {
+            tokens: 1_600,
+            ..PROMPT
+        };
+        let problem = Problem {
+            prompts: &[PROMPT, longer, unread],
+            ..PROBLEM
+        };
+        let reads = |id, cached, prompt| Candidate {
+            prompt,
+            ..candidate(id, cached, 0)
+        };
+        let choose = |candidates: &[Candidate]| choose(&problem, candidates).expect("a choice");
+        // 700 tokens left of a prompt of 1,600 are more than 400 of one of 1,000.
+        let choice = choose(&[reads(0, 600, 0), reads(1, 900, 1), reads(2, 0, 2)]);
+        assert_eq!(
+            (choice.endpoint, choice.prompt_tokens),
+            (EndpointId(0), 1_000)
+        );
+        let choice = choose(&[reads(0, 600, 0), reads(1, 1_300, 1)]);
+        let chosen = (choice.endpoint, choice.prompt, choice.prompt_tokens);
+        assert_eq!(chosen, (EndpointId(1), 1, 1_600));
+        // 600 are too few of one and enough of the other.
+        let choice = choose(&[reads(0, 600, 1), candidate(1, 0, 100)]);
+        assert!(!choice.prefix_aware && choice.basis == Basis::Overlap);
+        let alone = choose(&[reads(2, 0, 2)]);
+        assert_eq!(alone.basis, Basis::LoadOnly("unknown_entry"));
     }
 
     #[test]

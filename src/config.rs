@@ -30,7 +30,7 @@ pub use inference::{Criticality, InferenceModel, InferenceObjective, Target};
 pub use leader::LeaderElection;
 pub use load::{Load, Saturation};
 pub use metrics::Metrics;
-pub use model::{Engine, Model, Repo, Source};
+pub use model::{Engine, Model, ReadsAs, Repo, Source};
 pub use nats::{Nats, Stream};
 pub use render::{ContentFormat, Dialect, RenderSettings};
 pub use replicas::Share;

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use crate::config::{Config, FleetSource};
 use crate::fleet::Fleet;
 use crate::fleet::fixed::FleetFile;
+use crate::fleet::roster;
 use crate::kubernetes::{Candidate, Watcher};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -37,7 +38,7 @@ impl Discovery {
     ) -> anyhow::Result<Self> {
         match &config.fleet {
             FleetSource::File(path) => {
-                let (file, fleet) = FleetFile::open(path, config.events.bind.is_some())?;
+                let (file, fleet) = FleetFile::open(path, roster::Settings::of(config))?;
                 let rules = Routes::of(&config.inference_models, &config.inference_objectives);
                 let (sender, routes) = watch::channel(Arc::new(rules));
                 Ok(Self {

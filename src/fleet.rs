@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::config::ReadsAs;
+
 pub mod report;
 pub mod heard;
 pub mod load;
@@ -64,6 +66,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Where its events come from; none makes it `Silent`.
     pub events: Option<EventAddress>,
+    /// How it reads prompts.
+    pub reads_as: ReadsAs,
     /// What it has to do: ours, and what its server says of the rest.
     pub load: Load,
     /// How much it has told of its cache.
@@ -106,6 +110,7 @@ impl Endpoint {
             rank: None,
             address,
             events,
+            reads_as: ReadsAs::Named,
             load: Load::default(),
             heard: heard::Heard::default(),
             trust: Mutex::new(trust),
@@ -125,6 +130,12 @@ impl Endpoint {
             rank: Some(rank),
             ..self
         }
+    }
+
+    /// The same that says how it reads prompts.
+    #[must_use]
+    pub fn reading_as(self, reads_as: ReadsAs) -> Self {
+        Self { reads_as, ..self }
     }
 
     /// Whether a subset hint means it: by `ip:port` or `ip`, every rank behind it.

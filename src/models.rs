@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::config::yaml::{Complaint, Complaints};
-use crate::config::{self, Config, Source};
+use crate::config::{self, Config, ReadsAs, Source};
 use crate::metrics::Metrics;
 use crate::prompt::template::{Renderer, RendererError};
 use crate::readiness::Readiness;
@@ -81,10 +81,14 @@ impl Model {
 
 /// A model by a name that requests give.
 pub struct Named {
+    /// Its place in the configuration.
+    pub entry: usize,
     /// Its template and vocabulary.
     pub model: Arc<Model>,
     /// The name that its tokens are counted by: the model's first, or the adapter's.
     pub counted_as: Arc<str>,
+    /// The name that its requests are counted by: the same, but where another entry reads them.
+    pub asked_for: Arc<str>,
     /// The name is a LoRA adapter's: part of every block's identity.
     pub adapter: Option<String>,
 }
@@ -94,6 +98,8 @@ pub struct Named {
 pub enum Missing {
     /// The configuration does not have it.
     Unknown,
+    /// The configuration does not have the entry that an endpoint says it reads as.
+    UnknownEntry,
     /// Its files are not loaded, or not yet.
     NotLoaded,
 }
@@ -104,6 +110,7 @@ impl Missing {
     pub fn label(self) -> &'static str {
         match self {
             Self::Unknown => "unknown_model",
+            Self::UnknownEntry => "unknown_entry",
             Self::NotLoaded => "model_not_loaded",
         }
     }
@@ -160,14 +167,44 @@ impl Models {
     /// # Errors
     /// [`Missing`]: load decides.
     pub fn get(&self, name: &str) -> Result<Named, Missing> {
-        let (number, is_adapter) = *self.fixed.names.get(name).ok_or(Missing::Unknown)?;
-        let model = self.loaded[number].clone().ok_or(Missing::NotLoaded)?;
-        let label = || Arc::clone(&self.fixed.labels[number]);
+        self.read_as(ReadsAs::Named, name)
+    }
+
+    /// The same as an endpoint reads it. Who says which entry it reads as, reads every name so, also one that the
+    /// configuration lacks; adapters are known by their names, whichever entry has them.
+    ///
+    /// # Errors
+    /// [`Missing`]: load decides.
+    pub fn read_as(&self, reads_as: ReadsAs, name: &str) -> Result<Named, Missing> {
+        let known = self.fixed.names.get(name).copied();
+        let entry = match (reads_as, known) {
+            (ReadsAs::Unknown, _) => return Err(Missing::UnknownEntry),
+            (ReadsAs::Entry(entry), _) | (ReadsAs::Named, Some((entry, _))) => entry,
+            (ReadsAs::Named, None) => return Err(Missing::Unknown),
+        };
+        let model = self.loaded.get(entry).ok_or(Missing::UnknownEntry)?;
+        let model = model.clone().ok_or(Missing::NotLoaded)?;
+        let label = |(entry, is_adapter): (usize, bool)| match is_adapter {
+            true => Arc::from(name),
+            false => Arc::clone(&self.fixed.labels[entry]),
+        };
+        let adapter = known.filter(|(_, is_adapter)| *is_adapter);
+        // An adapter's own tokens are those that its own entry makes.
+        let own = adapter.filter(|(of, _)| *of == entry);
+        let counted_as = label(own.unwrap_or((entry, false)));
         Ok(Named {
+            entry,
             model,
-            counted_as: if is_adapter { name.into() } else { label() },
-            adapter: is_adapter.then(|| name.to_owned()),
+            asked_for: known.map_or_else(|| counted_as.clone(), label),
+            counted_as,
+            adapter: adapter.map(|_| name.to_owned()),
         })
+    }
+
+    /// The name that an entry is counted by.
+    #[must_use]
+    pub fn label(&self, entry: usize) -> Option<&str> {
+        self.fixed.labels.get(entry).map(|label| &**label)
     }
 
     /// A request may bring a template of its own, which can run long on few bytes.

@@ -11,15 +11,14 @@ use opentelemetry::TraceId;
 use tokio::sync::watch;
 
 use crate::admission::{Admission, Shed};
-use crate::audit::{Audit, cause::SALT_REASON};
-use crate::blocks::Chains;
-use crate::choice::{Basis, Candidate, Case, Choice, Weights};
+use crate::audit::Audit;
+use crate::choice::{Candidate, Case, Choice, Weights};
 use crate::config::{self, Policy, Saturation, Strategy};
 use crate::decisions::{Decisions, Took};
-use crate::fleet::{Endpoint, EndpointId, Fleet, Scope};
+use crate::fleet::{Endpoint, Fleet, Scope};
 use crate::index::{Cached, Index};
 use crate::metrics::Metrics;
-use crate::parity::{self, Parity};
+use crate::parity::Parity;
 use crate::replicas::Replicas;
 use crate::routes::Routes;
 
@@ -32,6 +31,7 @@ mod placement;
 mod pool;
 mod reader;
 mod reading;
+mod readings;
 mod settle;
 
 pub use ask::{Ask, ByLoad, PoolHint, Refusal};
@@ -40,6 +40,7 @@ use intent::Intent;
 pub use placement::{Outcome, Placement};
 pub use reader::Reader;
 use reading::Reading;
+use readings::{Held, Readings};
 
 /// Chooses endpoints.
 pub struct Scheduler {
@@ -98,34 +99,35 @@ impl Scheduler {
         let (mut took, mut since) = (Took::default(), Instant::now());
         let intent = self.intent(&ask);
         let scope = &intent.scope;
-        self.allowed(scope)?;
+        let allowed = self.allowed(scope)?;
         self.count(&intent);
         // Who is refused is not read before.
         self.admitted(scope, self.admission.at_once(intent.class, scope))?;
         let strategy = self.strategy(scope);
-        let reading = self.reading(&ask, &intent, strategy).await;
+        let mut readings = self.readings(&ask, &intent, strategy, &allowed).await;
         took.read = lap(&mut since);
-        (took.render, took.tokenize) = (reading.rendered_in, reading.tokenized_in);
+        (took.render, took.tokenize) = readings.took();
         let fairness = ask.fairness.as_deref();
         let turn = self.admission.admit(intent.class, fairness, scope).await;
         let turn = self.admitted(scope, turn)?;
         took.wait = lap(&mut since);
         // As of now, and until the turn ends without another wait: the load is booked in it.
         let allowed = self.allowed(scope)?;
-        let reading = self.doubted(reading, &allowed);
+        readings.joined_by(&allowed);
+        let readings = self.doubted(readings, &allowed);
         let told = (ask.session.as_deref(), &ask.body[..]);
-        let reading = self.in_conversation(reading, strategy, told);
-        let mut prompt = Chains::new(&reading.tokens, &reading.identity);
-        let cached = self.overlaps(&reading, &mut prompt, &allowed);
+        let readings = self.in_conversation(readings, strategy, told);
+        let mut prompts = readings.chains();
+        let held = self.overlaps(&readings, &mut prompts, &allowed);
         took.overlap = lap(&mut since);
-        let case = self.case(&ask.request_id, &reading, &allowed, &cached);
+        let case = self.case(&ask.request_id, &readings, &allowed, held);
         let begun = Begun {
             trace: ask.trace,
             body_bytes: ask.body.len(),
             took,
             since,
         };
-        let placement = self.settle(case, &reading, &prompt, allowed, intent, begun)?;
+        let placement = self.settle(case, (&readings, &prompts), allowed, intent, begun)?;
         drop(turn);
         let Took {
             read,
@@ -153,12 +155,10 @@ impl Scheduler {
             self.count_class(known);
             self.admitted(&scope, self.admission.at_once(class, &scope))?;
         }
-        let reading = Reading::load_only(ask.reason, ask.body_bytes);
+        let readings = Readings::alike(Reading::load_only(ask.reason, ask.body_bytes));
         let told = (ask.session.as_deref(), &[][..]);
-        let reading = self.in_conversation(reading, self.strategy(&scope), told);
-        let cached = vec![Cached::default(); allowed.endpoints.len()];
-        let prompt = Chains::new(&reading.tokens, &reading.identity);
-        let case = self.case(&ask.request_id, &reading, &allowed, &cached);
+        let readings = self.in_conversation(readings, self.strategy(&scope), told);
+        let case = self.case(&ask.request_id, &readings, &allowed, Held::nothing());
         let intent = Intent {
             scope,
             ..Intent::default()
@@ -169,16 +169,23 @@ impl Scheduler {
             took: Took::default(),
             since,
         };
-        let placement = self.settle(case, &reading, &prompt, allowed, intent, begun)?;
+        let prompts = readings.chains();
+        let placement = self.settle(case, (&readings, &prompts), allowed, intent, begun)?;
         self.tell(&placement);
         Ok(placement)
     }
 
     /// The prompt, as far as the strategy asks for it.
-    async fn reading(&self, ask: &Ask, intent: &Intent, strategy: Strategy) -> Reading {
+    async fn readings(
+        &self,
+        ask: &Ask,
+        intent: &Intent,
+        strategy: Strategy,
+        allowed: &Fleet,
+    ) -> Readings {
         match strategy {
-            Strategy::Default => Reading::load_only("strategy", ask.body.len()),
-            Strategy::PrefixCache => self.read(ask, intent).await,
+            Strategy::Default => Readings::alike(Reading::load_only("strategy", ask.body.len())),
+            Strategy::PrefixCache => self.read(ask, intent, allowed).await,
         }
     }
 
@@ -239,72 +246,22 @@ impl Scheduler {
         }
     }
 
-    async fn read(&self, ask: &Ask, intent: &Intent) -> Reading {
-        let deadline = Instant::now() + self.parts.decision_max;
-        let read = self.parts.reader.read(ask, intent.target.clone(), deadline);
-        let reading = tokio::time::timeout_at(deadline.into(), read).await;
-        reading.unwrap_or_else(|_| Reading::load_only("deadline", ask.body.len()))
-    }
-
-    /// Before vLLM 0.17.1 events do not show salts: what a salted request would find is unknown.
-    /// Nor is it where the servers have often computed other tokens than we did.
-    fn doubted(&self, reading: Reading, allowed: &Fleet) -> Reading {
-        let hides =
-            |endpoint: &Arc<Endpoint>| self.parts.index.shows_salt(endpoint.id) == Some(false);
-        match reading.basis {
-            Basis::Overlap
-                if reading.identity.cache_salt.is_some() && allowed.endpoints.iter().any(hides) =>
-            {
-                Reading {
-                    basis: Basis::Partial(SALT_REASON),
-                    ..reading
-                }
-            }
-            _ if reading.is_exact() && self.is_doubtful(&reading) => Reading {
-                basis: Basis::Partial(parity::REASON),
-                ..reading
-            },
-            _ => reading,
-        }
-    }
-
-    fn is_doubtful(&self, reading: &Reading) -> bool {
-        let model = reading.model.as_deref();
-        model.is_some_and(|model| self.parts.parity.is_doubtful(model))
-    }
-
-    /// What each endpoint holds of the prompt, in the fleet's order.
-    fn overlaps(&self, reading: &Reading, prompt: &mut Chains<'_>, allowed: &Fleet) -> Vec<Cached> {
-        if !reading.reads_cache {
-            return vec![Cached::default(); allowed.endpoints.len()];
-        }
-        let endpoints: Vec<EndpointId> = allowed.endpoints.iter().map(|e| e.id).collect();
-        self.parts.index.cached(&endpoints, prompt)
-    }
-
     /// All that a choice rests on, as of now.
-    fn case(
-        &self,
-        request_id: &str,
-        reading: &Reading,
-        allowed: &Fleet,
-        cached: &[Cached],
-    ) -> Case {
+    fn case(&self, request_id: &str, readings: &Readings, allowed: &Fleet, mut held: Held) -> Case {
         let (now, saturation) = (Instant::now(), &self.parts.saturation);
-        let endpoints = allowed.endpoints.iter().zip(cached);
-        let candidates: Vec<Candidate> = endpoints
-            .map(|(endpoint, cached)| candidate(endpoint, *cached, saturation, now))
-            .collect();
+        let candidate = |endpoint: &Arc<Endpoint>| {
+            let place = readings.place(endpoint);
+            candidate(endpoint, (place, held.next(place)), saturation, now)
+        };
+        let candidates: Vec<Candidate> = allowed.endpoints.iter().map(candidate).collect();
         Case {
             request_id: request_id.to_owned(),
-            prompt_tokens: reading.prompt_tokens,
-            basis: reading.basis,
-            prompt_doubtful: self.is_doubtful(reading),
+            prompts: self.prompts(readings),
             weights: Weights {
                 matching_ratio_min: self.parts.policy.matching_ratio_min,
                 media: self.parts.policy.media,
             },
-            home: self.home(reading, allowed, &candidates),
+            home: self.home(readings, allowed, &candidates),
             candidates,
         }
     }
@@ -363,13 +320,15 @@ fn lap(since: &mut Instant) -> Duration {
 /// What an endpoint offers, and all that it has to do: ours and others'.
 fn candidate(
     endpoint: &Endpoint,
-    cached: Cached,
+    (place, cached): (usize, Cached),
     saturation: &Saturation,
     now: Instant,
 ) -> Candidate {
     let outside = endpoint.load.outside(now);
     Candidate {
         endpoint: endpoint.id,
+        // One for each entry of the configuration at most, and two more.
+        prompt: place as u16,
         cached,
         trust: endpoint.trust(),
         avoided: endpoint.avoided(now),

@@ -615,6 +615,183 @@ async fn two_pools_of_different_models_are_one_pickers_and_never_mixed() {
     cluster.clean_up().await;
 }
 
+/// The entries "sim" and "sim-new": one vocabulary, and templates that part at the first word.
+fn two_kinds(folder: &Path) -> Vec<Model> {
+    let kind = |name: &str, template: &str| {
+        let of = folder.join(name);
+        std::fs::create_dir(&of).expect("a folder");
+        let vocabulary = harness::tokenizer().join("tokenizer.json");
+        std::os::unix::fs::symlink(vocabulary, of.join("tokenizer.json")).expect("a link");
+        std::fs::write(of.join("tokenizer_config.json"), "{}").expect("written");
+        std::fs::write(of.join("chat_template.jinja"), template).expect("written");
+        Model {
+            names: vec![name.to_owned()],
+            adapters: Vec::new(),
+            source: Source::Folder(of),
+            engine: Engine::Fast,
+            render: RenderSettings::default(),
+        }
+    };
+    let (old, new) = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        "New: {% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}",
+    );
+    vec![kind("sim", old), kind("sim-new", new)]
+}
+
+/// A pod of the pool, and its server.
+struct Kind {
+    name: &'static str,
+    ip: &'static str,
+    server: kvscout_sim::server::Bound,
+}
+
+/// A chat that fills many blocks.
+fn long_chat() -> String {
+    let content = "Prefixes that many share are computed once. ".repeat(20);
+    json!({
+        "model": "sim", "max_tokens": 1,
+        "messages": [{"role": "user", "content": content}],
+    })
+    .to_string()
+}
+
+impl Kind {
+    async fn start(name: &'static str, ip: &'static str, folder: &Path, port: u16) -> Self {
+        let at = (ip.parse::<std::net::IpAddr>().expect("an ip"), port).into();
+        let server = harness::sim::reading(folder, at).await.expect("a server");
+        Self { name, ip, server }
+    }
+
+    /// That its server's events and replays are where they are.
+    fn annotations(&self) -> Value {
+        let events = self.server.addresses.events.as_ref().expect("events");
+        let port = |at: &str| at.rsplit(':').next().expect("a port").to_owned();
+        let replay = events.replay_endpoint.as_ref().expect("replay is on");
+        json!({"kvscout.io/events": port(&events.endpoint), "kvscout.io/replay-port": port(replay)})
+    }
+
+    /// What it says of a chat that it served: its tokens, and how many of them were cached.
+    async fn serve(&self) -> (u64, u64) {
+        let request = http::post("/v1/chat/completions").body(http::full(long_chat()));
+        let request = request.expect("a request");
+        let usage = http::send(self.server.addresses.http, request).await.json()["usage"].clone();
+        let cached = &usage["prompt_tokens_details"]["cached_tokens"];
+        let number = |value: &Value| value.as_u64().expect("a number");
+        (number(&usage["prompt_tokens"]), number(cached))
+    }
+
+    /// What is predicted of it, and what its choice would rest on.
+    async fn predicted(&self, world: &World) -> ((u64, u64), String) {
+        let page = format!("/explain?subset={}", self.ip);
+        let request = http::post(&page).body(http::full(long_chat()));
+        let request = request.expect("a request");
+        let told = http::send(world.bound.admin, request).await.json();
+        assert_eq!(told["endpoint"], self.name, "never excluded: {told}");
+        let number = |field: &str| told[field].as_u64().expect("a number");
+        let numbers = (number("prompt_tokens"), number("predicted_cached_tokens"));
+        (
+            numbers,
+            format!("{} {}", text(&told["basis"]), text(&told["reason"])),
+        )
+    }
+
+    /// Waits until this is predicted of it.
+    async fn until(&self, world: &World, wanted: ((u64, u64), &str)) {
+        let what = format!("{}: {wanted:?}", self.name);
+        soon(&what, async {
+            while self.predicted(world).await != (wanted.0, wanted.1.to_owned()) {
+                tokio::time::sleep(harness::PATIENCE / 1000).await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn two_kinds_of_pods_of_one_pool_are_each_predicted_exactly_as_their_annotations_say() {
+    let cluster = Cluster::any().await;
+    cluster.install().await;
+    let models = two_kinds(cluster.folder.path());
+    let folder = |name: &str| cluster.folder.path().join(name);
+    // One port, as a pool has, and an ip each.
+    let old = Kind::start("old", "127.0.0.1", &folder("sim"), 0).await;
+    let port = old.server.addresses.http.port();
+    let new = Kind::start("new", "127.0.0.2", &folder("sim-new"), port).await;
+    cluster.pool(&[port]).await;
+    let key = "kvscout.io/model";
+    for (kind, model) in [(&old, Value::Null), (&new, json!("sim-new"))] {
+        let mut annotations = kind.annotations();
+        if !model.is_null() {
+            annotations[key] = model;
+        }
+        let metadata = json!({"labels": {"app": "vllm"}, "annotations": annotations});
+        cluster.pod_of(kind.name, kind.ip, metadata).await;
+    }
+    let world = World::reading(models, cluster.settings()).await;
+    world.ready().await;
+    let both = [
+        format!("new 127.0.0.2:{port}"),
+        format!("old 127.0.0.1:{port}"),
+    ];
+    world.serves(&both.each_ref().map(String::as_str)).await;
+    let mut exact = Vec::new();
+    for kind in [&old, &new] {
+        kind.serve().await;
+        let (tokens, cached) = kind.serve().await;
+        assert!(cached > 100, "most of {tokens} is cached: {cached}");
+        exact.push((tokens, cached));
+    }
+    assert_ne!(exact[0].0, exact[1].0, "they read it in two ways");
+    old.until(&world, (exact[0], "overlap ")).await;
+    new.until(&world, (exact[1], "overlap ")).await;
+    // One choice knows both.
+    let request = http::post("/explain").body(http::full(long_chat()));
+    let told = http::send(world.bound.admin, request.expect("a request"))
+        .await
+        .json();
+    for (kind, (_, cached)) in [&old, &new].into_iter().zip(&exact) {
+        let mut all = told["candidates"].as_array().expect("both").iter();
+        let own = all
+            .find(|one| one["endpoint"] == kind.name)
+            .expect("it could get it");
+        assert_eq!(own["cached"]["own"], json!(cached), "{told}");
+    }
+    let annotate = async |model: &str| {
+        let annotated = json!({"metadata": {"annotations": {key: model}}});
+        cluster.patch("", "Pod", "new", annotated).await;
+    };
+    // A wrong one: what it holds is heard anew, and is nobody's prompt under that reading.
+    annotate("sim").await;
+    new.until(&world, ((exact[0].0, 0), "overlap ")).await;
+    let is_heard = |text: &str| {
+        let endpoints: Value = serde_json::from_str(text).expect("JSON");
+        let mut all = endpoints.as_array().expect("a list").iter();
+        let new = all.find(|one| one["name"] == "new").expect("it is there");
+        new["model"] == "sim" && new["blocks"].as_u64() > Some(0)
+    };
+    world
+        .until("/endpoints", "its blocks", |_, text| is_heard(text))
+        .await;
+    assert_eq!(new.predicted(&world).await.0, (exact[0].0, 0));
+    // One that there is not: it is told of and chosen by load, and the other is exact.
+    annotate("sim-newer").await;
+    let guess = long_chat().len() as u64 / 4;
+    new.until(&world, ((guess, 0), "load_only unknown_entry"))
+        .await;
+    world
+        .counts("kvscout_endpoint_model_unknown{endpoint=\"new\"} 1")
+        .await;
+    assert_eq!(old.predicted(&world).await.0, exact[0]);
+    annotate("sim-new").await;
+    new.until(&world, (exact[1], "overlap ")).await;
+    world
+        .counts("kvscout_endpoint_model_unknown{endpoint=\"new\"} 0")
+        .await;
+    world.shut_down().await;
+    cluster.clean_up().await;
+}
+
 #[tokio::test]
 async fn a_kind_that_is_installed_later_is_followed_then() {
     let cluster = Cluster::fake().await;

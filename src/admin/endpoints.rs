@@ -8,9 +8,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::{Admin, json, query};
-use crate::config::Saturation;
+use crate::config::{ReadsAs, Saturation};
 use crate::fleet::{Endpoint, Fleet};
 use crate::index::Index;
+use crate::models::Models;
 
 /// What is known of one endpoint.
 #[derive(Debug, Clone, Serialize)]
@@ -21,6 +22,9 @@ pub struct EndpointState {
     pub pools: Vec<String>,
     /// What Envoy connects to.
     pub address: String,
+    /// The entry of `models` that it says it reads prompts as, by its first name; null where it says none, or none
+    /// that there is.
+    pub model: Option<String>,
     /// How complete the picture of its cache is, why, and for how many seconds.
     pub trust: &'static str,
     /// See `trust`.
@@ -77,6 +81,7 @@ impl EndpointState {
     #[must_use]
     pub fn of(
         (endpoint, fleet): (&Endpoint, &Fleet),
+        models: &Models,
         index: &Index,
         saturation: &Saturation,
         digests: bool,
@@ -88,6 +93,10 @@ impl EndpointState {
             name: endpoint.name.clone(),
             pools: fleet.pools_of(endpoint).map(str::to_owned).collect(),
             address: endpoint.address.to_string(),
+            model: match endpoint.reads_as {
+                ReadsAs::Entry(entry) => models.label(entry).map(str::to_owned),
+                ReadsAs::Named | ReadsAs::Unknown => None,
+            },
             trust: trust.trust.as_str(),
             reason: trust.reason,
             since_s: trust.since.elapsed().as_secs_f64(),

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::admin::{EndpointScore, EndpointState, Prefixes};
 use crate::audit::Audit;
-use crate::config::Saturation;
+use crate::config::{ReadsAs, Saturation};
 use crate::decisions::Decisions;
 use crate::door::Seats;
 use crate::ext_proc::Capacity;
@@ -42,9 +42,10 @@ impl Sights {
     /// What is known of each endpoint.
     pub fn endpoints(&self, digests: bool) -> Vec<EndpointState> {
         let (fleet, saturation) = (self.fleet.borrow().clone(), &self.saturation);
+        let (models, index) = (self.models.borrow().clone(), &self.index);
         let states = fleet.endpoints.iter();
         states
-            .map(|one| EndpointState::of((one, &fleet), &self.index, saturation, digests))
+            .map(|one| EndpointState::of((one, &fleet), &models, index, saturation, digests))
             .collect()
     }
 
@@ -91,6 +92,11 @@ impl Sights {
             blocks: index.blocks_of(endpoint.id),
             pace: endpoint.load.pace(),
             avoided: endpoint.avoided(Instant::now()),
+            model_unknown: match endpoint.reads_as {
+                ReadsAs::Named => None,
+                ReadsAs::Entry(_) => Some(false),
+                ReadsAs::Unknown => Some(true),
+            },
             said: said(endpoint, saturation),
         });
         let states = models.states().map(|(name, cache)| ModelSizes {

@@ -1,8 +1,10 @@
 //! The whole of a choice, for people: the case as it was, and what each candidate was weighed at.
 //! The latter is only made when asked for.
 
+use smallvec::SmallVec;
+
 use super::cost::{Crowd, cost, credit};
-use super::{Basis, Candidate, Choice, Cost, Problem, choose, prefix_aware};
+use super::{Candidate, Choice, Cost, Problem, Prompt, choose, prefix_aware};
 use crate::config::Media;
 
 /// What of the policy a choice is made with.
@@ -19,12 +21,8 @@ pub struct Weights {
 pub struct Case {
     /// The request's id, which scatters ties.
     pub request_id: String,
-    /// See [`Problem::prompt_tokens`].
-    pub prompt_tokens: u64,
-    /// What is known of the prompt.
-    pub basis: Basis,
-    /// See [`Problem::prompt_doubtful`].
-    pub prompt_doubtful: bool,
+    /// See [`Problem::prompts`].
+    pub prompts: SmallVec<[Prompt; 1]>,
     /// With what.
     pub weights: Weights,
     /// Who could get it.
@@ -36,13 +34,17 @@ pub struct Case {
 impl Case {
     fn problem(&self) -> Problem<'_> {
         Problem {
-            prompt_tokens: self.prompt_tokens,
-            basis: self.basis,
-            prompt_doubtful: self.prompt_doubtful,
+            prompts: &self.prompts,
             matching_ratio_min: self.weights.matching_ratio_min,
             media: self.weights.media,
             request: &self.request_id,
         }
+    }
+
+    /// The prompt as a candidate reads it.
+    #[must_use]
+    pub fn prompt(&self, candidate: &Candidate) -> &Prompt {
+        &self.prompts[usize::from(candidate.prompt)]
     }
 
     /// The choice; none without candidates.
@@ -97,7 +99,7 @@ pub struct Entry {
 
 /// Weighs as [`choose`] does.
 fn account(problem: &Problem<'_>, candidates: &[Candidate]) -> Account {
-    let prefix_aware = prefix_aware(problem, candidates).unwrap_or_default();
+    let prefix_aware = prefix_aware(problem, candidates);
     let crowd = Crowd::of(candidates);
     let entry = |candidate: &Candidate| Entry {
         candidate: *candidate,
@@ -119,13 +121,17 @@ fn account(problem: &Problem<'_>, candidates: &[Candidate]) -> Account {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
+    use crate::choice::Basis;
     use crate::fleet::{EndpointId, Trust};
     use crate::index::Cached;
 
     fn case(home: Option<usize>) -> Case {
         let candidate = |id: u32| Candidate {
             endpoint: EndpointId(id),
+            prompt: 0,
             cached: Cached {
                 own: 200 * u64::from(id),
                 ..Cached::default()
@@ -140,9 +146,11 @@ mod tests {
         };
         Case {
             request_id: "r".into(),
-            prompt_tokens: 1000,
-            basis: Basis::Overlap,
-            prompt_doubtful: false,
+            prompts: smallvec![Prompt {
+                tokens: 1000,
+                basis: Basis::Overlap,
+                doubtful: false,
+            }],
             weights: Weights {
                 matching_ratio_min: 0.5,
                 media: Media {

@@ -121,7 +121,8 @@ pub(super) fn cost(
         0
     };
     let scatter = xxh3_64_with_seed(problem.request.as_bytes(), u64::from(candidate.endpoint.0));
-    let uncached = problem.prompt_tokens.saturating_sub(spared) as f64;
+    let tokens = problem.prompt(candidate).tokens;
+    let uncached = tokens.saturating_sub(spared) as f64;
     let work = candidate.queued_tokens as f64 + uncached * crowd.weight;
     Cost {
         avoided: candidate.avoided,
@@ -154,7 +155,7 @@ pub(super) fn credit(problem: &Problem<'_>, candidate: &Candidate) -> u64 {
     // What is computed there first costs its own request; whoever comes behind it finds it done.
     let own = (own + expected) as f64 - unsure as f64 / 2.0;
     let worth = own * gpu + cpu as f64 * of_cpu + storage as f64 * of_storage;
-    match (candidate.trust, problem.prompt_doubtful) {
+    match (candidate.trust, problem.prompt(candidate).doubtful) {
         (Trust::Live, false) => worth as u64,
         (Trust::Live, true) | (Trust::Learning | Trust::Doubtful, _) => worth as u64 * 9 / 10,
         (Trust::Silent, _) => 0,

@@ -44,6 +44,18 @@ impl Model {
     }
 }
 
+/// As which of the configured models an endpoint reads prompts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ReadsAs {
+    /// The one that a request names.
+    #[default]
+    Named,
+    /// This place in the configuration's `models`, by whatever name a request calls it.
+    Entry(usize),
+    /// Who says so names none of them: nobody knows.
+    Unknown,
+}
+
 /// Where a model's `tokenizer.json`, `tokenizer_config.json` and chat templates come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {

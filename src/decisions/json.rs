@@ -3,13 +3,13 @@
 //! Fields may be added; none is renamed or removed. Tokens are counts. Nothing holds a prompt's text, its token
 //! ids or its cache salt.
 
-use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
+use smallvec::{SmallVec, smallvec};
 
 use super::{Decision as Kept, Ended, Took as Times};
-use crate::choice::{Account, Basis, Case, Choice, Entry, Weights};
+use crate::choice::{Account, Basis, Case, Choice, Entry, Prompt, Weights};
 use crate::config;
 use crate::fleet::{EndpointId, Trust};
 use crate::index;
@@ -115,6 +115,19 @@ pub struct Took {
     pub choose: u64,
 }
 
+/// A prompt as a server reads it that is another model's entry than the chosen one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reading {
+    /// See [`Decision::basis`].
+    pub basis: String,
+    /// See [`Decision::reason`].
+    pub reason: String,
+    /// See [`Decision::prompt_tokens`].
+    pub prompt_tokens: u64,
+    /// See [`Decision::prompt_doubtful`].
+    pub prompt_doubtful: bool,
+}
+
 /// An endpoint that could have got the request, as it was known then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
@@ -140,6 +153,9 @@ pub struct Candidate {
     pub slowness: f64,
     /// What the request would have cost there; compared from the first field down.
     pub cost: Cost,
+    /// The prompt as it reads it, where that is not as `endpoint` of the decision does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading: Option<Reading>,
 }
 
 /// Tokens by where they are; all that is known to be held is their sum, `unsure` aside.
@@ -206,7 +222,7 @@ impl Decision {
     #[must_use]
     pub fn whole(kept: &Kept) -> Self {
         let account = kept.case.account();
-        let candidates = candidates(&account, &kept.names());
+        let candidates = candidates(kept, &account);
         Self {
             candidates,
             ..Self::short(kept)
@@ -236,7 +252,7 @@ impl Decision {
             basis: basis.as_str().to_owned(),
             reason: basis.reason().to_owned(),
             prompt_tokens,
-            prompt_doubtful: kept.case.prompt_doubtful,
+            prompt_doubtful: kept.case.prompts[usize::from(kept.choice.prompt)].doubtful,
             endpoint: name(kept.choice.endpoint),
             decided_by: kept.decided_by().to_owned(),
             trust: trust.as_str().to_owned(),
@@ -262,19 +278,23 @@ impl Decision {
         if self.candidates.is_empty() {
             return Err("has no candidates".to_owned());
         }
-        let candidates: Result<Vec<_>, _> = self.candidates.iter().map(Candidate::known).collect();
+        let mut prompts = smallvec![Prompt {
+            tokens: self.prompt_tokens,
+            // Costs do not ask for it.
+            basis: Basis::Overlap,
+            doubtful: self.prompt_doubtful,
+        }];
+        let known = |candidate: &Candidate| candidate.known(&mut prompts);
+        let candidates: Result<Vec<_>, _> = self.candidates.iter().map(known).collect();
         let place = |name: &str| {
             let mut all = self.candidates.iter();
             all.position(|candidate| candidate.endpoint == name)
         };
         Ok(Case {
             request_id: self.id.clone(),
-            prompt_tokens: self.prompt_tokens,
-            // Costs do not ask for it.
-            basis: Basis::Overlap,
-            prompt_doubtful: self.prompt_doubtful,
             weights: self.policy.into(),
             candidates: candidates?,
+            prompts,
             home: match self.decided_by == "home" {
                 true => place(&self.endpoint),
                 false => None,
@@ -283,10 +303,16 @@ impl Decision {
     }
 }
 
-fn candidates(account: &Account, names: &HashMap<EndpointId, &str>) -> Vec<Candidate> {
+fn candidates(kept: &Kept, account: &Account) -> Vec<Candidate> {
+    let names = kept.names();
     let told = |entry: &Entry| {
         let name = names.get(&entry.candidate.endpoint).copied();
-        Candidate::of(entry, name.unwrap_or_default())
+        let other = entry.candidate.prompt != kept.choice.prompt;
+        let reading = other.then(|| kept.case.prompt(&entry.candidate).into());
+        Candidate {
+            reading,
+            ..Candidate::of(entry, name.unwrap_or_default())
+        }
     };
     account.entries.iter().map(told).collect()
 }
@@ -326,10 +352,15 @@ impl Candidate {
                 requests: cost.requests,
                 scatter: cost.scatter,
             },
+            reading: None,
         }
     }
 
-    fn known(&self) -> Result<crate::choice::Candidate, String> {
+    /// Adds its prompt to the case's, where it has one of its own.
+    fn known(
+        &self,
+        prompts: &mut SmallVec<[Prompt; 1]>,
+    ) -> Result<crate::choice::Candidate, String> {
         let all = [Trust::Live, Trust::Learning, Trust::Doubtful, Trust::Silent];
         let trust = all.into_iter().find(|trust| trust.as_str() == self.trust);
         let Cached {
@@ -339,8 +370,21 @@ impl Candidate {
             cpu,
             storage,
         } = self.cached;
+        let reading = self.reading.as_ref().map(|reading| Prompt {
+            tokens: reading.prompt_tokens,
+            basis: Basis::Overlap,
+            doubtful: reading.prompt_doubtful,
+        });
+        let place = reading.map_or(0, |reading| {
+            let known = prompts.iter().position(|prompt| *prompt == reading);
+            known.unwrap_or_else(|| {
+                prompts.push(reading);
+                prompts.len() - 1
+            })
+        });
         Ok(crate::choice::Candidate {
             endpoint: EndpointId(self.number),
+            prompt: u16::try_from(place).map_err(|_| "reading: there are too many")?,
             cached: index::Cached {
                 own,
                 unsure,
@@ -380,6 +424,17 @@ impl Outcome {
             cause: audited
                 .and_then(|audited| audited.cause)
                 .map(|cause| cause.as_str().to_owned()),
+        }
+    }
+}
+
+impl From<&Prompt> for Reading {
+    fn from(prompt: &Prompt) -> Self {
+        Self {
+            basis: prompt.basis.as_str().to_owned(),
+            reason: prompt.basis.reason().to_owned(),
+            prompt_tokens: prompt.tokens,
+            prompt_doubtful: prompt.doubtful,
         }
     }
 }

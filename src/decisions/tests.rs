@@ -1,8 +1,10 @@
 use std::path::Path;
 
+use smallvec::smallvec;
+
 use super::*;
 use crate::audit::{Audited, Cause, Verdict};
-use crate::choice::{Basis, Weights};
+use crate::choice::{Basis, Prompt, Weights};
 use crate::config::{Config, Strategy};
 use crate::decisions::json::Decision as Told;
 use crate::decisions::what_if::{Knobs, Report};
@@ -21,6 +23,7 @@ fn made(request: &str) -> Made {
     });
     let candidate = |id: u32, own, queued_tokens| Candidate {
         endpoint: EndpointId(id),
+        prompt: 0,
         cached: Cached {
             own,
             ..Cached::default()
@@ -36,9 +39,11 @@ fn made(request: &str) -> Made {
     let policy = Config::default().policy;
     let case = Case {
         request_id: request.to_owned(),
-        prompt_tokens: 1_000,
-        basis: Basis::Overlap,
-        prompt_doubtful: false,
+        prompts: smallvec![Prompt {
+            tokens: 1_000,
+            basis: Basis::Overlap,
+            doubtful: false,
+        }],
         weights: Weights {
             matching_ratio_min: policy.matching_ratio_min,
             media: policy.media,

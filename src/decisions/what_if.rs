@@ -97,9 +97,10 @@ impl Sum {
         let Some(chosen) = all.find(|candidate| candidate.endpoint == choice.endpoint) else {
             return;
         };
-        let cached = chosen.cached.tokens().min(case.prompt_tokens);
+        let tokens = case.prompt(chosen).tokens;
+        let cached = chosen.cached.tokens().min(tokens);
         self.cached_tokens += cached;
-        self.computed_tokens += case.prompt_tokens - cached;
+        self.computed_tokens += tokens - cached;
         self.queued_tokens += chosen.queued_tokens;
         self.unfit += u64::from(chosen.avoided || chosen.full);
     }

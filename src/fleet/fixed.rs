@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::config::unreadable;
 use crate::config::yaml::{self, Complaints, Section};
-use crate::fleet::roster::{Entry, Roster};
+use crate::config::{ReadsAs, unreadable};
+use crate::fleet::roster::{Entry, Roster, Settings};
 use crate::fleet::{EventAddress, Fleet, Publisher, RANKS_MAX};
 
 /// How often the file is read again: a `ConfigMap` takes a minute to arrive, and reading a few
@@ -24,8 +24,7 @@ const DISCOVER: &str = "discover";
 #[derive(Debug)]
 pub struct FleetFile {
     path: PathBuf,
-    /// Whether publishers may connect to us.
-    binds: bool,
+    settings: Settings,
     /// As last read, or why it could not be: a complaint is made once.
     text: Result<String, Complaints>,
     roster: Roster,
@@ -37,12 +36,12 @@ impl FleetFile {
     /// Publishers that have no address come to `events.bind` if there is one.
     pub fn open(
         path: &Path,
-        binds: bool,
+        settings: Settings,
     ) -> Result<(Self, watch::Receiver<Arc<Fleet>>), Complaints> {
         let (fleet, receiver) = watch::channel(Arc::new(Fleet::default()));
         let mut file = Self {
             path: path.to_owned(),
-            binds,
+            settings,
             text: Ok(String::new()),
             roster: Roster::default(),
             fleet,
@@ -73,7 +72,7 @@ impl FleetFile {
             return Ok(());
         }
         self.text.clone_from(&text);
-        let entries = read_entries(&self.path, &text?, self.binds)?;
+        let entries = read_entries(&self.path, &text?, &self.settings)?;
         let fleet = self.roster.fleet(entries, Vec::new());
         tracing::info!(endpoints = fleet.endpoints.len(), file = %self.path.display(), "fleet read");
         self.fleet.send_replace(Arc::new(fleet));
@@ -82,12 +81,12 @@ impl FleetFile {
 }
 
 /// Everything wrong with a fleet file, without using it.
-pub fn check(path: &Path, binds: bool) -> Result<usize, Complaints> {
+pub fn check(path: &Path, settings: &Settings) -> Result<usize, Complaints> {
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-    read_entries(path, &text, binds).map(|entries| entries.len())
+    read_entries(path, &text, settings).map(|entries| entries.len())
 }
 
-fn read_entries(path: &Path, text: &str, binds: bool) -> Result<Vec<Entry>, Complaints> {
+fn read_entries(path: &Path, text: &str, settings: &Settings) -> Result<Vec<Entry>, Complaints> {
     yaml::read(path, text, |root| {
         let mut addresses = BTreeSet::new();
         let mut names = BTreeSet::new();
@@ -100,7 +99,7 @@ fn read_entries(path: &Path, text: &str, binds: bool) -> Result<Vec<Entry>, Comp
             );
         }
         let pods = root.sections("endpoints", |endpoint| {
-            let entries = read_pod(endpoint, binds)?;
+            let entries = read_pod(endpoint, settings)?;
             let first = entries.first()?;
             if !addresses.insert(first.address) {
                 endpoint.complain("address", format!("{} is given twice", first.address));
@@ -117,7 +116,8 @@ fn read_entries(path: &Path, text: &str, binds: bool) -> Result<Vec<Entry>, Comp
 }
 
 /// A pod's ranks, each an endpoint; the pod itself where it has one.
-fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
+fn read_pod(endpoint: &mut Section<'_>, settings: &Settings) -> Option<Vec<Entry>> {
+    let binds = settings.binds;
     let address: Option<SocketAddr> = endpoint.required(
         "address",
         "ip:port of the server, as Envoy should connect to it",
@@ -139,6 +139,7 @@ fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
              configuration, where it connects to us",
         );
     }
+    let reads_as = reads_as(endpoint, settings);
     let address = address?;
     let pod = name.unwrap_or_else(|| address.to_string());
     let publisher_of = |rank| match &publisher {
@@ -151,12 +152,25 @@ fn read_pod(endpoint: &mut Section<'_>, binds: bool) -> Option<Vec<Entry>> {
         uid: String::new(),
         rank: (ranks > 1).then_some(rank.into()),
         address,
+        reads_as,
         events: publisher_of(rank).map(|publisher| EventAddress {
             publisher,
             replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
         }),
     };
     Some((0..ranks).map(entry).collect())
+}
+
+/// Which of the models it reads prompts as. Where none is configured, as for a bridge, nobody asks.
+fn reads_as(endpoint: &mut Section<'_>, settings: &Settings) -> ReadsAs {
+    let model = endpoint.optional::<String>("model");
+    let reads_as = settings.reads_as(model.as_deref());
+    if let (Some(model), ReadsAs::Unknown, false) = (model, reads_as, settings.models.is_empty()) {
+        let names = settings.names();
+        let problem = format!("{model:?} is no name of an entry of models; there are {names}");
+        endpoint.complain("model", problem);
+    }
+    reads_as
 }
 
 /// Where rank 0 has a socket. vLLM gives rank r the port + r.
@@ -242,6 +256,13 @@ mod tests {
         (folder, path)
     }
 
+    fn binding() -> Settings {
+        Settings {
+            binds: true,
+            ..Settings::default()
+        }
+    }
+
     const TWO: &str = "
 endpoints:
   - {name: pod-1, address: 127.0.0.1:8001, events: 'tcp://127.0.0.1:5557'}
@@ -251,7 +272,7 @@ endpoints:
     #[test]
     fn endpoints_that_stay_keep_their_number() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, Settings::default()).expect("a fleet");
         let first = fleet.borrow().endpoints[1].clone();
         assert_eq!((first.name.as_str(), first.id), ("pod-2", EndpointId(1)));
         std::fs::write(&path, "endpoints: [{name: pod-2, address: '[::1]:8002'}]")
@@ -263,7 +284,7 @@ endpoints:
     #[test]
     fn a_moved_event_source_is_another_endpoint() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, Settings::default()).expect("a fleet");
         std::fs::write(&path, TWO.replace("5557", "5559")).expect("written");
         fixed.reread().expect("a fleet");
         let ids: Vec<_> = fleet
@@ -283,7 +304,7 @@ endpoints:
   - {name: b, address: 10.0.0.2:80, data_parallel_size: 1, events: 'tcp://10.0.0.1:6000'}
 ";
         let (_folder, path) = file(text);
-        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, Settings::default()).expect("a fleet");
         let told = |endpoint: &Arc<Endpoint>| {
             let events = endpoint.events.clone().expect("events");
             let sockets = (events.publisher, events.replay);
@@ -318,13 +339,13 @@ endpoints:
   - {name: b, address: 10.0.0.2:80, events: 'tcp://10.0.0.2:5557'}
 ";
         let (_folder, path) = file(text);
-        let (_fixed, fleet) = FleetFile::open(&path, true).expect("a fleet");
+        let (_fixed, fleet) = FleetFile::open(&path, binding()).expect("a fleet");
         let publishers = fleet.borrow().endpoints.clone().into_iter();
         let publishers = publishers.map(|endpoint| endpoint.events.clone().expect("events"));
         let publishers: Vec<_> = publishers.map(|events| events.publisher).collect();
         let there = Publisher::At("tcp://10.0.0.2:5557".into());
         assert_eq!(publishers, [Publisher::Connects, there]);
-        let said = check(&path, false)
+        let said = check(&path, &Settings::default())
             .expect_err("nobody hears it")
             .to_string();
         assert!(said.contains("or events.bind"), "{said}");
@@ -337,7 +358,7 @@ endpoints:
             format!("endpoints: [{{{keys}{more}}}]")
         };
         let (_folder, path) = file(&pod(", data_parallel_size: 2"));
-        let (_fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let (_fixed, fleet) = FleetFile::open(&path, Settings::default()).expect("a fleet");
         let events = EventAddress {
             publisher: Publisher::Discovered,
             replay: None,
@@ -346,8 +367,43 @@ endpoints:
             assert_eq!(endpoint.events.as_ref(), Some(&events));
         }
         let (_folder, path) = file(&pod(", replay: 'tcp://10.0.0.1:5558'"));
-        let said = check(&path, false).expect_err("too much").to_string();
+        let said = check(&path, &Settings::default())
+            .expect_err("too much")
+            .to_string();
         assert!(said.contains("[0].replay: is discovered"), "{said}");
+    }
+
+    #[test]
+    fn an_endpoint_reads_as_the_entry_that_it_names_and_a_wrong_name_is_refused_with_the_right_ones()
+     {
+        let pod = |model: &str| {
+            format!(
+                "endpoints: [{{address: '10.0.0.1:80', model: {model}, data_parallel_size: 2}}]"
+            )
+        };
+        let (_folder, path) = file(&pod("old"));
+        let models = [("new", 1), ("old", 0), ("older", 0)];
+        let settings = Settings {
+            models: models.map(|(name, at)| (name.to_owned(), at)).into(),
+            ..Settings::default()
+        };
+        let (mut fixed, fleet) = FleetFile::open(&path, settings).expect("a fleet");
+        let told = || {
+            let all = fleet.borrow().endpoints.clone();
+            let told = |one: &Arc<Endpoint>| (one.id.0, one.reads_as);
+            all.iter().map(told).collect::<Vec<_>>()
+        };
+        assert_eq!(told(), [(0, ReadsAs::Entry(0)), (1, ReadsAs::Entry(0))]);
+        std::fs::write(&path, pod("new")).expect("written");
+        fixed.reread().expect("a fleet");
+        assert_eq!(told(), [(2, ReadsAs::Entry(1)), (3, ReadsAs::Entry(1))]);
+        std::fs::write(&path, pod("newer")).expect("written");
+        let said = fixed.reread().expect_err("a name of nothing").to_string();
+        let wanted =
+            "[0].model: \"newer\" is no name of an entry of models; there are new, old, older";
+        assert!(said.contains(wanted), "{said}");
+        // A bridge reads no prompts, and so may have no models.
+        assert_eq!(check(&path, &Settings::default()).ok(), Some(2));
     }
 
     #[test]
@@ -355,7 +411,9 @@ endpoints:
         let pod = |more: &str| format!("  - {{address: '10.0.0.1:80', name: a, {more}}}\n");
         let complaint = |pods: &[String]| {
             let (_folder, path) = file(&format!("endpoints:\n{}", pods.concat()));
-            check(&path, false).expect_err("a collision").to_string()
+            check(&path, &Settings::default())
+                .expect_err("a collision")
+                .to_string()
         };
         let style = "events: 'tcp://10.0.0.1:5557', replay: 'tcp://10.0.0.1:5558'";
         let said = complaint(&[pod(&format!("data_parallel_size: 2, {style}"))]);
@@ -381,7 +439,7 @@ endpoints:
     #[test]
     fn a_bad_file_leaves_the_last_good_fleet_and_complains_once() {
         let (_folder, path) = file(TWO);
-        let (mut fixed, fleet) = FleetFile::open(&path, false).expect("a fleet");
+        let (mut fixed, fleet) = FleetFile::open(&path, Settings::default()).expect("a fleet");
         std::fs::write(&path, "endpoints: [{name: x}]").expect("written");
         assert!(fixed.reread().is_err());
         assert!(
@@ -409,7 +467,7 @@ endpoints:
   - {address: '10.0.0.1:80', events: 5557, weight: 3}
 ";
         let (_folder, path) = file(text);
-        let complaints = check(&path, false)
+        let complaints = check(&path, &Settings::default())
             .expect_err("nothing is right")
             .to_string();
         for part in [

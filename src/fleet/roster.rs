@@ -1,10 +1,12 @@
 //! Who of a changing fleet stays who it was.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::iter::repeat;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Endpoint, EndpointId, EventAddress, Fleet};
+use crate::config::{Config, ReadsAs};
 
 /// An endpoint as a writer of the fleet knows it: a pod, or one rank of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -19,6 +21,8 @@ pub struct Entry {
     pub address: SocketAddr,
     /// Where its events come from.
     pub events: Option<EventAddress>,
+    /// How it reads prompts.
+    pub reads_as: ReadsAs,
 }
 
 impl Entry {
@@ -32,11 +36,51 @@ impl Entry {
     }
 
     fn endpoint(&self, id: EndpointId) -> Endpoint {
-        let endpoint = Endpoint::new(id, self.pod.clone(), self.address, self.events.clone());
+        let (pod, events) = (self.pod.clone(), self.events.clone());
+        let endpoint = Endpoint::new(id, pod, self.address, events).reading_as(self.reads_as);
         match self.rank {
             Some(rank) => endpoint.of_rank(rank),
             None => endpoint,
         }
+    }
+}
+
+/// What of the configuration decides how entries are read, whoever writes them.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Publishers may connect to us.
+    pub binds: bool,
+    /// Names of models, and the place of each in `models`.
+    pub models: BTreeMap<String, usize>,
+}
+
+impl Settings {
+    /// A configuration's.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let models = config.models.iter().enumerate();
+        let models = models.flat_map(|(at, model)| model.names.iter().cloned().zip(repeat(at)));
+        Self {
+            binds: config.events.bind.is_some(),
+            models: models.collect(),
+        }
+    }
+
+    /// How an endpoint reads prompts that says this of it.
+    #[must_use]
+    pub fn reads_as(&self, model: Option<&str>) -> ReadsAs {
+        let Some(model) = model else {
+            return ReadsAs::Named;
+        };
+        let entry = self.models.get(model).copied();
+        entry.map_or(ReadsAs::Unknown, ReadsAs::Entry)
+    }
+
+    /// The names that may be said, for an operator.
+    #[must_use]
+    pub fn names(&self) -> String {
+        let names: Vec<&str> = self.models.keys().map(String::as_str).collect();
+        names.join(", ")
     }
 }
 
@@ -49,6 +93,12 @@ pub struct Roster {
 }
 
 impl Roster {
+    /// The number of the next endpoint that was never there.
+    #[must_use]
+    pub fn next_id(&self) -> EndpointId {
+        EndpointId(self.next_id)
+    }
+
     /// The fleet of those that serve, and those that rest.
     pub fn fleet(&mut self, serve: Vec<Entry>, rest: Vec<Entry>) -> Fleet {
         let mut before = std::mem::take(&mut self.held);
@@ -86,6 +136,7 @@ mod tests {
             rank: None,
             address: "10.0.0.1:80".parse().expect("an address"),
             events: None,
+            reads_as: ReadsAs::Named,
         }
     }
 
@@ -100,6 +151,22 @@ mod tests {
         assert!(rests.endpoints.is_empty() && Arc::ptr_eq(&rests.resting[0], &first));
         let back = roster.fleet(vec![entry("a", "1")], vec![]);
         assert!(Arc::ptr_eq(&back.endpoints[0], &first));
+    }
+
+    #[test]
+    fn whoever_reads_otherwise_is_another_endpoint() {
+        let mut roster = Roster::default();
+        let mut id = |reads_as| {
+            let entry = Entry {
+                reads_as,
+                ..entry("a", "1")
+            };
+            let first = roster.fleet(vec![entry], vec![]).endpoints.remove(0);
+            assert_eq!(first.reads_as, reads_as);
+            first.id.0
+        };
+        let (named, entry) = (ReadsAs::Named, ReadsAs::Entry(1));
+        assert_eq!([id(named), id(entry), id(entry), id(named)], [0, 1, 1, 2]);
     }
 
     #[test]

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use kube::api::DynamicObject;
 
-use super::objects::{Object, Pod, Pool, read};
+use super::objects::{self, Object, Pod, Pool, read};
 use super::pods;
 use super::resources::{Resource, WATCHED, What};
 use super::rules::{self, Said};
-use crate::config::{Config, InferenceModel, InferenceObjective, Kubernetes};
-use crate::fleet::roster::Roster;
-use crate::fleet::{self, Fleet};
+use crate::config::{Config, InferenceModel, InferenceObjective, Kubernetes, ReadsAs};
+use crate::fleet::roster::{self, Roster};
+use crate::fleet::{self, Endpoint, Fleet};
 use crate::routes::{Routes, Rules};
 
 /// What was heard of a kind of resource, which is a place in [`WATCHED`].
@@ -33,8 +33,7 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Cluster {
     settings: Kubernetes,
-    /// Whether publishers may connect to us.
-    binds: bool,
+    common: roster::Settings,
     /// What the configuration itself says.
     own: (Vec<InferenceModel>, Vec<InferenceObjective>),
     tables: [Table; WATCHED.len()],
@@ -54,7 +53,7 @@ impl Cluster {
         let own = (&config.inference_models, &config.inference_objectives);
         Self {
             settings,
-            binds: config.events.bind.is_some(),
+            common: roster::Settings::of(config),
             own: (own.0.clone(), own.1.clone()),
             tables: Default::default(),
             roster: Roster::default(),
@@ -122,16 +121,42 @@ impl Cluster {
 
     /// The endpoints as of now.
     pub fn fleet(&mut self) -> Fleet {
-        let pods = self
-            .of(What::Pod)
-            .filter_map(|(_, name, object)| match object {
-                Object::Pod(pod) => Some((name, pod)),
-                _ => None::<(&str, &Pod)>,
-            });
-        let seats = pods::seats(&self.settings, self.binds, self.served(), pods);
+        let settings = (&self.settings, &self.common);
+        let seats = pods::seats(settings, self.served(), self.pods());
+        let first_new = self.roster.next_id();
         let fleet = self.roster.fleet(seats.serve, seats.rest);
+        let new = fleet.heard().filter(|endpoint| endpoint.id >= first_new);
+        new.for_each(|endpoint| self.warn_of_model(endpoint));
         let pools = self.pools(&fleet, &seats.pools);
         fleet.with_pools(pools)
+    }
+
+    /// Says of a new endpoint that it names no model, where any is configured: a bridge needs none.
+    fn warn_of_model(&self, endpoint: &Endpoint) {
+        let is_first = endpoint.rank.is_none_or(|rank| rank == 0);
+        if endpoint.reads_as != ReadsAs::Unknown || !is_first || self.common.models.is_empty() {
+            return;
+        }
+        // With several ports an endpoint is `pod:port`.
+        let pod = endpoint.pod.split(':').next().unwrap_or_default();
+        let said = self.pods().find(|(name, _)| *name == pod);
+        let said = said.and_then(|(_, said)| said.model.as_deref());
+        let (key, names) = (objects::MODEL, self.common.names());
+        tracing::warn!(
+            pod,
+            endpoint = endpoint.name,
+            "annotation {key}: {:?} is no name of an entry of models, so what this pod has cached counts for \
+             nothing: name one of {names}, or take the annotation away",
+            said.unwrap_or_default()
+        );
+    }
+
+    fn pods(&self) -> impl Iterator<Item = (&str, &Pod)> {
+        self.of(What::Pod)
+            .filter_map(|(_, name, object)| match object {
+                Object::Pod(pod) => Some((name, pod)),
+                _ => None,
+            })
     }
 
     /// The served pools by name; two of one name, of both APIs, are one. `seats`: which addresses are whose.

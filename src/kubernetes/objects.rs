@@ -25,6 +25,9 @@ pub const REPLAY_PORT: &str = "kvscout.io/replay-port";
 /// How many engines it has behind each port.
 pub const RANKS: &str = "kvscout.io/data-parallel-size";
 
+/// Which of the configured models it reads prompts as: a name of an entry of `models`.
+pub const MODEL: &str = "kvscout.io/model";
+
 /// Anything that is watched.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
@@ -62,6 +65,7 @@ pub struct Pod {
     pub replay_port: Option<u16>,
     /// Engines behind each port.
     pub ranks: u16,
+    pub model: Option<String>,
 }
 
 /// A pool.
@@ -161,6 +165,7 @@ fn read_pod(object: DynamicObject) -> Result<Pod, String> {
         ranks: notes
             .get(RANKS, |ranks| (1..=RANKS_MAX).contains(ranks))
             .unwrap_or(1),
+        model: notes.get(MODEL, |_| true),
     })
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::objects::{Created, Pod, Pool};
 use crate::config::{Kubernetes, PodEvents};
-use crate::fleet::roster::Entry;
+use crate::fleet::roster::{Entry, Settings};
 use crate::fleet::{EventAddress, Publisher};
 
 /// Who has an address: whether it is ready, its age, its endpoints there, and of which pools they are.
@@ -27,8 +27,7 @@ pub struct Seats {
 /// A pod that ends has none. Of two pods with one address, as Kubernetes may tell for a moment after
 /// one has gone, the ready one has it, else the younger one.
 pub fn seats<'a>(
-    settings: &Kubernetes,
-    binds: bool,
+    (settings, common): (&Kubernetes, &Settings),
     pools: impl Iterator<Item = (&'a str, &'a Pool)> + Clone,
     pods: impl Iterator<Item = (&'a str, &'a Pod)>,
 ) -> Seats {
@@ -53,7 +52,7 @@ pub fn seats<'a>(
             };
             let seat = |held: &Seat<'_>| (held.0, held.1) >= (pod.ready, pod.created);
             if !seats.get(&address).is_some_and(seat) {
-                let all = ranks(settings, binds, pod, &name, address, place);
+                let all = ranks((settings, common), pod, &name, address, place);
                 seats.insert(address, (pod.ready, pod.created, all, of.clone()));
             }
         }
@@ -97,8 +96,7 @@ fn ports<'a>(
 
 /// The engines behind an address, which is the pod's `place`th.
 fn ranks(
-    settings: &Kubernetes,
-    binds: bool,
+    (settings, common): (&Kubernetes, &Settings),
     pod: &Pod,
     name: &str,
     address: SocketAddr,
@@ -115,7 +113,7 @@ fn ranks(
         let publisher = match pod.events.unwrap_or(settings.events) {
             PodEvents::Port(port) => at(port).map(Publisher::At),
             PodEvents::Discover => Some(Publisher::Discovered),
-            PodEvents::Off => binds.then_some(Publisher::Connects),
+            PodEvents::Off => common.binds.then_some(Publisher::Connects),
         };
         let replay = pod.replay_port.or(settings.replay_port).and_then(at);
         Entry {
@@ -123,6 +121,7 @@ fn ranks(
             uid: pod.uid.clone(),
             rank: (pod.ranks > 1).then_some(rank.into()),
             address,
+            reads_as: common.reads_as(pod.model.as_deref()),
             events: publisher.map(|publisher| EventAddress {
                 // It says so itself.
                 replay: replay.filter(|_| publisher != Publisher::Discovered),

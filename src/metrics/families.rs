@@ -311,6 +311,11 @@ pub const SUBJECTS: &[Subject] = &[
                 "1 for an endpoint that failed a moment ago and so comes last, else 0",
             ),
             gauge(
+                "kvscout_endpoint_model_unknown",
+                ENDPOINT,
+                "Of an endpoint that says which model it reads prompts as (kvscout.io/model): 1 where that is none of models, so that its cache counts for nothing, else 0",
+            ),
+            gauge(
                 "kvscout_endpoint_report_age_seconds",
                 ENDPOINT,
                 "Since an endpoint's own metrics were last read",

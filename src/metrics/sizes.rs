@@ -66,6 +66,10 @@ impl Metrics {
         }
         self.gauge("kvscout_endpoint_avoided", &by)
             .set(if one.avoided { 1.0 } else { 0.0 });
+        if let Some(unknown) = one.model_unknown {
+            self.gauge("kvscout_endpoint_model_unknown", &by)
+                .set(if unknown { 1.0 } else { 0.0 });
+        }
         if let Some(pace) = one.pace {
             self.gauge("kvscout_endpoint_pace", &by).set(pace);
         }
@@ -201,6 +205,8 @@ pub struct EndpointSizes<'a> {
     pub pace: Option<f64>,
     /// It failed a moment ago.
     pub avoided: bool,
+    /// The model that it says it reads prompts as is none of ours; none where it says none.
+    pub model_unknown: Option<bool>,
     /// What it said of its load itself, if it did.
     pub said: Option<SaidSizes>,
 }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::reading::Reading;
-use super::{Ask, Refusal, Scheduler, lap};
+use super::{Ask, Readings, Refusal, Scheduler, lap};
 use crate::admission::Outlook;
-use crate::blocks::{Chains, Shape};
+use crate::blocks::Shape;
 use crate::config::Strategy;
 use crate::decisions::what_if::Knobs;
 use crate::decisions::{Decision, Made, Took};
 use crate::fleet::{EndpointId, Fleet};
 use crate::routes::Class;
 
-/// What would become of a request.
+/// What would become of a request. Of its prompt it says what the endpoint would read that would get it.
 #[derive(Debug)]
 pub struct Explanation {
     /// Where it would go, and why. Its number is 0.
@@ -29,7 +29,7 @@ pub struct Explanation {
     pub tokens: usize,
     /// Prompts that it has.
     pub prompts: usize,
-    /// How endpoints cut the prompt, and into how many blocks that can be cached.
+    /// How endpoints that read it alike cut the prompt, and into how many blocks that can be cached.
     pub blocks: Vec<(Shape, usize)>,
 }
 
@@ -58,19 +58,21 @@ impl Scheduler {
         let (scope, strategy) = (&intent.scope, self.strategy(&intent.scope));
         let allowed = without(self.find_allowed(scope)?, &knobs.without)?;
         // What is asked is what would be, not whether to read it.
-        let reading = match (knobs.strategy, strategy) {
-            (None, Strategy::Default) => Reading::load_only("strategy", ask.body.len()),
-            _ => self.read(ask, &intent).await,
+        let readings = match (knobs.strategy, strategy) {
+            (None, Strategy::Default) => {
+                Readings::alike(Reading::load_only("strategy", ask.body.len()))
+            }
+            _ => self.read(ask, &intent, &allowed).await,
         };
         took.read = lap(&mut since);
-        (took.render, took.tokenize) = (reading.rendered_in, reading.tokenized_in);
-        let reading = self.doubted(reading, &allowed);
+        (took.render, took.tokenize) = readings.took();
+        let readings = self.doubted(readings, &allowed);
         let told = (ask.session.as_deref(), &ask.body[..]);
-        let reading = self.in_conversation(reading, strategy, told);
-        let mut prompt = Chains::new(&reading.tokens, &reading.identity);
-        let cached = self.overlaps(&reading, &mut prompt, &allowed);
+        let readings = self.in_conversation(readings, strategy, told);
+        let mut prompts = readings.chains();
+        let held = self.overlaps(&readings, &mut prompts, &allowed);
         took.overlap = lap(&mut since);
-        let mut case = self.case(&ask.request_id, &reading, &allowed, &cached);
+        let mut case = self.case(&ask.request_id, &readings, &allowed, held);
         let names = |id: EndpointId| {
             let mut all = allowed.endpoints.iter();
             all.find(|one| one.id == id).map_or("", |one| &*one.name)
@@ -78,7 +80,8 @@ impl Scheduler {
         knobs.turn(&mut case, names);
         let choice = case.choose().ok_or(Refusal::NoEndpoint)?;
         took.choose = lap(&mut since);
-        let blocks = prompt.all_made().iter();
+        let reading = readings.at(choice.prompt);
+        let blocks = prompts[usize::from(choice.prompt)].all_made().iter();
         Ok(Explanation {
             class: intent.class,
             outlook: self.admission.outlook(intent.class, scope),

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Reading, Scheduler};
+use super::{Readings, Scheduler};
+use crate::choice::Candidate;
 use crate::choice::affinity::{self, Seat};
-use crate::choice::{Basis, Candidate};
 use crate::config::Strategy;
 use crate::fleet::{Endpoint, Fleet};
 use crate::prompt::conversation;
@@ -14,30 +14,26 @@ impl Scheduler {
     /// With its conversation, where load alone would decide and may decide otherwise.
     pub(super) fn in_conversation(
         &self,
-        reading: Reading,
+        mut readings: Readings,
         strategy: Strategy,
         (session, body): (Option<&str>, &[u8]),
-    ) -> Reading {
+    ) -> Readings {
         let policy = &self.parts.policy;
-        let by_load = matches!(reading.basis, Basis::LoadOnly(_));
-        if !by_load || !policy.session_affinity || strategy == Strategy::Default {
-            return reading;
+        if !readings.is_by_load() || !policy.session_affinity || strategy == Strategy::Default {
+            return readings;
         }
-        let conversation = conversation::key(session, Outline::of(body).as_ref());
-        Reading {
-            conversation,
-            ..reading
-        }
+        readings.conversation = conversation::key(session, Outline::of(body).as_ref());
+        readings
     }
 
     /// The place of the candidate that a conversation stays at, if it is known and one is fit for it.
     pub(super) fn home(
         &self,
-        reading: &Reading,
+        readings: &Readings,
         allowed: &Fleet,
         candidates: &[Candidate],
     ) -> Option<usize> {
-        let conversation = reading.conversation?;
+        let conversation = readings.conversation?;
         let fit = |(_, (endpoint, candidate)): &(usize, (&Arc<Endpoint>, &Candidate))| {
             !candidate.avoided && !self.saturated(endpoint)
         };
@@ -53,7 +49,7 @@ impl Scheduler {
                 (seat, place)
             })
             .unzip();
-        let home = affinity::home(conversation, reading.prompt_tokens, &seats)?;
+        let home = affinity::home(conversation, readings.at(0).prompt_tokens, &seats)?;
         places.get(home).copied()
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::admission::Frees;
 use crate::audit::{self, Audit, Audited, Counted, Evidence, Usage};
-use crate::choice::{Basis, Candidate, Choice};
+use crate::choice::{Basis, Candidate, Choice, Prompt};
 use crate::decisions::{Decision, Ended, Open};
 use crate::fleet::heard::SoFar;
 use crate::fleet::{Booking, Endpoint};
@@ -282,11 +282,11 @@ impl Placement {
     /// Holds what was predicted for whoever served it against what the response says.
     fn audit(&self, served: usize, usage: &Usage) -> Option<Told> {
         let (served, candidate) = self.decision.candidate(served)?;
-        let Choice {
+        let Prompt {
             basis,
-            prompt_tokens: ours,
+            tokens: ours,
             ..
-        } = *self.choice();
+        } = *self.decision.case.prompt(candidate);
         let (request, endpoint) = (self.request_id(), served.name.as_str());
         if basis == Basis::Overlap && usage.prompt_tokens != ours {
             let theirs = usage.prompt_tokens;
@@ -321,12 +321,13 @@ impl Placement {
     ) -> Evidence {
         let now = served.heard.so_far();
         let shape = self.parts.index.shape(served.id);
+        let prompt = self.decision.case.prompt(candidate);
         Evidence {
-            basis: self.choice().basis,
+            basis: prompt.basis,
             trust: candidate.trust,
             predicted: candidate.cached,
             reported,
-            prompt_tokens: self.choice().prompt_tokens,
+            prompt_tokens: prompt.tokens,
             reported_prompt_tokens: usage.prompt_tokens,
             block_size: shape.map(|shape| shape.block_size),
             // Of one that we did not choose it was not noted what it had told.

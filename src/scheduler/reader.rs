@@ -9,7 +9,8 @@ use super::Ask;
 use super::reading::Reading;
 use crate::blocks::Identity;
 use crate::choice::Basis;
-use crate::models::{Missing, Models};
+use crate::config::ReadsAs;
+use crate::models::{Missing, Models, Named};
 use crate::prompt::{Prompt, PromptError, PromptText, Request};
 use crate::tokens::{self, TokenPool};
 
@@ -27,11 +28,12 @@ impl Reader {
     }
 
     /// Reads one request's prompt, as far as that is possible: as the target does, where one serves it
-    /// in place of the model that it names.
+    /// in place of the model that it names, and as an endpoint does.
     pub(super) async fn read(
         &self,
         ask: &Ask,
         target: Option<Arc<str>>,
+        reads_as: ReadsAs,
         deadline: Instant,
     ) -> Reading {
         let models = self.models.borrow().clone();
@@ -43,7 +45,7 @@ impl Reader {
         };
         // What would come too late is not begun.
         let work = move || match Instant::now() < deadline {
-            true => read(&models, &path, &body, target.as_deref()),
+            true => read(&models, (&path, &body), target.as_deref(), reads_as),
             false => Err("deadline"),
         };
         match self.pool.run(work_bytes, work).await {
@@ -57,9 +59,9 @@ impl Reader {
 /// The label of what stands in the way, otherwise.
 fn read(
     models: &Models,
-    path: &str,
-    body: &[u8],
+    (path, body): (&str, &[u8]),
     target: Option<&str>,
+    reads_as: ReadsAs,
 ) -> Result<Reading, &'static str> {
     let began = Instant::now();
     let request = match Request::parse(path, body) {
@@ -71,7 +73,22 @@ fn read(
         Some(target) => target,
         None => request.model().map_err(|error| explain(&error))?,
     };
-    let named = models.get(name).map_err(Missing::label)?;
+    let named = models.read_as(reads_as, name).map_err(Missing::label)?;
+    let reading = read_by(&named, request, body, began);
+    let unread = |reason| Reading::load_only(reason, body.len());
+    Ok(Reading {
+        entry: Some(named.entry),
+        ..reading.unwrap_or_else(unread)
+    })
+}
+
+/// As a model reads it that is loaded.
+fn read_by(
+    named: &Named,
+    request: Request,
+    body: &[u8],
+    began: Instant,
+) -> Result<Reading, &'static str> {
     let renderer = &named.model.renderer;
     let request = request.reread(renderer, body);
     let prompt = request.render(renderer).map_err(|error| explain(&error))?;
@@ -88,14 +105,16 @@ fn read(
         Some(reason) => Basis::Partial(reason),
     };
     Ok(Reading {
+        entry: Some(named.entry),
         prompts: texts.len(),
         model: Some(named.counted_as.clone()),
+        asked_for: Some(named.asked_for.clone()),
         basis,
         // A batch goes to one endpoint as a whole; its first prompt stands for it.
         tokens: texts.into_iter().next().unwrap_or_default(),
         prompt_tokens,
         identity: Identity {
-            adapter: named.adapter,
+            adapter: named.adapter.clone(),
             cache_salt: prompt.cache_salt.clone(),
         },
         reads_cache: prompt.reads_cache,
@@ -104,7 +123,6 @@ fn read(
         rendered_bytes: rendered_bytes(&prompt),
         rendered_in: rendered - began,
         tokenized_in: rendered.elapsed(),
-        conversation: None,
     })
 }
 

@@ -11,8 +11,12 @@ use crate::parity;
 /// A prompt as far as it could be read.
 #[derive(Debug)]
 pub(super) struct Reading {
+    /// The entry of `models` by which it was to be read; none where none is known.
+    pub entry: Option<usize>,
     /// The configured name that its tokens go by; none where they are not known.
     pub model: Option<Arc<str>>,
+    /// The configured name that its request goes by; the same but where an endpoint says how it reads.
+    pub asked_for: Option<Arc<str>>,
     pub basis: Basis,
     pub tokens: Vec<TokenId>,
     /// Of all prompts of a batch, or an estimate.
@@ -31,15 +35,15 @@ pub(super) struct Reading {
     /// What parsing and rendering took, and tokenizing.
     pub rendered_in: Duration,
     pub tokenized_in: Duration,
-    /// The conversation that it belongs to, where nothing else tells where its cache is.
-    pub conversation: Option<u64>,
 }
 
 impl Reading {
     /// Nothing is known but the body's size: about four bytes a token.
     pub fn load_only(reason: &'static str, body_bytes: usize) -> Self {
         Self {
+            entry: None,
             model: None,
+            asked_for: None,
             basis: Basis::LoadOnly(reason),
             tokens: Vec::new(),
             prompt_tokens: body_bytes as u64 / 4,
@@ -51,7 +55,6 @@ impl Reading {
             rendered_bytes: None,
             rendered_in: Duration::ZERO,
             tokenized_in: Duration::ZERO,
-            conversation: None,
         }
     }
 

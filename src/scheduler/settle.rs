@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::intent::Intent;
 use super::reading::Reading;
-use super::{Begun, Placement, Refusal, Scheduler, lap, placement};
+use super::{Begun, Placement, Readings, Refusal, Scheduler, lap, placement};
 use crate::admission::Frees;
 use crate::blocks::{Chain, Chains};
 use crate::choice::{Basis, Case, Choice};
@@ -20,13 +20,14 @@ impl Scheduler {
     pub(super) fn settle(
         &self,
         case: Case,
-        reading: &Reading,
-        prompt: &Chains<'_>,
+        (readings, prompts): (&Readings, &[Chains<'_>]),
         allowed: Arc<Fleet>,
         intent: Intent,
         mut begun: Begun,
     ) -> Result<Placement, Refusal> {
         let choice = case.choose().ok_or(Refusal::NoEndpoint)?;
+        let reading = readings.at(choice.prompt);
+        let prompt = &prompts[usize::from(choice.prompt)];
         let mut endpoints = allowed.endpoints.iter();
         let chosen = endpoints.find(|endpoint| endpoint.id == choice.endpoint);
         let endpoint = chosen.ok_or(Refusal::NoEndpoint)?.clone();
@@ -45,8 +46,7 @@ impl Scheduler {
         begun.took.choose = lap(&mut begun.since);
         self.measure(&intent.scope, &case, (&choice, &counted.metrics));
         let metrics = self.parts.metrics.clone();
-        let model = reading.model.as_ref();
-        let named = intent.named.as_ref().or(model);
+        let named = intent.named.as_ref().or(reading.asked_for.as_ref());
         let running = metrics.placed_for(named, intent.target.as_ref(), begun.body_bytes);
         let made = Made {
             trace: begun.trace,

@@ -6,11 +6,13 @@ use super::*;
 use crate::admission::Outlook;
 use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Shape, Stored, TokenId};
+use crate::choice::Basis;
 use crate::config::{Config, Criticality, InferenceModel, Model, RenderSettings, Source, Target};
 use crate::decisions::what_if::Knobs;
 use crate::fleet::report::{Prefilled, Report};
-use crate::fleet::{EventAddress, Pool, Publisher, Trust};
+use crate::fleet::{EndpointId, EventAddress, Pool, Publisher, Trust};
 use crate::models::{Hub, Loader};
+use crate::parity;
 use crate::readiness::Readiness;
 use crate::routes::Rules;
 use crate::tokens::TokenPool;
@@ -79,7 +81,7 @@ async fn world(endpoints: u32) -> World {
 }
 
 /// Of models that are loaded, with a pool that waits for any core.
-async fn reader(config: &Config, metrics: &Metrics) -> Reader {
+pub(super) async fn reader(config: &Config, metrics: &Metrics) -> Reader {
     let (hub, readiness) = (Hub::new("http://127.0.0.1:1", None), Readiness::default());
     let (loader, mut models) = Loader::new(config, hub, metrics, &readiness);
     tokio::spawn(loader.run());

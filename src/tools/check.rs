@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::config::yaml::Complaints;
 use crate::config::{Config, FleetSource};
 use crate::fleet::fixed;
+use crate::fleet::roster::Settings;
 use crate::models;
 
 /// Checks a configuration file, and the fleet file and the models' folders that it names.
@@ -38,7 +39,7 @@ fn check(args: &Args) -> Result<String, Vec<Complaints>> {
     let config = Config::load(&args.file).map_err(|complaints| vec![complaints])?;
     let loaded = models::check(&args.file, &config);
     let fleet = match &config.fleet {
-        FleetSource::File(file) => fixed::check(file, config.events.bind.is_some())
+        FleetSource::File(file) => fixed::check(file, &Settings::of(&config))
             .map(|endpoints| format!("{endpoints} endpoints")),
         FleetSource::Kubernetes(_) => Ok("endpoints from Kubernetes".to_owned()),
     };

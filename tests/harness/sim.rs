@@ -1,5 +1,8 @@
 //! Simulated servers in the test's own process.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
 use kvscout_sim::engine::EngineConfig;
 use kvscout_sim::events::{EventConfig, Layout};
 use kvscout_sim::server::{self, Server};
@@ -12,23 +15,41 @@ pub async fn pod(
     hash_seed: u64,
     at: Option<&server::Addresses>,
 ) -> anyhow::Result<server::Bound> {
-    start(blocks, hash_seed, at, 0).await
+    Server::start(config(blocks, hash_seed, at, 0)).await
+}
+
+/// One that reads prompts as a model's folder says, at this address and wherever its ip has a free port.
+pub async fn reading(folder: &Path, at: SocketAddr) -> anyhow::Result<server::Bound> {
+    let any = format!("tcp://{}:0", at.ip());
+    let plain = config(1_000, 0, None, 0);
+    let events = plain.events.map(|events| EventConfig {
+        endpoint: any.clone(),
+        replay_endpoint: Some(any),
+        ..events
+    });
+    Server::start(server::Config {
+        listen: at.to_string(),
+        tokenizer: Some(folder.to_owned()),
+        events,
+        ..plain
+    })
+    .await
 }
 
 /// One data-parallel rank, anywhere.
 pub async fn rank(rank: u32) -> anyhow::Result<server::Bound> {
-    start(64, 0, None, rank).await
+    Server::start(config(64, 0, None, rank)).await
 }
 
-async fn start(
+fn config(
     blocks: u32,
     hash_seed: u64,
     at: Option<&server::Addresses>,
     rank: u32,
-) -> anyhow::Result<server::Bound> {
+) -> server::Config {
     let any = || "tcp://127.0.0.1:0".to_owned();
     let events = at.and_then(|at| at.events.as_ref());
-    Server::start(server::Config {
+    server::Config {
         listen: at.map_or_else(|| "127.0.0.1:0".to_owned(), |at| at.http.to_string()),
         timing: Timing::INSTANT,
         engine: EngineConfig {
@@ -46,8 +67,7 @@ async fn start(
             rank,
         }),
         ..server::Config::default()
-    })
-    .await
+    }
 }
 
 /// A fleet of these pods, in order, and of more lines.

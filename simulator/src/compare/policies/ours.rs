@@ -1,6 +1,6 @@
 //! kvscout's own choice, the very function that serves.
 
-use kvscout::choice::{Basis, Candidate, Problem, choose};
+use kvscout::choice::{Basis, Candidate, Problem, Prompt, choose};
 use kvscout::config::{Config, Policy, Saturation};
 
 use super::{Ask, Choose, Pick, Seen};
@@ -33,6 +33,7 @@ impl Choose for Ours {
         let cached = ask.cached();
         let candidates = ask.pods.iter().zip(&cached).map(|(pod, cached)| Candidate {
             endpoint: pod.endpoint,
+            prompt: 0,
             cached: *cached,
             trust: pod.trust,
             avoided: false,
@@ -43,10 +44,13 @@ impl Choose for Ours {
             pace: pod.pace,
         });
         let candidates: Vec<Candidate> = candidates.collect();
-        let problem = Problem {
-            prompt_tokens: ask.prompt.tokens(),
+        let prompt = Prompt {
+            tokens: ask.prompt.tokens(),
             basis: Basis::Overlap,
-            prompt_doubtful: false,
+            doubtful: false,
+        };
+        let problem = Problem {
+            prompts: &[prompt],
             matching_ratio_min: self.policy.matching_ratio_min,
             media: self.policy.media,
             request: ask.request,
