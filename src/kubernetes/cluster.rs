@@ -12,7 +12,7 @@ use super::resources::{Resource, WATCHED, What};
 use super::rules::{self, Said};
 use crate::config::{Config, InferenceModel, InferenceObjective, Kubernetes, ReadsAs};
 use crate::fleet::roster::{self, Roster};
-use crate::fleet::{self, Endpoint, Fleet};
+use crate::fleet::{self, Endpoint, EndpointId, Fleet};
 use crate::routes::{Routes, Rules};
 
 /// What was heard of a kind of resource, which is a place in [`WATCHED`].
@@ -125,30 +125,29 @@ impl Cluster {
         let seats = pods::seats(settings, self.served(), self.pods());
         let first_new = self.roster.next_id();
         let fleet = self.roster.fleet(seats.serve, seats.rest);
-        let new = fleet.heard().filter(|endpoint| endpoint.id >= first_new);
-        new.for_each(|endpoint| self.warn_of_model(endpoint));
+        for (pod, said) in self.misnamed(&fleet, first_new) {
+            let (key, names) = (objects::MODEL, self.common.names());
+            tracing::warn!(
+                pod,
+                "annotation {key}: {said:?} is no name of an entry of models, so what this pod has cached counts \
+                 for nothing: name one of {names}, or take the annotation away"
+            );
+        }
         let pools = self.pools(&fleet, &seats.pools);
         fleet.with_pools(pools)
     }
 
-    /// Says of a new endpoint that it names no model, where any is configured: a bridge needs none.
-    fn warn_of_model(&self, endpoint: &Endpoint) {
-        let is_first = endpoint.rank.is_none_or(|rank| rank == 0);
-        if endpoint.reads_as != ReadsAs::Unknown || !is_first || self.common.models.is_empty() {
-            return;
-        }
+    /// Pods of endpoints with this number or a later one that name no model, and what they say. Where none is
+    /// configured, as for a bridge, nobody asks.
+    fn misnamed(&self, fleet: &Fleet, from: EndpointId) -> BTreeMap<&str, &str> {
+        let is_wrong = |one: &&Arc<Endpoint>| one.id >= from && one.reads_as == ReadsAs::Unknown;
+        let wrong = fleet.heard().filter(is_wrong);
         // With several ports an endpoint is `pod:port`.
-        let pod = endpoint.pod.split(':').next().unwrap_or_default();
-        let said = self.pods().find(|(name, _)| *name == pod);
-        let said = said.and_then(|(_, said)| said.model.as_deref());
-        let (key, names) = (objects::MODEL, self.common.names());
-        tracing::warn!(
-            pod,
-            endpoint = endpoint.name,
-            "annotation {key}: {:?} is no name of an entry of models, so what this pod has cached counts for \
-             nothing: name one of {names}, or take the annotation away",
-            said.unwrap_or_default()
-        );
+        let wrong = wrong.filter_map(|one| one.pod.split(':').next());
+        let wrong: BTreeSet<&str> = wrong.collect();
+        let said = self.pods().filter(|(name, _)| wrong.contains(name));
+        let said = said.filter_map(|(name, pod)| Some((name, pod.model.as_deref()?)));
+        said.filter(|_| !self.common.models.is_empty()).collect()
     }
 
     fn pods(&self) -> impl Iterator<Item = (&str, &Pod)> {

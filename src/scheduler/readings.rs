@@ -4,6 +4,7 @@
 //! reads as ([`ReadsAs`]), it is read once for each entry among them, and each on its own: what goes wrong with one is
 //! nothing to the others.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::vec;
 
@@ -216,9 +217,11 @@ impl Scheduler {
             if !reading.reads_cache {
                 return Vec::new().into_iter();
             }
-            let own = allowed.endpoints.iter();
-            let own = own.filter(|endpoint| readings.place(endpoint) == place);
-            let own: Vec<EndpointId> = own.map(|endpoint| endpoint.id).collect();
+            // Nearly always it is everybody.
+            let mut own: Vec<EndpointId> = Vec::with_capacity(allowed.endpoints.len());
+            let all = allowed.endpoints.iter();
+            let is_own = |endpoint: &&Arc<Endpoint>| readings.place(endpoint) == place;
+            own.extend(all.filter(is_own).map(|endpoint| endpoint.id));
             self.parts.index.cached(&own, prompt).into_iter()
         });
         Held(held.collect())

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use anyhow::Context;
 
 use crate::admin::explain::Explanation;
-use crate::decisions::json::{Candidate, Decision};
+use crate::decisions::json::{Candidate, Decision, Reading};
 use crate::tools::{AdminPort, WhatIf};
 
 /// Asks a running kvscout where it would send a request now, and why. Places nothing.
@@ -108,7 +108,31 @@ fn told(explanation: &Explanation) -> String {
     let rows: Vec<Vec<String>> = std::iter::once(header.map(str::to_owned).to_vec())
         .chain(rows)
         .collect();
+    text += &otherwise(decision.candidates.iter().map(|one| &one.reading));
     text + "\n" + &crate::tools::table(&rows)
+}
+
+/// What candidates make of the prompt that read it otherwise than the winner does: a line for each way.
+fn otherwise<'a>(readings: impl ExactSizeIterator<Item = &'a Option<Reading>>) -> String {
+    let all = readings.len();
+    let mut ways: Vec<(&Reading, usize)> = Vec::new();
+    for reading in readings.flatten() {
+        match ways.iter_mut().find(|(known, _)| *known == reading) {
+            Some((_, count)) => *count += 1,
+            None => ways.push((reading, 1)),
+        }
+    }
+    let line = |(reading, count): &(&Reading, usize)| match reading.basis.as_str() {
+        "load_only" => format!(
+            "not read ({}) for {count} of {all} endpoints\n",
+            reading.reason
+        ),
+        _ => format!(
+            "read otherwise by {count} of {all} endpoints: {} tokens\n",
+            reading.prompt_tokens
+        ),
+    };
+    ways.iter().map(line).collect()
 }
 
 fn prompt(explanation: &Explanation) -> String {
@@ -181,4 +205,31 @@ fn row(candidate: &Candidate) -> Vec<String> {
         cost.recent_tokens.to_string(),
         cost.requests.to_string(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_to_read_a_prompt_that_are_not_the_winners_are_told_once_each() {
+        let reading = |basis: &str, reason: &str, prompt_tokens: u64| {
+            Some(Reading {
+                basis: basis.into(),
+                reason: reason.into(),
+                prompt_tokens,
+                prompt_doubtful: false,
+            })
+        };
+        let longer = || reading("overlap", "", 655);
+        let unread = reading("load_only", "unknown_entry", 649);
+        let readings = [None, longer(), unread, longer()];
+        let text = otherwise(readings.iter());
+        assert_eq!(
+            text,
+            "read otherwise by 2 of 4 endpoints: 655 tokens\n\
+             not read (unknown_entry) for 1 of 4 endpoints\n"
+        );
+        assert_eq!(otherwise([None, None].iter()), "");
+    }
 }

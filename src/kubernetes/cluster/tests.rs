@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::resources::{GROUP, LLM_D_GROUP, X_GROUP};
 use super::*;
-use crate::config::{Criticality, PodEvents, Strategy};
+use crate::config::{Criticality, Engine, Model, PodEvents, RenderSettings, Source, Strategy};
 use crate::fleet::{Endpoint, EventAddress, Publisher};
 use crate::routes::Class;
 
@@ -275,6 +275,48 @@ fn a_pods_annotations_win_over_the_configuration() {
     assert_eq!(events(json!({"kvscout.io/events": "off"})), None);
     let wrong = json!({"kvscout.io/events": "70000", "kvscout.io/replay-port": "0"});
     assert_eq!(events(wrong), default, "what is not understood is not used");
+}
+
+#[test]
+fn a_pod_reads_as_the_entry_that_it_names_and_is_told_of_once_where_there_is_none() {
+    let mut config = Config::default();
+    for names in [&["llama", "meta/llama"][..], &["llama-2"]] {
+        config.models.push(Model {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            adapters: vec![format!("sql-of-{}", names[0])],
+            source: Source::Folder("unread".into()),
+            engine: Engine::Fast,
+            render: RenderSettings::default(),
+        });
+    }
+    let mut world = World(Cluster::new(settings(), &config));
+    world.apply(GROUP, "InferencePool", pool("a", "kvscout", &[8000, 8001]));
+    let mut reads = |model: Option<&str>| {
+        let mut annotations = json!({});
+        if let Some(model) = model {
+            annotations["kvscout.io/model"] = json!(model);
+        }
+        world.pod(noted(pod("a", "1", "10.0.0.1"), annotations));
+        let first_new = world.0.roster.next_id();
+        let fleet = world.0.fleet();
+        let told = world.0.misnamed(&fleet, first_new);
+        let told: Vec<String> = told.iter().map(|told| format!("{told:?}")).collect();
+        let first = &fleet.endpoints[0];
+        (first.id.0, first.reads_as, told.concat())
+    };
+    let quiet = String::new;
+    assert_eq!(reads(None), (0, ReadsAs::Named, quiet()));
+    let second = (2, ReadsAs::Entry(1), quiet());
+    assert_eq!(reads(Some(" llama-2 ")), second);
+    assert_eq!(reads(Some("llama-2")), second, "the same endpoints");
+    assert_eq!(reads(Some("meta/llama")), (4, ReadsAs::Entry(0), quiet()));
+    // Neither a folder nor an adapter is one.
+    let told = |said: &str| format!("(\"a\", \"{said}\")");
+    let wrong = |id, said| (id, ReadsAs::Unknown, said);
+    assert_eq!(reads(Some("/etc")), wrong(6, told("/etc")));
+    assert_eq!(reads(Some("/etc")), wrong(6, quiet()));
+    assert_eq!(reads(None), (8, ReadsAs::Named, quiet()));
+    assert_eq!(reads(Some("sql-of-llama")), wrong(10, told("sql-of-llama")));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Two kinds of pods of one name: pod-0 reads as the entry "chat", pod-1 as it says.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use tokio::sync::watch;
 
