@@ -269,6 +269,24 @@ async fn a_prompt_is_read_once_for_each_entry_and_no_more() {
 }
 
 #[tokio::test]
+async fn where_nobody_says_how_he_reads_nothing_more_is_allocated() {
+    let world = world(&[ReadsAs::Named; 3]).await;
+    let readings = world.read(&chat("chat", 40)).await;
+    let mut chains = readings.chains();
+    let allowed = world.fleet.borrow().clone();
+    let held = world.scheduler.overlaps(&readings, &mut chains, &allowed);
+    let prompts = world.scheduler.prompts(&readings);
+    let spilled = [
+        readings.all.spilled(),
+        readings.places.spilled(),
+        chains.spilled(),
+        held.0.spilled(),
+        prompts.spilled(),
+    ];
+    assert_eq!(spilled, [false; 5]);
+}
+
+#[tokio::test]
 async fn whoever_cannot_be_read_is_chosen_by_load_and_the_others_are_exact() {
     for (other, reason) in [
         (ReadsAs::Unknown, "unknown_entry"),
@@ -289,18 +307,6 @@ async fn whoever_cannot_be_read_is_chosen_by_load_and_the_others_are_exact() {
         );
         assert_eq!(told, (0, Basis::Overlap, 396));
         // The first has more to do by now than the whole prompt is.
-        let busy: Vec<_> = (0..8)
-            .map(|n| {
-                world.scheduler.place(Ask {
-                    subset: Some(vec!["127.0.0.1:8000".into()]),
-                    ..chat("chat", 401 + n)
-                })
-            })
-            .collect();
-        let mut placed = vec![placed];
-        for one in busy {
-            placed.push(one.await.expect("placed"));
-        }
         let endpoint = world.fleet.borrow().endpoints[0].clone();
         let _work = crate::fleet::Booking::new(endpoint, 5_000, 1, Instant::now());
         let by_load = world.place(ask).await;
