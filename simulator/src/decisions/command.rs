@@ -133,6 +133,7 @@ async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Resu
         let share = bench.hold(stack, &channel, (size, idle)).await;
         held.push(share.with_context(|| size.name)?);
     }
+    bench.calm().await?;
     let before = stack.scrape().await?;
     for (size, held) in sizes.zip(held) {
         let found = bench.measure(size).await.with_context(|| size.name)?;
