@@ -145,9 +145,14 @@ impl Index {
         self.with_book(feed, |book| {
             // What one group stores first, another may name later in the batch.
             let unnamed = book.unnamed;
-            for event in events {
-                book.apply(event, &mut applied, &of);
-                self.show(endpoint, book);
+            let mut rest = events;
+            while !rest.is_empty() {
+                let (next, later) = rest.split_at(book.prefetch(rest));
+                for event in next {
+                    book.apply(event, &mut applied, &of);
+                    self.show(endpoint, book);
+                }
+                rest = later;
             }
             applied.orphans = book.unnamed.saturating_sub(unnamed);
             book.on_batch(&self.shared);

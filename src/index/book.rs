@@ -37,6 +37,10 @@ pub(super) const COPIES_MAX: usize = 4_000_000;
 /// Caches kept per endpoint: more groups than any model has, on each medium.
 pub(super) const CACHES_MAX: usize = 64;
 
+/// Engine hashes that are asked for ahead: they and what they are about stay near the processor until
+/// their turn, and a step of an engine seldom tells of more. Unit tests have few.
+const PREFETCHED_AT_ONCE: usize = if cfg!(test) { 2 } else { 256 };
+
 #[derive(Debug, Default)]
 pub(super) struct Book {
     pub(super) caches: Vec<Cache>,
@@ -107,6 +111,32 @@ impl Book {
     pub(super) fn physical(&self) -> u64 {
         let own = self.caches.iter().filter(|cache| cache.is_own());
         own.map(|cache| cache.physical).sum()
+    }
+
+    /// Asks for the memory where the hashes of the next events stand, all at once: one after the other
+    /// each would be waited for. Of how many events; of one at least.
+    pub(super) fn prefetch(&self, events: &[BlockEvent]) -> usize {
+        let mut asked = 0;
+        for (before, event) in events.iter().enumerate() {
+            if asked >= PREFETCHED_AT_ONCE {
+                return before;
+            }
+            let (medium, group, hashes) = match event {
+                BlockEvent::Stored(stored) => (stored.medium, stored.group.index, &stored.hashes),
+                BlockEvent::Removed {
+                    medium,
+                    group,
+                    hashes,
+                } => (*medium, group.index, hashes),
+                BlockEvent::Cleared => continue,
+            };
+            let place = Place { medium, group };
+            if let Some(cache) = self.caches.iter().find(|cache| cache.place == place) {
+                cache.copies.prefetch(hashes);
+            }
+            asked += hashes.len();
+        }
+        events.len()
     }
 
     pub(super) fn apply(&mut self, event: &BlockEvent, applied: &mut Applied, of: &Of<'_>) {

@@ -20,6 +20,10 @@ use table::{HOMES_MIN, PAGE, Page, Row, Table};
 /// next has to begin: after the 128th part of a table's slots in changes, of the quarter that it takes.
 const MOVED_AT_ONCE: usize = 128;
 
+/// Rows in 64 bytes, which a processor fetches at once. A hash is in the first such line or the next, and
+/// what moves to make room for it seldom reaches beyond the third.
+const ROWS_IN_LINE: usize = 64 / size_of::<Row>();
+
 /// The copies that an engine hash stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Copies {
@@ -103,8 +107,9 @@ impl CopyMap {
         for hash in hashes {
             let name = self.mixing.mixed(hash.0);
             let table = self.table(self.is_moved(name));
-            let row = table.row(table.home(name));
-            row.into_iter().for_each(prefetch);
+            let home = table.home(name);
+            let rows = [0, 1, 2].map(|line| table.row(home + line * ROWS_IN_LINE));
+            rows.into_iter().flatten().for_each(prefetch);
         }
     }
 

@@ -194,7 +194,10 @@ impl Book {
 
     /// A batch of events has come.
     pub(super) fn on_batch(&mut self, shared: &Shared) {
-        self.end_expected(shared);
+        // A lock less for whoever is given nothing.
+        if !self.expected.prompts.is_empty() {
+            self.end_expected(shared);
+        }
         self.expected.batches += 1;
         while let Some((prompt, batch)) = self.expected.ended.front().copied()
             && batch <= self.expected.batches

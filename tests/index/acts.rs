@@ -225,6 +225,8 @@ pub enum Order {
     /// The first one alone.
     One,
     TailFirst,
+    /// The same, each told of by itself: what vLLM evicts for a step.
+    OneByOne,
     HeadFirst,
     /// Every other one, and then those between.
     Mixed,
@@ -234,7 +236,7 @@ impl Order {
     fn of(self, mut hashes: Vec<EngineHash>) -> Vec<EngineHash> {
         match self {
             Self::One => hashes.truncate(1),
-            Self::TailFirst => hashes.reverse(),
+            Self::TailFirst | Self::OneByOne => hashes.reverse(),
             Self::HeadFirst => {}
             Self::Mixed => {
                 let others = hashes.iter().skip(1).step_by(2);
@@ -294,12 +296,19 @@ impl Event {
             match self {
                 Self::Remove(_, _, order) => {
                     let gone = hashes.into_iter().take(to).skip(from);
-                    removed(way.place, order.of(gone.collect()))
+                    let gone = order.of(gone.collect());
+                    match order {
+                        Order::OneByOne => gone
+                            .into_iter()
+                            .map(|hash| removed(way.place, vec![hash]))
+                            .collect(),
+                        _ => vec![removed(way.place, gone)],
+                    }
                 }
-                _ => BlockEvent::Stored(kind.store(way, text, from, to)),
+                _ => vec![BlockEvent::Stored(kind.store(way, text, from, to))],
             }
         };
-        kind.ways(which).into_iter().map(told).collect()
+        kind.ways(which).into_iter().flat_map(told).collect()
     }
 }
 
@@ -428,6 +437,7 @@ fn event(span: impl Strategy<Value = Span> + Clone) -> impl Strategy<Value = Eve
     let order = prop_oneof![
         Just(Order::One),
         Just(Order::TailFirst),
+        Just(Order::OneByOne),
         Just(Order::HeadFirst),
         Just(Order::Mixed)
     ];

@@ -9,7 +9,7 @@ use anyhow::ensure;
 use crate::heap;
 use crate::index::{Index, Lane};
 use crate::measure::{Took, nanoseconds};
-use crate::workload::{Event, Query, Truth};
+use crate::workload::{Event, Query, Truth, steps};
 
 /// Requests put into an index's own types at a time: few enough to be in a cache when they are
 /// asked, as a prompt just hashed is.
@@ -19,7 +19,9 @@ const ASKS: usize = 1000;
 pub trait Contender {
     /// Applies events, each lane those of its endpoints.
     fn apply(&mut self, events: &[Event]) -> Took;
-    /// The same through the first lane: each event's nanoseconds of CPU time, which no other
+    /// The same through the first lane, each step's at once where the index takes them so.
+    fn apply_steps(&mut self, events: &[Event]) -> Took;
+    /// The same, event by event: each one's nanoseconds of CPU time, which no other
     /// tenant of the machine makes longer.
     fn apply_each(&mut self, events: &[Event]) -> Vec<u32>;
     /// The heap bytes that the events leave behind; taken back ones are negative.
@@ -105,6 +107,12 @@ impl<I: Index> Contender for Entered<I> {
             took.reduce(Took::beside)
         });
         took.expect("a lane")
+    }
+
+    fn apply_steps(&mut self, events: &[Event]) -> Took {
+        let lane = &mut self.lanes[0];
+        lane.queue_steps(&mut steps(events));
+        lane.run()
     }
 
     fn apply_each(&mut self, events: &[Event]) -> Vec<u32> {

@@ -37,6 +37,10 @@ pub trait Index: Send + Sync + Sized + 'static {
 pub trait Lane: Send {
     /// Makes events ready, outside the clock.
     fn queue(&mut self, events: &mut dyn Iterator<Item = &Event>);
+    /// The same, each step's in whatever way the index takes several at once.
+    fn queue_steps(&mut self, steps: &mut dyn Iterator<Item = &[Event]>) {
+        self.queue(&mut steps.flatten());
+    }
     /// Applies what is queued.
     fn run(&mut self) -> Took;
     /// The same: each event's nanoseconds of CPU time.
@@ -56,6 +60,10 @@ pub trait Direct: Send + Sync + 'static {
     fn begin(&self) -> Self::Lane;
     /// An event.
     fn event(&self, event: &Event) -> Self::Event;
+    /// A step's events; fewer where the index takes several at once.
+    fn step(&self, events: &[Event], into: &mut Vec<Self::Event>) {
+        into.extend(events.iter().map(|event| self.event(event)));
+    }
     /// Applies one.
     fn apply(&self, lane: &mut Self::Lane, event: &Self::Event);
     /// Drops an endpoint with all its blocks.
@@ -89,6 +97,12 @@ impl<I: Direct> Lane for Caller<I> {
     fn queue(&mut self, events: &mut dyn Iterator<Item = &Event>) {
         self.queued
             .extend(events.map(|event| self.index.event(event)));
+    }
+
+    fn queue_steps(&mut self, steps: &mut dyn Iterator<Item = &[Event]>) {
+        for events in steps {
+            self.index.step(events, &mut self.queued);
+        }
     }
 
     fn run(&mut self) -> Took {

@@ -179,7 +179,9 @@ impl Large {
 fn notes() -> String {
     format!(
         "Medians. \"better by\": kvscout beside kv-index, over samples taken beside each other; above 1x\n\
-         kvscout is better. Rates are blocks by the CPU time of the busiest lane. What is inside the clock:\n\
+         kvscout is better. Rates are blocks by the CPU time of the busiest lane. \"By steps\", what an engine\n\
+         evicts and then stores comes at once, and kv-index takes the removals in one call; all else comes event\n\
+         by event. What is inside the clock:\n\
          kvscout hashes a block's tokens into its key (the peers' hashes come with the event), Dynamo frees\n\
          its event and makes a map of its answer, the others write scores into an array. A find's time\n\
          is the best of its rounds and has two clock readings in it, {:.0} ns. kvscout alone keeps apart\n\

@@ -18,6 +18,29 @@ static NOBODY: Identity = Identity {
     cache_salt: None,
 };
 
+/// What an endpoint publishes at once.
+pub enum Told {
+    Event([BlockEvent; 1]),
+    Step(Vec<BlockEvent>),
+}
+
+fn told(event: &Event) -> BlockEvent {
+    let (medium, group) = (Medium::Gpu, Group::default());
+    match &event.change {
+        Change::Stored { parent, blocks } => {
+            let hashes = blocks.iter().map(|block| EngineHash(block.engine));
+            let tokens = tokens(blocks.iter().map(|block| block.content));
+            let parent = parent.map(EngineHash);
+            BlockEvent::Stored(Stored::plain(parent, hashes.collect(), tokens))
+        }
+        Change::Removed(engine) => BlockEvent::Removed {
+            hashes: vec![EngineHash(*engine)],
+            medium,
+            group,
+        },
+    }
+}
+
 /// The index, asked for depths.
 pub struct Ours {
     picture: Picture,
@@ -27,7 +50,7 @@ pub struct Ours {
 impl Direct for Ours {
     /// Where each endpoint's events go.
     type Lane = Vec<Feed>;
-    type Event = (EndpointId, [BlockEvent; 1]);
+    type Event = (EndpointId, Told);
 
     fn begin(&self) -> Vec<Feed> {
         let endpoints = self.endpoints.iter();
@@ -37,24 +60,21 @@ impl Direct for Ours {
     }
 
     fn event(&self, event: &Event) -> Self::Event {
-        let (medium, group) = (Medium::Gpu, Group::default());
-        let change = match &event.change {
-            Change::Stored { parent, blocks } => {
-                let hashes = blocks.iter().map(|block| EngineHash(block.engine));
-                let tokens = tokens(blocks.iter().map(|block| block.content));
-                let parent = parent.map(EngineHash);
-                BlockEvent::Stored(Stored::plain(parent, hashes.collect(), tokens))
-            }
-            Change::Removed(engine) => BlockEvent::Removed {
-                hashes: vec![EngineHash(*engine)],
-                medium,
-                group,
-            },
-        };
-        (EndpointId(event.endpoint), [change])
+        (EndpointId(event.endpoint), Told::Event([told(event)]))
     }
 
-    fn apply(&self, feeds: &mut Vec<Feed>, (endpoint, events): &Self::Event) {
+    fn step(&self, events: &[Event], into: &mut Vec<Self::Event>) {
+        if let Some(first) = events.first() {
+            let events = events.iter().map(told).collect();
+            into.push((EndpointId(first.endpoint), Told::Step(events)));
+        }
+    }
+
+    fn apply(&self, feeds: &mut Vec<Feed>, (endpoint, told): &Self::Event) {
+        let events = match told {
+            Told::Event(event) => &event[..],
+            Told::Step(events) => events,
+        };
         self.picture.take(&mut feeds[endpoint.0 as usize], events);
     }
 

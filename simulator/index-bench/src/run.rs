@@ -34,6 +34,8 @@ const RATE: &str = "M blocks/s";
 pub const LOAD: Figure = Figure::more("load_1", "load, one lane", RATE);
 /// What one lane stores and removes.
 pub const CHURN: Figure = Figure::more("churn_1", "store and remove, one lane", RATE);
+const CHURN_STEPS: Figure =
+    Figure::more("churn_steps", "store and remove, one lane, by steps", RATE);
 const LOAD_2: Figure = Figure::more("load_2", "load, two lanes", RATE);
 const CHURN_2: Figure = Figure::more("churn_2", "store and remove, two lanes", RATE);
 const LOAD_2_WALL: Figure = Figure::more("load_2_wall", "load, two lanes, by the wall", RATE);
@@ -138,6 +140,7 @@ pub fn run(endpoints: u32, size: &Size, progress: &Progress) -> anyhow::Result<C
             size.rounds
         ));
         rates(&work, &mut card);
+        steps(&work, &mut card);
         pauses(&work, &mut card);
     }
     of("finds");
@@ -169,6 +172,16 @@ fn rates(work: &Work, card: &mut Card) {
                 }
             }
         }
+    }
+}
+
+fn steps(work: &Work, card: &mut Card) {
+    for (at, entry) in FIELD.iter().enumerate() {
+        let mut contender = (entry.enter)(work.endpoints, 1);
+        contender.apply(&work.load);
+        let took = contender.apply_steps(&work.churn);
+        let rate = blocks(&work.churn) as f64 / took.cpu.as_secs_f64() / 1e6;
+        card.note(CHURN_STEPS, at, rate);
     }
 }
 
@@ -266,15 +279,21 @@ fn weights(endpoints: u32, size: &Size, card: &mut Card) {
     heap::stop();
 }
 
-/// Fails where an answer is wrong, also where blocks go from the middle of what is held.
+/// Fails where an answer is wrong, also where blocks go from the middle of what is held, event by event or
+/// a step's at once.
 pub fn check_holes(endpoints: u32, size: &Size) -> anyhow::Result<()> {
     let work = Work::new(endpoints, 0.1, size);
     for entry in FIELD.into_iter().chain([Entry::of::<Product>()]) {
-        let mut contender = (entry.enter)(endpoints, 1);
-        contender.apply(&work.load);
-        contender.is_right(entry.name, &work.loaded)?;
-        contender.apply(&work.churn);
-        contender.is_right(entry.name, &work.churned)?;
+        for by_steps in [false, true] {
+            let mut contender = (entry.enter)(endpoints, 1);
+            contender.apply(&work.load);
+            contender.is_right(entry.name, &work.loaded)?;
+            match by_steps {
+                true => contender.apply_steps(&work.churn),
+                false => contender.apply(&work.churn),
+            };
+            contender.is_right(entry.name, &work.churned)?;
+        }
     }
     Ok(())
 }

@@ -91,6 +91,11 @@ impl Event {
     }
 }
 
+/// Events as engines tell of them: what a step evicts, with the store that this makes room for.
+pub fn steps(events: &[Event]) -> impl Iterator<Item = &[Event]> {
+    events.chunk_by(|before, after| !before.is_store() && before.endpoint == after.endpoint)
+}
+
 /// Blocks that events name.
 pub fn blocks(events: &[Event]) -> usize {
     events.iter().map(Event::blocks).sum()

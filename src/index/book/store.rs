@@ -57,7 +57,6 @@ impl Book {
         applied: &mut Applied,
         of: &Of<'_>,
     ) -> bool {
-        self.caches[at].copies.prefetch(&stored.hashes);
         let keys = &mut lists.keys;
         let before = self.before(stored, at);
         let forest = &of.shared.forest;

@@ -17,6 +17,8 @@ pub struct Chain {
 pub enum ChainEvent {
     Stored(u32, Option<SequenceHash>, Vec<StoredBlock>),
     Removed(u32, [SequenceHash; 1]),
+    /// Those of a step in one call.
+    RemovedMany(u32, Vec<SequenceHash>),
 }
 
 impl Chain {
@@ -32,6 +34,11 @@ impl Chain {
             let stored = self.index.apply_stored(endpoint, blocks, parent, map);
             stored.expect("every parent is held");
         }
+    }
+
+    fn remove(&self, lane: &mut [ChainBlockMap], endpoint: u32, hashes: &[SequenceHash]) {
+        let map = &mut lane[endpoint as usize];
+        self.index.apply_removed(endpoint, hashes, map);
     }
 }
 
@@ -57,15 +64,31 @@ impl Direct for Chain {
         }
     }
 
+    fn step(&self, events: &[Event], into: &mut Vec<ChainEvent>) {
+        let mut removed = Vec::new();
+        for event in events {
+            match event.change {
+                Change::Removed(engine) => removed.push(SequenceHash(engine)),
+                Change::Stored { .. } if removed.is_empty() => into.push(self.event(event)),
+                Change::Stored { .. } => {
+                    let removed = std::mem::take(&mut removed);
+                    into.push(ChainEvent::RemovedMany(event.endpoint, removed));
+                    into.push(self.event(event));
+                }
+            }
+        }
+        if let Some(last) = events.last().filter(|_| !removed.is_empty()) {
+            into.push(ChainEvent::RemovedMany(last.endpoint, removed));
+        }
+    }
+
     fn apply(&self, lane: &mut Vec<ChainBlockMap>, event: &ChainEvent) {
         match event {
             ChainEvent::Stored(endpoint, parent, blocks) => {
                 self.store(lane, *endpoint, *parent, blocks);
             }
-            ChainEvent::Removed(endpoint, hashes) => {
-                let map = &mut lane[*endpoint as usize];
-                self.index.apply_removed(*endpoint, hashes, map);
-            }
+            ChainEvent::Removed(endpoint, hash) => self.remove(lane, *endpoint, hash),
+            ChainEvent::RemovedMany(endpoint, hashes) => self.remove(lane, *endpoint, hashes),
         }
     }
 

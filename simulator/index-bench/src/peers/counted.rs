@@ -58,6 +58,7 @@ impl Direct for Counted {
                     None => {}
                 }
             }
+            ChainEvent::RemovedMany(..) => unreachable!("its steps are told event by event"),
         }
     }
 
