@@ -165,15 +165,15 @@ bench-qa: setup ## Run multi-round QA through Envoy, plain and routed, beside pu
 	@target/release/kvscout-sim bench-qa $(FLAGS)
 
 .PHONY: bench-decision
-bench-decision: setup ## Time decisions over ext_proc, as Envoy asks for them, and what watching them costs (three minutes).
+bench-decision: setup ## Time decisions over ext_proc, of the picker as it ships, and what watching them costs (three minutes, and a long link).
 	@cargo bench --quiet -p kvscout-sim --bench decision
-	@cargo build --release --workspace
-	@target/release/kvscout-sim bench-decision $(FLAGS)
+	@cargo build --release --workspace && cargo build --profile dist -p kvscout --bin kvscout
+	@target/release/kvscout-sim bench-decision --kvscout target/dist/kvscout $(FLAGS)
 
 .PHONY: bench-overload
 bench-overload: setup ## Offer 0.5 to 3 times what a core can do: how long picks take, and what gives way (a minute).
-	@cargo build --release --workspace
-	@target/release/kvscout-sim bench-decision --overload --seconds 4 $(FLAGS)
+	@cargo build --release --workspace && cargo build --profile dist -p kvscout --bin kvscout
+	@target/release/kvscout-sim bench-decision --overload --seconds 4 --kvscout target/dist/kvscout $(FLAGS)
 
 INFERNO := 0.12.4
 $(TOOLS)/bin/inferno-flamegraph:

@@ -90,26 +90,52 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         tls: certificate.tls(),
         ..Plan::new(args.parts.parts()?, MODEL, PODS)
     };
+    let shown = certificate.path();
+    let measured = match args.overload {
+        true => {
+            with(plan, async |stack| {
+                let asker = Asker::connect(stack.ext_proc, &shown).await?;
+                overload::measure(stack, asker.channel, MODEL, args.seconds).await
+            })
+            .await?
+        }
+        false => {
+            let held = with(plan.clone(), async |stack| hold(args, stack, &shown).await).await?;
+            // By a process of its own: where a gigabyte was held, memory lies scattered.
+            with(plan, async |stack| {
+                measure(args, stack, &shown, &held).await
+            })
+            .await?
+        }
+    };
+    say(&measured)
+}
+
+/// Does this with a stack.
+async fn with<T>(
+    plan: Plan,
+    work: impl AsyncFnOnce(&Stack) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     say("Starting servers, kvscout and Envoy ...\n")?;
     let stack = tokio::select! {
         stack = Stack::start(plan) => stack?,
         _ = interrupted.recv() => bail!("interrupted"),
     };
-    let shown = certificate.path();
-    let measured = tokio::select! {
-        measured = measure(args, &stack, &shown) => measured,
+    let done = tokio::select! {
+        done = work(&stack) => done,
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
     };
     stack.stop().await;
-    say(&measured?)
+    done
 }
 
-async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<String> {
+fn sizes(args: &Args) -> impl Iterator<Item = &'static Size> + Clone {
+    SIZES.iter().filter(|size| size.name.contains(&args.only))
+}
+
+async fn warmed(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<Arc<Bench>> {
     let asker = Asker::connect(stack.ext_proc, certificate).await?;
-    if args.overload {
-        return overload::measure(stack, asker.channel, MODEL, args.seconds).await;
-    }
     let processes = stack.process_ids();
     let kvscout = *processes.first().context("kvscout runs")?;
     let bench = Arc::new(Bench::new(
@@ -119,23 +145,37 @@ async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Resu
         args.seconds,
         args.perf.clone(),
     ));
-    let mut rows = vec![heading()];
-    let sizes = SIZES.iter().filter(|size| size.name.contains(&args.only));
-    // What was held once may stay the process's own: so this comes first, and each size holds many times
-    // what the one before did. But what the process takes for its first prompts is not for bodies.
-    for size in sizes.clone() {
+    // What is done once, for the first prompts, is not a decision's.
+    for size in sizes(args) {
         bench.first(size).await.with_context(|| size.name)?;
     }
-    let (mut held, idle) = (Vec::new(), process::resident(kvscout)?);
-    for size in sizes.clone() {
+    Ok(bench)
+}
+
+/// What bodies of each size take while they are held.
+async fn hold(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<Vec<f64>> {
+    let bench = warmed(args, stack, certificate).await?;
+    // What was held once may stay the process's own: so each size holds many times what the one before did.
+    let (mut held, idle) = (Vec::new(), process::resident(bench.process)?);
+    for size in sizes(args) {
         // Streams that are given up all at once may take their connection with them, at our end (h2).
         let channel = stream::connect(stack.ext_proc, certificate).await?;
         let share = bench.hold(stack, &channel, (size, idle)).await;
         held.push(share.with_context(|| size.name)?);
     }
-    bench.calm().await?;
+    Ok(held)
+}
+
+async fn measure(
+    args: &Args,
+    stack: &Stack,
+    certificate: &Path,
+    held: &[f64],
+) -> anyhow::Result<String> {
+    let bench = warmed(args, stack, certificate).await?;
+    let mut rows = vec![heading()];
     let before = stack.scrape().await?;
-    for (size, held) in sizes.zip(held) {
+    for (size, held) in sizes(args).zip(held) {
         let found = bench.measure(size).await.with_context(|| size.name)?;
         let added = through_envoy(stack, size)
             .await
@@ -144,7 +184,7 @@ async fn measure(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Resu
             "  {} done: {} requests\n",
             size.name, found.requests
         ))?;
-        rows.push(row(size, held, &found, added));
+        rows.push(row(size, *held, &found, added));
     }
     let after = stack.scrape().await?;
     let since = |name: &str, label: &str| {

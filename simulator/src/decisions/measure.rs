@@ -60,9 +60,6 @@ const ASKED: f64 = 0.5;
 /// Until all bodies have come that are to be held: kvscout gives up a slow one after ten seconds.
 const HELD_MAX: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_millis(20);
-/// What the allocator has not given back two seconds after it last gave something it keeps.
-const CALM: u32 = 100;
-const CALM_MAX: Duration = Duration::from_secs(60);
 
 /// Who asks.
 #[derive(Debug)]
@@ -213,26 +210,6 @@ impl Bench {
             requests.push(async move { anyhow::Ok((which, asked.await??)) });
         }
         try_join_all(requests).await
-    }
-
-    /// Waits until memory that was held has gone back to the system: that takes time of all threads, which is not
-    /// a decision's.
-    ///
-    /// # Errors
-    /// It goes on for too long.
-    pub async fn calm(&self) -> anyhow::Result<()> {
-        let calms = async {
-            let (mut least, mut looks) = (u64::MAX, 0);
-            while looks < CALM {
-                let now = process::resident(self.process)?;
-                looks = if now < least { 0 } else { looks + 1 };
-                least = least.min(now);
-                sleep(LOOK).await;
-            }
-            Ok(())
-        };
-        let calm = timeout(CALM_MAX, calms).await;
-        calm.context("kvscout gives memory back for a minute")?
     }
 
     /// What kvscout takes beside `idle` bytes for each byte of bodies that are not all there yet, all on one channel.
