@@ -93,8 +93,8 @@ pub struct Problem<'a> {
     pub request: &'a str,
 }
 
-impl Problem<'_> {
-    fn prompt(&self, candidate: &Candidate) -> &Prompt {
+impl<'a> Problem<'a> {
+    fn prompt(&self, candidate: &Candidate) -> &'a Prompt {
         &self.prompts[usize::from(candidate.prompt)]
     }
 }

@@ -44,7 +44,7 @@ impl Case {
     /// The prompt as a candidate reads it.
     #[must_use]
     pub fn prompt(&self, candidate: &Candidate) -> &Prompt {
-        &self.prompts[usize::from(candidate.prompt)]
+        self.problem().prompt(candidate)
     }
 
     /// The choice; none without candidates.

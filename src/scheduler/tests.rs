@@ -7,7 +7,9 @@ use crate::admission::Outlook;
 use crate::audit::Usage;
 use crate::blocks::{BlockEvent, EngineHash, Shape, Stored, TokenId};
 use crate::choice::Basis;
-use crate::config::{Config, Criticality, InferenceModel, Model, RenderSettings, Source, Target};
+use crate::config::{
+    Config, Criticality, InferenceModel, Model, ReadsAs, RenderSettings, Source, Target,
+};
 use crate::decisions::what_if::Knobs;
 use crate::fleet::report::{Prefilled, Report};
 use crate::fleet::{EndpointId, EventAddress, Pool, Publisher, Trust};
@@ -20,22 +22,27 @@ use crate::tokens::TokenPool;
 const MODEL: &str = "/model/qwen";
 
 /// Endpoints at ports 8000 and up, all `Live`.
-struct World {
-    scheduler: Scheduler,
-    index: Arc<Index>,
-    parity: Arc<Parity>,
-    metrics: Arc<Metrics>,
-    fleet: watch::Sender<Arc<Fleet>>,
+pub(super) struct World {
+    pub(super) scheduler: Scheduler,
+    pub(super) index: Arc<Index>,
+    pub(super) parity: Arc<Parity>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) fleet: watch::Sender<Arc<Fleet>>,
     routes: watch::Sender<Arc<Routes>>,
 }
 
 fn endpoint(id: u32) -> Arc<Endpoint> {
+    endpoint_reading(id, ReadsAs::Named)
+}
+
+pub(super) fn endpoint_reading(id: u32, reads_as: ReadsAs) -> Arc<Endpoint> {
     let address = SocketAddr::from(([127, 0, 0, 1], 8000 + id as u16));
     let events = EventAddress {
         publisher: Publisher::At("tcp://127.0.0.1:1".into()),
         replay: None,
     };
     let endpoint = Endpoint::new(EndpointId(id), format!("pod-{id}"), address, Some(events));
+    let endpoint = endpoint.reading_as(reads_as);
     endpoint.set_trust(Trust::Live, "for the test", Instant::now());
     Arc::new(endpoint)
 }
@@ -49,11 +56,15 @@ async fn world(endpoints: u32) -> World {
         engine: crate::config::Engine::Fast,
         render: RenderSettings::default(),
     });
-    let parity = Parity::of([MODEL.into(), "sql".into()]);
+    over(config, Fleet::of((0..endpoints).map(endpoint).collect())).await
+}
+
+/// These endpoints, with the models of this configuration.
+pub(super) async fn over(config: Config, fleet: Fleet) -> World {
+    let parity = Parity::of(config.models.iter().flat_map(Model::counted_names));
     let (index, metrics) = (Arc::new(parity.index()), Arc::new(Metrics::default()));
     let reader = reader(&config, &metrics).await;
-    let endpoints = (0..endpoints).map(endpoint).collect();
-    let (fleet, receiver) = watch::channel(Arc::new(Fleet::of(endpoints)));
+    let (fleet, receiver) = watch::channel(Arc::new(fleet));
     let (routes, rules) = watch::channel(Arc::default());
     let scheduler = Scheduler::new(Parts {
         fleet: receiver,
@@ -81,7 +92,7 @@ async fn world(endpoints: u32) -> World {
 }
 
 /// Of models that are loaded, with a pool that waits for any core.
-pub(super) async fn reader(config: &Config, metrics: &Metrics) -> Reader {
+async fn reader(config: &Config, metrics: &Metrics) -> Reader {
     let (hub, readiness) = (Hub::new("http://127.0.0.1:1", None), Readiness::default());
     let (loader, mut models) = Loader::new(config, hub, metrics, &readiness);
     tokio::spawn(loader.run());

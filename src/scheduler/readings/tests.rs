@@ -5,17 +5,15 @@ use std::path::Path;
 use tokio::sync::watch;
 
 use super::*;
-use crate::audit::{Audit, Usage, Verdict};
+use crate::audit::{Usage, Verdict};
 use crate::blocks::{BlockEvent, EngineHash, Stored, TokenId};
 use crate::config::{Config, Engine, Model, RenderSettings, Source};
-use crate::decisions::Decisions;
 use crate::decisions::json::Decision as Told;
 use crate::decisions::what_if::{Knobs, Report};
-use crate::fleet::{EventAddress, Publisher, Trust};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::parity::Parity;
-use crate::scheduler::{Outcome, Parts, Placement, Reader, tests};
+use crate::scheduler::{Outcome, Placement, tests};
 
 const OLD: &str = "{% for m in messages %}{{ m.content }} {% endfor %}";
 const NEW: &str = "system {% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %} end";
@@ -58,21 +56,10 @@ fn model(name: &str, template: &str, folder: &Path) -> Model {
     }
 }
 
-fn endpoint(id: u32, reads_as: ReadsAs) -> Arc<Endpoint> {
-    let address = ([127, 0, 0, 1], 8000 + id as u16).into();
-    let events = EventAddress {
-        publisher: Publisher::At("tcp://127.0.0.1:1".into()),
-        replay: None,
-    };
-    let name = format!("pod-{id}");
-    let endpoint = Endpoint::new(EndpointId(id), name, address, Some(events)).reading_as(reads_as);
-    endpoint.set_trust(Trust::Live, "for the test", Instant::now());
-    Arc::new(endpoint)
-}
-
-fn fleet(all: &[ReadsAs]) -> Arc<Fleet> {
-    let endpoints = (0..).zip(all).map(|(id, reads_as)| endpoint(id, *reads_as));
-    Arc::new(Fleet::of(endpoints.collect()))
+fn fleet(all: &[ReadsAs]) -> Fleet {
+    let endpoints = (0..).zip(all);
+    let endpoints = endpoints.map(|(id, reads_as)| tests::endpoint_reading(id, *reads_as));
+    Fleet::of(endpoints.collect())
 }
 
 /// Pods that read so.
@@ -82,26 +69,14 @@ async fn world(all: &[ReadsAs]) -> World {
         config.models.push(model(name, template, folder.path()));
     }
     config.models[0].adapters.push("sql".into());
-    let parity = Parity::of(config.models.iter().flat_map(Model::counted_names));
-    let (index, metrics) = (Arc::new(parity.index()), Arc::new(Metrics::default()));
-    let reader: Reader = tests::reader(&config, &metrics).await;
-    let (fleet, receiver) = watch::channel(fleet(all));
-    let (_, routes) = watch::channel(Arc::default());
-    let scheduler = Scheduler::new(Parts {
-        fleet: receiver,
-        index: index.clone(),
-        replicas: None,
-        audit: Arc::new(Audit::new(metrics.clone())),
-        decisions: Arc::new(Decisions::new(1 << 20, None, metrics.clone())),
-        parity: parity.clone(),
-        routes,
-        reader,
-        policy: config.policy,
-        saturation: config.load.saturation,
-        admission: config.admission,
-        decision_max: Duration::from_secs(60),
-        metrics: metrics.clone(),
-    });
+    let tests::World {
+        scheduler,
+        index,
+        parity,
+        metrics,
+        fleet,
+        ..
+    } = tests::over(config, fleet(all)).await;
     World {
         scheduler,
         index,
