@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, Vec<String>> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Reading;
 use super::line::{Line, Moment};
+use super::predict::Reading;
 use super::stream::{Message, Stream};
 use crate::blocks::TokenId;
 use crate::events::follow::Followed;
