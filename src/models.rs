@@ -6,7 +6,6 @@
 //! not loaded is routed by load, named in `/readyz`, and tried again.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -253,8 +252,8 @@ impl Loader {
     ) -> (Self, watch::Receiver<Arc<Models>>) {
         let models = Models::none_loaded(&config.models);
         let (sender, receiver) = watch::channel(Arc::new(models));
-        // A load keeps a core busy for seconds: half of them stay with the requests.
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        // A load keeps a core busy for seconds: of those that serve requests, half stay with them.
+        let cores = config::threads();
         let shared = Arc::new(Shared {
             models: sender,
             hub,

@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use crate::table::round;
-
 /// A plot's size, and where its frame is within it.
 const SIZE: (f64, f64) = (420.0, 250.0);
 const FRAME: (f64, f64, f64, f64) = (48.0, 34.0, 360.0, 170.0);
@@ -183,9 +181,31 @@ pub fn style() -> String {
     )
 }
 
+/// A number with as many digits as it needs, three at most.
+#[must_use]
+pub fn round(number: f64) -> String {
+    let text = match number.abs() {
+        100.0.. => format!("{number:.0}"),
+        10.0.. => format!("{number:.1}"),
+        1.0.. => format!("{number:.2}"),
+        _ => format!("{number:.3}"),
+    };
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_have_the_digits_that_tell_them_apart() {
+        let numbers = [0.0, 0.0123, 1.5, 2.345, 12.34, 100.4, -0.5];
+        let texts = numbers.map(round);
+        assert_eq!(texts, ["0", "0.012", "1.5", "2.35", "12.3", "100", "-0.5"]);
+    }
 
     #[test]
     fn axes_mark_round_values() {

@@ -1,4 +1,4 @@
-//! Columns that line up, and numbers in them.
+//! Columns that line up.
 
 use std::fmt::Write as _;
 
@@ -27,21 +27,6 @@ pub fn table<const N: usize>(texts: usize, rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// A number with as many digits as it needs, three at most.
-#[must_use]
-pub fn round(number: f64) -> String {
-    let text = match number.abs() {
-        100.0.. => format!("{number:.0}"),
-        10.0.. => format!("{number:.1}"),
-        1.0.. => format!("{number:.2}"),
-        _ => format!("{number:.3}"),
-    };
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    }
 }
 
 #[cfg(test)]

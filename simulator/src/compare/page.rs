@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::picture::{colour, picture};
 use super::scenario::Outcome;
 use super::summary::{Summary, Ttft};
+use crate::plot::round;
 use crate::plot::{Plot, style};
-use crate::table::round;
 
 const CSS: &str = "
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#57606a;--line:#d1d9e0;--good:#dafbe1;--page:#fff}

@@ -95,7 +95,7 @@ impl Scenario {
         format!(
             "{}, {} requests/s, {pods} pods{routers}",
             self.plan.name,
-            crate::table::round(self.rate)
+            crate::plot::round(self.rate)
         )
     }
 }

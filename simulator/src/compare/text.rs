@@ -1,7 +1,8 @@
 //! The report for a terminal.
 
 use super::scenario::Outcome;
-use crate::table::{round, table};
+use crate::plot::round;
+use crate::table::table;
 
 /// A scenario's table, with a line above and one below.
 pub(super) fn tell(title: &str, outcome: &Outcome) -> String {

@@ -2,7 +2,8 @@
 
 use super::run::Report;
 use super::sample::Sample;
-use crate::table::{round, table};
+use crate::plot::round;
+use crate::table::table;
 
 /// A shorter run says nothing of what stays: caches are still filling.
 const FLAT_FROM_S: f64 = 240.0;
