@@ -3,7 +3,7 @@
 //!
 //! A prediction that missed has a cause ([`cause`]), which is counted, and an endpoint whose predictions
 //! keep missing without an excuse ([`score`]) is mistrusted: its listener doubts its picture and learns
-//! it again.
+//! it again. One whose predictions are all one block too high takes hits otherwise ([`habit`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,9 +16,11 @@ use crate::fleet::{Endpoint, EndpointId, Fleet, Trust};
 use crate::metrics::{EndpointMetrics, Metrics};
 
 pub mod cause;
+mod habit;
 pub mod score;
 
 pub use cause::{Cause, Evidence};
+use habit::Habit;
 use score::Score;
 
 /// A response's own account of its tokens: `usage`.
@@ -82,6 +84,8 @@ pub struct Counted {
     pub metrics: EndpointMetrics,
     /// For `/audit`.
     pub score: Score,
+    /// What its reports tell of how it takes hits.
+    habit: Habit,
 }
 
 /// The scores of a fleet.
@@ -108,6 +112,7 @@ impl Audit {
         let counted = Arc::new(Counted {
             metrics: self.metrics.endpoint(&endpoint.name),
             score: Score::default(),
+            habit: Habit::default(),
         });
         let mut all = self.counted.write();
         all.entry(endpoint.id).or_insert(counted).clone()
@@ -167,11 +172,25 @@ pub fn compare(
         .error_tokens
         .record(predicted.abs_diff(reported) as f64);
     let audited = Audited { verdict, cause };
+    if let Some(recomputes) = counted.habit.note(evidence, endpoint.recomputes()) {
+        endpoint.set_recomputes(recomputes);
+        tell(&endpoint.name, recomputes);
+    }
     if counted.score.note(predicted, reported, audited, now) {
         metrics.mistrusted.increment(1);
         endpoint.mistrust();
     }
     Some(audited)
+}
+
+fn tell(endpoint: &str, recomputes: bool) {
+    let told = match recomputes {
+        true => {
+            "it computes the last block of each hit again, as with speculative decoding before vLLM 0.33: predictions leave it out"
+        }
+        false => "it no longer computes the last block of each hit again: predictions count it",
+    };
+    tracing::info!(endpoint, "{told}");
 }
 
 #[cfg(test)]

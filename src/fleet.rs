@@ -82,6 +82,8 @@ pub struct Endpoint {
     computed: AtomicBool,
     /// Its predictions keep missing.
     mistrusted: AtomicBool,
+    /// It computes the last block of each hit again.
+    recomputes: AtomicBool,
 }
 
 impl Endpoint {
@@ -119,6 +121,7 @@ impl Endpoint {
             reports: AtomicBool::new(false),
             computed: AtomicBool::new(false),
             mistrusted: AtomicBool::new(false),
+            recomputes: AtomicBool::new(false),
         }
     }
 
@@ -196,6 +199,17 @@ impl Endpoint {
     /// Whether that is so, since the last time this was asked.
     pub fn take_mistrusted(&self) -> bool {
         self.mistrusted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether it computes the last block of each hit again, as its reports have told.
+    #[must_use]
+    pub fn recomputes(&self) -> bool {
+        self.recomputes.load(Ordering::Relaxed)
+    }
+
+    /// How it is from now on.
+    pub fn set_recomputes(&self, recomputes: bool) {
+        self.recomputes.store(recomputes, Ordering::Relaxed);
     }
 
     /// Cached tokens of a response, given what it says. vLLM 0.20.2 says nothing on a miss and a

@@ -251,7 +251,8 @@ impl Scheduler {
         let (now, saturation) = (Instant::now(), &self.parts.saturation);
         let candidate = |endpoint: &Arc<Endpoint>| {
             let place = readings.place(endpoint);
-            candidate(endpoint, (place, held.next(place)), saturation, now)
+            let cached = self.found(endpoint, held.next(place));
+            candidate(endpoint, (place, cached), saturation, now)
         };
         let candidates: Vec<Candidate> = allowed.endpoints.iter().map(candidate).collect();
         Case {
@@ -264,6 +265,15 @@ impl Scheduler {
             home: self.home(readings, allowed, &candidates),
             candidates,
         }
+    }
+
+    /// What an endpoint finds of what it holds.
+    fn found(&self, endpoint: &Endpoint, held: Cached) -> Cached {
+        if !endpoint.recomputes() {
+            return held;
+        }
+        let shape = self.parts.index.shape(endpoint.id);
+        shape.map_or(held, |shape| held.but_for_a_block(shape.block_size.into()))
     }
 
     /// The log line that the ACK gateway's users look for, and the whole decision at DEBUG.

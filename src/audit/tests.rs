@@ -9,6 +9,7 @@ fn world() -> (Endpoint, Arc<Metrics>, Counted) {
     let counted = Counted {
         metrics: metrics.endpoint("pod-1"),
         score: Score::default(),
+        habit: Habit::default(),
     };
     (endpoint, metrics, counted)
 }

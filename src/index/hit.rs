@@ -3,7 +3,8 @@
 //! vLLM 0.33: `find_longest_cache_hit` of `kv_cache_coordinator.py` (the least that all groups
 //! agree on, at a multiple of all their block sizes) and of each manager in
 //! `single_type_kv_cache_manager.py`. Not told in events, so not modelled: that speculative
-//! decoding drops a block where hashes have no lookahead, and hits at finer steps than a block.
+//! decoding drops a block where hashes have no lookahead (`audit/habit.rs` learns it from reports), and hits at finer
+//! steps than a block.
 
 use crate::blocks::Rule;
 

@@ -32,6 +32,23 @@ impl Cached {
     pub fn tokens(&self) -> u64 {
         self.own + self.expected + self.cpu + self.storage
     }
+
+    /// The same where the engine computes the last block of its own hit again, of so many tokens. What follows
+    /// from lower media brings that block, too.
+    #[must_use]
+    pub fn but_for_a_block(self, tokens: u64) -> Self {
+        if self.cpu + self.storage > 0 {
+            return self;
+        }
+        let expected = self.expected.saturating_sub(tokens);
+        let own = self.own.saturating_sub(tokens - (self.expected - expected));
+        Self {
+            own,
+            unsure: self.unsure.saturating_sub(self.own - own),
+            expected,
+            ..self
+        }
+    }
 }
 
 impl Index {
@@ -242,6 +259,32 @@ impl Found<'_> {
             } else {
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_block_of_a_hit_is_the_one_that_is_computed_again() {
+        let cached = |own, unsure, expected, cpu| Cached {
+            own,
+            unsure,
+            expected,
+            cpu,
+            storage: 0,
+        };
+        for (held, found) in [
+            (cached(64, 0, 0, 0), cached(48, 0, 0, 0)),
+            (cached(64, 32, 0, 0), cached(48, 16, 0, 0)),
+            (cached(64, 0, 32, 0), cached(64, 0, 16, 0)),
+            (cached(0, 0, 16, 0), cached(0, 0, 0, 0)),
+            (cached(0, 0, 0, 0), cached(0, 0, 0, 0)),
+            (cached(64, 0, 0, 16), cached(64, 0, 0, 16)),
+        ] {
+            assert_eq!(held.but_for_a_block(16), found);
         }
     }
 }

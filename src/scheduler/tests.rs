@@ -1020,6 +1020,32 @@ async fn a_prediction_that_missed_is_told_with_its_cause() {
     }
 }
 
+/// Speculative decoding before vLLM 0.33.
+#[tokio::test]
+async fn a_server_that_computes_the_last_block_again_is_predicted_so_once_its_reports_tell() {
+    let world = world(1).await;
+    hold(&world, 0, &PROMPT[..8], None);
+    let predicted = async |reported: u64| {
+        let placed = world.scheduler.place(ids("r", &PROMPT, "")).await;
+        let placed = placed.expect("placed");
+        let predicted = placed.choice().predicted_cached_tokens;
+        placed.finish(Outcome {
+            status: Some(200),
+            usage: Some(usage(Some(reported))),
+            whole: true,
+            ..Outcome::default()
+        });
+        predicted
+    };
+    for _ in 0..8 {
+        assert_eq!(predicted(4).await, 8);
+    }
+    assert_eq!(predicted(4).await, 4);
+    let text = world.metrics.handle().render();
+    let exact = "kvscout_predictions_total{endpoint=\"pod-0\",verdict=\"exact\"} 1";
+    assert!(text.contains(exact), "{text}");
+}
+
 #[tokio::test]
 async fn a_model_that_no_rule_names_is_no_label() {
     let world = world(1).await;

@@ -20,7 +20,8 @@ use crate::tools::{AdminPort, table};
 ///   salt            a cache_salt that its events do not show (vLLM before 0.17.1)
 ///   gap             events were lost, or the picture is being learnt
 ///   expected        a prompt placed there before was not computed as soon as expected
-///   last_block      one block less than it holds: speculative decoding before vLLM 0.33
+///   last_block      one block less than it holds: speculative decoding before vLLM 0.33, for the
+///                   eight reports that it takes to learn of it
 ///   eviction_race   blocks went between choice and schedule
 ///   event_lag       it knew more than it had told, or its events are late
 ///   unknown         nothing that is known explains it

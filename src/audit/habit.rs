@@ -1,0 +1,126 @@
+//! Whether an endpoint computes the last block of each hit again, as its reports tell. Pure.
+//!
+//! Before 0.33 vLLM does so with speculative decoding (EAGLE, MTP), whose drafter needs what the model makes of the
+//! tokens before (`use_eagle` in `find_longest_cache_hit` of `single_type_kv_cache_manager.py`). No event tells of it.
+
+use parking_lot::Mutex;
+
+use super::Evidence;
+use crate::fleet::Trust;
+
+/// Reports in a row that all say the same are enough: races between choice and schedule hit few, and seldom by
+/// just one block.
+const TELLING: u32 = 8;
+
+/// One endpoint's.
+#[derive(Debug, Default)]
+pub struct Habit {
+    /// Reports in a row that it is otherwise than was assumed.
+    otherwise: Mutex<u32>,
+}
+
+impl Habit {
+    /// Notes one more report of an endpoint of which that is assumed or not; how it is from now on, where that is news.
+    pub fn note(&self, evidence: &Evidence, assumed: bool) -> Option<bool> {
+        let block = u64::from(evidence.block_size?);
+        let (predicted, reported) = (evidence.predicted.tokens(), evidence.reported);
+        let same_prompt = evidence.prompt_tokens == evidence.reported_prompt_tokens;
+        let whole = evidence.trust == Trust::Live && evidence.since.broken == 0;
+        // That a new prompt is nowhere, either would say; and of a hit of one block nothing is left.
+        if !same_prompt || !whole || predicted + reported == 0 {
+            return None;
+        }
+        let is_otherwise = match assumed {
+            true => predicted + block == reported,
+            false => reported + block == predicted,
+        };
+        let mut otherwise = self.otherwise.lock();
+        *otherwise = if is_otherwise { *otherwise + 1 } else { 0 };
+        if *otherwise < TELLING {
+            return None;
+        }
+        *otherwise = 0;
+        Some(!assumed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choice::Basis;
+    use crate::fleet::heard::SoFar;
+    use crate::index::Cached;
+
+    fn evidence(predicted: u64, reported: u64) -> Evidence {
+        Evidence {
+            basis: Basis::Overlap,
+            trust: Trust::Live,
+            predicted: Cached {
+                own: predicted,
+                ..Cached::default()
+            },
+            reported,
+            prompt_tokens: 200,
+            reported_prompt_tokens: 200,
+            block_size: Some(16),
+            since: SoFar::default(),
+        }
+    }
+
+    fn note(habit: &Habit, count: u32, of: &Evidence, assumed: bool) -> Option<bool> {
+        let times = 0..count;
+        times.filter_map(|_| habit.note(of, assumed)).last()
+    }
+
+    #[test]
+    fn eight_reports_in_a_row_tell_of_it_and_eight_that_it_is_over() {
+        let habit = Habit::default();
+        assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
+        assert_eq!(note(&habit, 1, &evidence(96, 80), false), Some(true));
+        assert_eq!(note(&habit, 100, &evidence(48, 48), true), None);
+        assert_eq!(note(&habit, 8, &evidence(48, 64), true), Some(false));
+    }
+
+    #[test]
+    fn one_that_says_otherwise_begins_it_anew() {
+        let habit = Habit::default();
+        for exact in [evidence(64, 64), evidence(64, 32), evidence(48, 64)] {
+            assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
+            assert_eq!(habit.note(&exact, false), None);
+        }
+        assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
+    }
+
+    #[test]
+    fn what_tells_nothing_is_passed_over() {
+        let habit = Habit::default();
+        assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
+        let short = evidence(64, 48);
+        let broken = SoFar {
+            broken: 1,
+            ..SoFar::default()
+        };
+        for nothing in [
+            evidence(0, 0),
+            Evidence {
+                trust: Trust::Doubtful,
+                ..short
+            },
+            Evidence {
+                since: broken,
+                ..short
+            },
+            Evidence {
+                reported_prompt_tokens: 190,
+                ..short
+            },
+            Evidence {
+                block_size: None,
+                ..short
+            },
+        ] {
+            assert_eq!(note(&habit, 10, &nothing, false), None);
+        }
+        assert_eq!(note(&habit, 1, &short, false), Some(true));
+    }
+}
