@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use harness::exchange::{Exchange, body, channel, channel_at, headers, set_headers, streamed};
+use harness::exchange::{Exchange, body, channel, headers, streamed};
 use harness::frames::{Frames, Heard};
 use harness::{Kvscout, PATIENCE, door_rules, soon, until};
 use http_body_util::StreamBody;
@@ -22,11 +22,9 @@ use kvscout::config::Tls;
 use kvscout::door::Door;
 use kvscout::ext_proc::{ExtProcSettings, Health, Patience, capacity};
 use kvscout::metrics::Metrics;
-use kvscout::proto::core::{HeaderMap, HeaderValue};
+use kvscout::proto::ext_proc::ProcessingRequest;
 use kvscout::proto::ext_proc::external_processor_client::ExternalProcessorClient;
-use kvscout::proto::ext_proc::processing_request::Request as Message;
 use kvscout::proto::ext_proc::processing_response::Response as Reply;
-use kvscout::proto::ext_proc::{HttpHeaders, ProcessingRequest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -109,63 +107,6 @@ async fn thousands_of_calls_that_are_given_up_at_once_end_no_connection() {
     gateway.ping().await;
     assert_eq!(soon("an answer", gateway.hear()).await, Heard::Pong);
     until("all are forgotten", || kvscout.capacity.open() == 0).await;
-}
-
-/// Pseudo-headers come last, as text where the others are bytes, and a body may end in a chunk of its own
-/// (`crates/agentgateway/src/http/ext_proc`, August 2026).
-#[tokio::test]
-async fn a_conversation_as_agentgateway_has_it_is_understood() {
-    let mut settings = ExtProcSettings::default();
-    settings.rules.decision_header = true;
-    let kvscout = kvscout(settings).await;
-    let channel = channel_at(kvscout.address, "kvscout.llm.svc.cluster.local:9002").await;
-    let mut exchange = Exchange::open(channel).await;
-    let pseudo = [(":method", "POST"), (":path", "/v1/completions")];
-    exchange
-        .say(Message::RequestHeaders(as_text(&pseudo)))
-        .await;
-    let sent = "{\"model\":\"nobody\",\"prompt\":\"hi\"}";
-    exchange.say(body(sent, false)).await;
-    exchange.say(body("", true)).await;
-    assert!(matches!(exchange.hear().await, Reply::RequestHeaders(_)));
-    let mut back = Vec::new();
-    loop {
-        let chunk = streamed(exchange.hear().await);
-        back.extend_from_slice(&chunk.body);
-        if chunk.end_of_stream {
-            break;
-        }
-    }
-    assert_eq!(back, sent.as_bytes());
-    let status = as_text(&[(":status", "200")]);
-    exchange.say(Message::ResponseHeaders(status)).await;
-    let Reply::ResponseHeaders(reply) = exchange.hear().await else {
-        panic!("not a reply to headers");
-    };
-    let decision = &set_headers(reply)[0].1;
-    // Its path was read, and its body.
-    assert!(decision.contains("reason=unknown_model"), "{decision}");
-}
-
-/// Headers as agentgateway says them, the pseudo-headers after a plain one.
-fn as_text(pseudo: &[(&str, &str)]) -> HttpHeaders {
-    let plain = HeaderValue {
-        key: "content-type".to_owned(),
-        raw_value: "application/json".into(),
-        ..Default::default()
-    };
-    let text = |(key, value): &(&str, &str)| HeaderValue {
-        key: (*key).to_owned(),
-        value: (*value).to_owned(),
-        ..Default::default()
-    };
-    let headers = std::iter::once(plain).chain(pseudo.iter().map(text));
-    HttpHeaders {
-        headers: Some(HeaderMap {
-            headers: headers.collect(),
-        }),
-        ..Default::default()
-    }
 }
 
 #[tokio::test]

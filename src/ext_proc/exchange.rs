@@ -106,9 +106,9 @@ pub struct Exchange {
     pool: PoolHint,
     request: Request,
     request_mode: Mode,
-    /// The request's body has ended. Envoy 1.35 and later may say the last chunk of a long body
-    /// again (envoyproxy/envoy#46237); whatever follows the end is not heard.
-    request_ended: bool,
+    /// What has ended the request's body. Envoy 1.35 and later may say the last chunk of a long body
+    /// again (envoyproxy/envoy#46237); what follows the end is not heard, save an end after trailers.
+    request_end: End,
     /// How long the body is, where the client says it.
     announced: Option<usize>,
     response: Response,
@@ -156,10 +156,13 @@ enum Owed {
 }
 
 /// What ended a request's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum End {
     LastChunk,
     Trailers,
+    /// agentgateway before 1.3 says a chunk that ends the body after its trailers, and waits for ours.
+    TrailersAndChunk,
+    #[default]
     NotYet,
 }
 
@@ -174,7 +177,7 @@ impl Exchange {
             pool: PoolHint::default(),
             request: Request::Fresh,
             request_mode: Mode::default(),
-            request_ended: false,
+            request_end: End::NotYet,
             announced: None,
             response: Response::default(),
             summary: None,
@@ -255,8 +258,11 @@ impl Exchange {
                 let mut steps = vec![send(reply::headers_with_pick(&pick, other))];
                 let ended = end == End::LastChunk;
                 steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
-                if end == End::Trailers {
+                if matches!(end, End::Trailers | End::TrailersAndChunk) {
                     steps.push(send(reply::trailers(Side::Request)));
+                }
+                if end == End::TrailersAndChunk {
+                    steps.extend(last_chunk());
                 }
                 steps
             }
@@ -341,7 +347,7 @@ impl Exchange {
         let length = read::header(headers, "content-length");
         self.announced = length.map(|length| length.parse().unwrap_or(0));
         if headers.end_of_stream {
-            self.request_ended = true;
+            self.request_end = End::LastChunk;
             return Ok(self.place_by_load(head, "no_body", Owed::Headers));
         }
         if read::upgrades(headers) {
@@ -362,10 +368,12 @@ impl Exchange {
     }
 
     fn request_body(&mut self, body: HttpBody) -> Result<Vec<Step>, OutOfOrder> {
-        if self.request_ended {
-            return Ok(Vec::new());
+        if self.request_end != End::NotYet {
+            return Ok(self.after_the_end(&body));
         }
-        self.request_ended = body.end_of_stream;
+        if body.end_of_stream {
+            self.request_end = End::LastChunk;
+        }
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => Ok(self.hold(head, held, body)),
             Request::Awaiting(head, unread) => {
@@ -383,6 +391,22 @@ impl Exchange {
             Request::Over => Ok(Vec::new()),
             Request::Fresh | Request::Placing(_) => Err(OutOfOrder("a request body")),
         }
+    }
+
+    /// What follows a body's end.
+    fn after_the_end(&mut self, body: &HttpBody) -> Vec<Step> {
+        if self.request_end != End::Trailers || !body.end_of_stream {
+            return Vec::new();
+        }
+        self.request_end = End::TrailersAndChunk;
+        match &mut self.request {
+            Request::Placing(Owed::HeadersAndBody(_, end)) => *end = End::TrailersAndChunk,
+            Request::Placed if self.request_mode == Mode::FullDuplex => {
+                return last_chunk().collect();
+            }
+            _ => {}
+        }
+        Vec::new()
     }
 
     /// Holds one more chunk; places the request where the body has ended or grew too long.
@@ -407,7 +431,7 @@ impl Exchange {
     }
 
     fn request_trailers(&mut self) -> Result<Vec<Step>, OutOfOrder> {
-        self.request_ended = true;
+        self.request_end = End::Trailers;
         match std::mem::replace(&mut self.request, Request::Over) {
             Request::Holding(head, held) => {
                 let body = held.whole();
@@ -489,6 +513,11 @@ fn pass(mode: Mode, side: Side, body: HttpBody, new: Option<Bytes>) -> impl Iter
         Mode::Buffered | Mode::Streamed | Mode::Unseen => (None, Some(reply::body_kept(side, new))),
     };
     chunks.into_iter().flatten().chain(kept).map(send)
+}
+
+/// The end of a request's body whose bytes have gone back.
+fn last_chunk() -> impl Iterator<Item = Step> {
+    reply::body_chunks(Side::Request, Bytes::new(), true).map(send)
 }
 
 fn send(message: ProcessingResponse) -> Step {

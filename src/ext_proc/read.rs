@@ -35,7 +35,7 @@ pub const TARGET: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-na
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
     /// In chunks, of which it keeps none: they must come back. Also what is assumed of a gateway
-    /// that does not say, since agentgateway is one and has no other mode.
+    /// that does not say: agentgateway before 1.3 is one, and has no other mode.
     #[default]
     FullDuplex,
     /// In one message, of which it keeps a copy.

@@ -99,6 +99,7 @@ pub struct Answer {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Said {
+    #[serde(alias = "agentgateway")]
     Envoy(String),
     Kvscout(String),
 }

@@ -449,6 +449,29 @@ fn trailers_end_a_body_and_are_answered_last() {
 }
 
 #[test]
+fn a_chunk_that_ends_a_body_after_its_trailers_comes_back_once() {
+    let trailers = || message(Message::RequestTrailers(HttpTrailers::default()));
+    let first = [pick("request headers"), "request body 3 bytes".into()];
+    for before_it_is_placed in [true, false] {
+        let mut exchange = exchange();
+        on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
+        on(&mut exchange, request_body(b"abc", false));
+        on(&mut exchange, trailers());
+        let mut said = Vec::new();
+        if !before_it_is_placed {
+            said.extend(all_told(&placed(&mut exchange)));
+        }
+        said.extend(all_told(&on(&mut exchange, request_body(b"", true))));
+        if before_it_is_placed {
+            said.extend(all_told(&placed(&mut exchange)));
+        }
+        assert_eq!(said[..2], first);
+        assert_eq!(said[2..], ["request trailers", "request body 0 bytes, end"]);
+        assert!(on(&mut exchange, request_body(b"", true)).is_empty());
+    }
+}
+
+#[test]
 fn buffered_passes_the_headers_and_picks_in_the_reply_to_the_body() {
     let mut exchange = exchange();
     let steps = on(&mut exchange, post(BodySendMode::Buffered, false));
