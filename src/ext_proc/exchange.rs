@@ -22,19 +22,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thiserror::Error;
 
-use self::held::Held;
+use self::request::{Head, Request};
 use self::response::Response;
 use super::read::{self, Mode};
-use super::reply::{self, Other, Pick, Side};
+use super::reply::{self, Pick, Side};
 use crate::prompt::json::outline::Replacement;
-use crate::proto::core::Metadata;
 use crate::proto::ext_proc::processing_request::Request as Message;
-use crate::proto::ext_proc::{
-    HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
-};
+use crate::proto::ext_proc::{HttpBody, ProcessingRequest, ProcessingResponse};
 use crate::scheduler::{Ask, ByLoad, Outcome, PoolHint, Refusal};
 
 mod held;
+mod request;
 mod response;
 
 /// What the operator decides about exchanges.
@@ -103,67 +101,9 @@ pub struct OutOfOrder(&'static str);
 pub struct Exchange {
     rules: Rules,
     fallback_id: String,
-    pool: PoolHint,
     request: Request,
-    request_mode: Mode,
-    /// What has ended the request's body. Envoy 1.35 and later may say the last chunk of a long body
-    /// again (envoyproxy/envoy#46237); what follows the end is not heard, save an end after trailers.
-    request_end: End,
-    /// How long the body is, where the client says it.
-    announced: Option<usize>,
     response: Response,
     summary: Option<String>,
-}
-
-/// How far the request is.
-#[derive(Debug)]
-enum Request {
-    /// Nothing came yet.
-    Fresh,
-    /// The header reply waits for the end of the body. Full duplex.
-    Holding(Head, Held),
-    /// The headers passed; the body will come in one message, and is read unless something stands in
-    /// the way. Buffered.
-    Awaiting(Head, Option<&'static str>),
-    /// The scheduler has it; then this is owed to Envoy.
-    Placing(Owed),
-    /// Placed; whatever follows passes.
-    Placed,
-    /// Refused.
-    Over,
-}
-
-/// What the headers said.
-#[derive(Debug)]
-struct Head {
-    request_id: String,
-    path: String,
-    content_type: Option<String>,
-    subset: Option<Vec<String>>,
-    objective: Option<String>,
-    fairness: Option<String>,
-    target: Option<String>,
-    session: Option<String>,
-}
-
-/// The replies that wait for a pick.
-#[derive(Debug)]
-enum Owed {
-    Headers,
-    HeadersAndBody(Bytes, End),
-    /// Envoy keeps it, too; it is kept here for a rewrite.
-    Body(Bytes),
-}
-
-/// What ended a request's body.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum End {
-    LastChunk,
-    Trailers,
-    /// agentgateway before 1.3 says a chunk that ends the body after its trailers, and waits for ours.
-    TrailersAndChunk,
-    #[default]
-    NotYet,
 }
 
 impl Exchange {
@@ -174,11 +114,7 @@ impl Exchange {
         Self {
             rules,
             fallback_id,
-            pool: PoolHint::default(),
-            request: Request::Fresh,
-            request_mode: Mode::default(),
-            request_end: End::NotYet,
-            announced: None,
+            request: Request::default(),
             response: Response::default(),
             summary: None,
         }
@@ -187,7 +123,8 @@ impl Exchange {
     /// The same on a stream that says which pool it is for.
     #[must_use]
     pub fn for_pool(self, pool: PoolHint) -> Self {
-        Self { pool, ..self }
+        let request = Request::for_pool(pool);
+        Self { request, ..self }
     }
 
     /// Hears a message.
@@ -201,10 +138,14 @@ impl Exchange {
         };
         match request {
             Message::RequestHeaders(headers) => {
-                self.request_headers(&headers, message.protocol_config, metadata.as_ref())
+                let (mode, response_mode) = read::modes(message.protocol_config);
+                let head = Head::of(&headers, metadata.as_ref(), &self.rules, &self.fallback_id);
+                let steps = self.request.headers(&headers, mode, head)?;
+                self.response = Response::new(response_mode);
+                Ok(steps)
             }
-            Message::RequestBody(body) => self.request_body(body),
-            Message::RequestTrailers(_) => self.request_trailers(),
+            Message::RequestBody(body) => self.request.body(body, self.rules.body_bytes_max),
+            Message::RequestTrailers(_) => self.request.trailers(),
             Message::ResponseHeaders(headers) => {
                 let tell = response::Tell {
                     summary: self.summary.take(),
@@ -225,12 +166,8 @@ impl Exchange {
 
     /// Hears where the request goes, as [`Step::Place`] or [`Step::PlaceByLoad`] asked.
     pub fn placed(&mut self, place: Result<Placed, Refusal>) -> Vec<Step> {
-        let owed = match std::mem::replace(&mut self.request, Request::Placed) {
-            Request::Placing(owed) => owed,
-            other => {
-                self.request = other;
-                return Vec::new();
-            }
+        let Some(owed) = self.request.owed() else {
+            return Vec::new();
         };
         let Placed {
             pick,
@@ -239,47 +176,41 @@ impl Exchange {
         } = match place {
             Ok(placed) => placed,
             Err(refusal) => {
-                self.request = Request::Over;
+                self.request.refused();
                 return vec![send(reply::refused(refusal))];
             }
         };
         self.summary = summary;
-        match owed {
-            Owed::Headers => vec![send(reply::headers_with_pick(&pick, None))],
-            Owed::Body(body) => {
-                let new = self.rewritten(rewrite, &body);
-                let other = self.other(new.as_ref());
-                vec![send(reply::body_with_pick(&pick, new, other))]
-            }
-            Owed::HeadersAndBody(body, end) => {
-                let new = self.rewritten(rewrite, &body);
-                let other = self.other(new.as_ref());
-                let body = new.unwrap_or(body);
-                let mut steps = vec![send(reply::headers_with_pick(&pick, other))];
-                let ended = end == End::LastChunk;
-                steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
-                if matches!(end, End::Trailers | End::TrailersAndChunk) {
-                    steps.push(send(reply::trailers(Side::Request)));
-                }
-                if end == End::TrailersAndChunk {
-                    steps.extend(last_chunk());
-                }
-                steps
-            }
-        }
+        // The body for another model, whose answer is to bear the name that this one asks for.
+        let new = rewrite.zip(owed.body()).map(|(rewrite, body)| {
+            self.response.restores(rewrite.before(body));
+            rewrite.apply(body)
+        });
+        self.request.paid(owed, &pick, new)
     }
 
-    /// The body for another model, whose answer is to bear the name that this one asks for.
-    fn rewritten(&mut self, rewrite: Option<Replacement>, body: &Bytes) -> Option<Bytes> {
-        let rewrite = rewrite?;
-        self.response.restores(rewrite.before(body));
-        Some(rewrite.apply(body))
+    /// Bytes of the body that are held back from Envoy.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.request.held_bytes()
     }
 
-    fn other(&self, new: Option<&Bytes>) -> Option<Other> {
-        new.map(|new| Other {
-            length: self.announced.map(|_| new.len()),
-        })
+    /// Envoy has said nothing yet.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.request.is_fresh()
+    }
+
+    /// A body is held until it ends.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.request.is_holding()
+    }
+
+    /// Holds no more of a body that has not ended: places the request by load, and lets the
+    /// body pass. One that is still to come in one message will not be read.
+    pub fn stop_holding(&mut self, reason: &'static str) -> Vec<Step> {
+        self.request.stop_holding(reason)
     }
 
     /// What is known where Envoy ends the conversation before the response ended for us, as it
@@ -288,217 +219,6 @@ impl Exchange {
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
         self.response.has_begun().then(|| self.response.outcome())
-    }
-
-    /// Bytes of the body that are held back from Envoy.
-    #[must_use]
-    pub fn held_bytes(&self) -> usize {
-        match &self.request {
-            Request::Holding(_, held) => held.len(),
-            Request::Placing(Owed::HeadersAndBody(body, _) | Owed::Body(body)) => body.len(),
-            _ => 0,
-        }
-    }
-
-    /// Envoy has said nothing yet.
-    #[must_use]
-    pub fn is_fresh(&self) -> bool {
-        matches!(self.request, Request::Fresh)
-    }
-
-    /// A body is held until it ends.
-    #[must_use]
-    pub fn is_holding(&self) -> bool {
-        matches!(self.request, Request::Holding(..))
-    }
-
-    /// Holds no more of a body that has not ended: places the request by load, and lets the
-    /// body pass. One that is still to come in one message will not be read.
-    pub fn stop_holding(&mut self, reason: &'static str) -> Vec<Step> {
-        match std::mem::replace(&mut self.request, Request::Over) {
-            Request::Holding(head, held) => {
-                let owed = Owed::HeadersAndBody(held.whole(), End::NotYet);
-                self.place_by_load(head, reason, owed)
-            }
-            Request::Awaiting(head, known) => {
-                self.request = Request::Awaiting(head, known.or(Some(reason)));
-                Vec::new()
-            }
-            other => {
-                self.request = other;
-                Vec::new()
-            }
-        }
-    }
-
-    fn request_headers(
-        &mut self,
-        headers: &HttpHeaders,
-        config: Option<ProtocolConfiguration>,
-        metadata: Option<&Metadata>,
-    ) -> Result<Vec<Step>, OutOfOrder> {
-        if !matches!(self.request, Request::Fresh) {
-            return Err(OutOfOrder("request headers"));
-        }
-        let (request_mode, response_mode) = read::modes(config);
-        self.request_mode = request_mode;
-        self.response = Response::new(response_mode);
-        let head = self.head(headers, metadata);
-        let length = read::header(headers, "content-length");
-        self.announced = length.map(|length| length.parse().unwrap_or(0));
-        if headers.end_of_stream {
-            self.request_end = End::LastChunk;
-            return Ok(self.place_by_load(head, "no_body", Owed::Headers));
-        }
-        if read::upgrades(headers) {
-            return Ok(self.place_by_load(head, "upgrade", Owed::Headers));
-        }
-        Ok(match self.request_mode {
-            Mode::FullDuplex => {
-                let held = Held::announced(self.announced.unwrap_or(0));
-                self.request = Request::Holding(head, held);
-                Vec::new()
-            }
-            Mode::Buffered => {
-                self.request = Request::Awaiting(head, None);
-                vec![send(reply::headers(Side::Request, &[], &[]))]
-            }
-            Mode::Streamed | Mode::Unseen => self.place_by_load(head, "body_unseen", Owed::Headers),
-        })
-    }
-
-    fn request_body(&mut self, body: HttpBody) -> Result<Vec<Step>, OutOfOrder> {
-        if self.request_end != End::NotYet {
-            return Ok(self.after_the_end(&body));
-        }
-        if body.end_of_stream {
-            self.request_end = End::LastChunk;
-        }
-        match std::mem::replace(&mut self.request, Request::Over) {
-            Request::Holding(head, held) => Ok(self.hold(head, held, body)),
-            Request::Awaiting(head, unread) => {
-                let too_long = body.body.len() > self.rules.body_bytes_max;
-                if let Some(reason) = unread.or(too_long.then_some("body_too_long")) {
-                    let owed = Owed::Body(Bytes::new());
-                    return Ok(self.place_by_load(head, reason, owed));
-                }
-                Ok(self.place(head, body.body.clone(), Owed::Body(body.body)))
-            }
-            Request::Placed => {
-                self.request = Request::Placed;
-                Ok(pass(self.request_mode, Side::Request, body, None).collect())
-            }
-            Request::Over => Ok(Vec::new()),
-            Request::Fresh | Request::Placing(_) => Err(OutOfOrder("a request body")),
-        }
-    }
-
-    /// What follows a body's end.
-    fn after_the_end(&mut self, body: &HttpBody) -> Vec<Step> {
-        if self.request_end != End::Trailers || !body.end_of_stream {
-            return Vec::new();
-        }
-        self.request_end = End::TrailersAndChunk;
-        match &mut self.request {
-            Request::Placing(Owed::HeadersAndBody(_, end)) => *end = End::TrailersAndChunk,
-            Request::Placed if self.request_mode == Mode::FullDuplex => {
-                return last_chunk().collect();
-            }
-            _ => {}
-        }
-        Vec::new()
-    }
-
-    /// Holds one more chunk; places the request where the body has ended or grew too long.
-    fn hold(&mut self, head: Head, mut held: Held, body: HttpBody) -> Vec<Step> {
-        held.push(body.body);
-        let too_long = held.len() > self.rules.body_bytes_max;
-        let end = if body.end_of_stream {
-            End::LastChunk
-        } else {
-            End::NotYet
-        };
-        if too_long {
-            let owed = Owed::HeadersAndBody(held.whole(), end);
-            return self.place_by_load(head, "body_too_long", owed);
-        }
-        if end == End::NotYet {
-            self.request = Request::Holding(head, held);
-            return Vec::new();
-        }
-        let body = held.whole();
-        self.place(head, body.clone(), Owed::HeadersAndBody(body, end))
-    }
-
-    fn request_trailers(&mut self) -> Result<Vec<Step>, OutOfOrder> {
-        self.request_end = End::Trailers;
-        match std::mem::replace(&mut self.request, Request::Over) {
-            Request::Holding(head, held) => {
-                let body = held.whole();
-                let owed = Owed::HeadersAndBody(body.clone(), End::Trailers);
-                Ok(self.place(head, body, owed))
-            }
-            // The headers have passed, and a reply to trailers cannot change them.
-            Request::Awaiting(..) => Ok(vec![send(reply::body_missing())]),
-            Request::Placed => {
-                self.request = Request::Placed;
-                Ok(vec![send(reply::trailers(Side::Request))])
-            }
-            Request::Over => Ok(Vec::new()),
-            Request::Fresh | Request::Placing(_) => Err(OutOfOrder("request trailers")),
-        }
-    }
-
-    fn place(&mut self, head: Head, body: Bytes, owed: Owed) -> Vec<Step> {
-        self.request = Request::Placing(owed);
-        vec![Step::Place(Box::new(Ask {
-            request_id: head.request_id,
-            path: head.path,
-            content_type: head.content_type,
-            body,
-            subset: head.subset,
-            pool: std::mem::take(&mut self.pool),
-            objective: head.objective,
-            fairness: head.fairness,
-            target: head.target,
-            session: head.session,
-            trace: None,
-        }))]
-    }
-
-    fn place_by_load(&mut self, head: Head, reason: &'static str, owed: Owed) -> Vec<Step> {
-        let body_bytes = match &owed {
-            Owed::HeadersAndBody(body, _) => body.len(),
-            Owed::Headers | Owed::Body(_) => 0,
-        };
-        self.request = Request::Placing(owed);
-        vec![Step::PlaceByLoad(ByLoad {
-            request_id: head.request_id,
-            subset: head.subset,
-            pool: std::mem::take(&mut self.pool),
-            objective: head.objective,
-            session: head.session,
-            trace: None,
-            body_bytes,
-            reason,
-        })]
-    }
-
-    fn head(&self, headers: &HttpHeaders, metadata: Option<&Metadata>) -> Head {
-        let chosen = read::header(headers, read::CONFORMANCE_SELECTION)
-            .filter(|_| self.rules.conformance)
-            .map(|list| read::addresses(&list));
-        Head {
-            request_id: read::header(headers, "x-request-id")
-                .unwrap_or_else(|| self.fallback_id.clone()),
-            path: read::header(headers, ":path").unwrap_or_default(),
-            content_type: read::header(headers, "content-type"),
-            subset: chosen.or_else(|| read::subset(metadata)),
-            objective: read::first(headers, &read::OBJECTIVE),
-            fairness: read::first(headers, &read::FAIRNESS),
-            target: read::first(headers, &read::TARGET),
-            session: read::first(headers, &self.rules.session_headers),
-        }
     }
 }
 
@@ -513,11 +233,6 @@ fn pass(mode: Mode, side: Side, body: HttpBody, new: Option<Bytes>) -> impl Iter
         Mode::Buffered | Mode::Streamed | Mode::Unseen => (None, Some(reply::body_kept(side, new))),
     };
     chunks.into_iter().flatten().chain(kept).map(send)
-}
-
-/// The end of a request's body whose bytes have gone back.
-fn last_chunk() -> impl Iterator<Item = Step> {
-    reply::body_chunks(Side::Request, Bytes::new(), true).map(send)
 }
 
 fn send(message: ProcessingResponse) -> Step {

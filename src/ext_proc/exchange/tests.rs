@@ -7,10 +7,10 @@ use prost_types::{ListValue, Struct, Value};
 
 use super::*;
 use crate::prompt::json::outline::Outline;
-use crate::proto::core::{HeaderMap, HeaderValue};
+use crate::proto::core::{HeaderMap, HeaderValue, Metadata};
 use crate::proto::ext_proc::body_mutation::Mutation;
 use crate::proto::ext_proc::processing_response::Response as Reply;
-use crate::proto::ext_proc::{CommonResponse, HttpTrailers};
+use crate::proto::ext_proc::{CommonResponse, HttpHeaders, HttpTrailers, ProtocolConfiguration};
 use crate::proto::filter::processing_mode::BodySendMode;
 
 const POD: &str = "10.0.0.7:8000";
