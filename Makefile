@@ -265,7 +265,9 @@ manifests: $(DEPLOY)/.done ## Render the chart's defaults into deploy/manifests/
 # Needs `rustup target add $(MUSL)` and Debian's musl-tools. Paths are remapped: none of this machine's is in the binary.
 MUSL := $(shell uname -m)-unknown-linux-musl
 CARGO_HOME ?= $(HOME)/.cargo
+# The allocator's C code says when it was compiled, unless this does.
 .PHONY: static
+static: export SOURCE_DATE_EPOCH = 0
 static: export RUSTFLAGS = --remap-path-prefix=$(CURDIR)=/src --remap-path-prefix=$(CARGO_HOME)=/cargo
 static: ## Build the static binary of the image: target/image/kvscout.
 	@cargo build --locked --profile dist --target $(MUSL) -p kvscout --bin kvscout
