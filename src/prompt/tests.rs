@@ -165,6 +165,43 @@ fn files_are_unsupported_and_oddities_are_bad() {
     }
 }
 
+/// What pydantic made of `ChatCompletionRequest` (vLLM 0.33) for the same messages.
+#[test]
+fn parts_that_openai_does_not_know_are_taken_from_messages_of_vllm_s_own_type() {
+    let read = |role: &str, fields: &str| {
+        let message = format!(r#"{{"role": "{role}", "content": ["a"]{fields}}}"#);
+        let fields = format!(r#""messages": [{message}]"#);
+        chat_with(&fields, RenderSettings::default(), PLAIN).is_ok()
+    };
+    let call = r#", "tool_calls": [{"type": "function", "id": "c", "function": {"name": "f", "arguments": ""}}]"#;
+    let reasons = r#", "reasoning_content": "r""#;
+    for (role, fields) in [
+        ("assistant", call),
+        ("assistant", r#", "tool_calls": null"#),
+        ("assistant", r#", "tools": null"#),
+        ("assistant", reasons),
+        ("user", r#", "tool_calls": []"#),
+        ("user", r#", "tool_call_id": null"#),
+        ("tool", r#", "tool_call_id": "c", "name": "f""#),
+        ("tool", r#", "tool_call_id": null"#),
+        ("tool", ""),
+        ("function", r#", "name": "f""#),
+        ("critic", ""),
+    ] {
+        assert!(read(role, fields), "{role} {fields}");
+    }
+    for (role, fields) in [
+        ("assistant", ""),
+        ("assistant", r#", "tool_calls": [], "refusal": "x", "name": "n""#),
+        ("user", r#", "name": "n", "weird": 1"#),
+        ("user", r#", "reasoning_content": null"#),
+        ("tool", r#", "tool_call_id": "c""#),
+        ("developer", ""),
+    ] {
+        assert!(!read(role, fields), "{role} {fields}");
+    }
+}
+
 #[test]
 fn reasoning_has_two_names() {
     let source = "{% for m in messages %}{{ m.reasoning }}={{ m.reasoning_content }}={{ m.refusal is defined }};{% endfor %}";

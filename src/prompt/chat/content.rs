@@ -170,6 +170,31 @@ fn without_billing_header(part: &Json) -> Option<Json> {
     })
 }
 
+/// Roles whose messages may hold parts, of OpenAI's types.
+const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
+
+/// Whether a message has a field that vLLM's type for any role knows and OpenAI's for this role
+/// does not, or lacks one that OpenAI's must have.
+fn is_custom(role: &str, message: &Object) -> bool {
+    let has = |name| message.get(name).is_some();
+    let calls = match message.get("tool_calls") {
+        None => false,
+        // OpenAI's reads its calls lazily, so it recognises none of their fields.
+        Some(Json::List(calls)) => role != "assistant" || !calls.is_empty(),
+        Some(_) => true,
+    };
+    let of_role = match role {
+        "tool" => {
+            let name = message.get("name").and_then(Json::as_str);
+            message.get_some("tool_call_id").is_none() || name.is_some()
+        }
+        _ => !ROLES.contains(&role) || has("tool_call_id"),
+    };
+    // `reasoning_content` is renamed before, if it says anything.
+    let reasons = has("reasoning") || message.get_some("reasoning_content").is_some();
+    calls || of_role || reasons || has("tools") || has("task")
+}
+
 /// Whether pydantic takes a list of parts. OpenAI's own message types read lists lazily and know
 /// few parts; vLLM's type for any role knows more, and is preferred only where it recognises more
 /// fields. So `[input_text]` from a user is refused, and `[input_text, text]` is not.
@@ -211,20 +236,7 @@ fn check_parts(at: usize, role: &str, message: &Object, parts: &[Json]) -> Resul
             || is_text(part, "thinking", "thinking")
             || is_a(part, "tool_reference")
     };
-    let roles = [
-        "system",
-        "user",
-        "assistant",
-        "tool",
-        "developer",
-        "function",
-    ];
-    let custom = !roles.contains(&role)
-        || parts.iter().any(recognised)
-        || (role == "tool" && message.get("tool_call_id").is_none())
-        || ["reasoning", "reasoning_content", "task"]
-            .iter()
-            .any(|name| message.get(name).is_some());
+    let custom = parts.iter().any(recognised) || is_custom(role, message);
     match custom || parts.iter().all(lazily) {
         true => Ok(()),
         false => {
