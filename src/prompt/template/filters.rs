@@ -190,7 +190,7 @@ fn format(state: &mut State, mut args: Args) -> Result<Value, Error> {
     }
 }
 
-/// Markup; whatever computes with it but prints it, fails.
+/// Markup; whatever computes with it but adds it to texts, or prints it, fails.
 fn safe(state: &mut State, mut args: Args) -> Result<Value, Error> {
     let value = args.required("value")?;
     args.end()?;

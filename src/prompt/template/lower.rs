@@ -8,7 +8,7 @@
 //! `tests/fixtures/templates/refused.txt` has an example of each. In short: integers beyond 127
 //! bits; arithmetic with those beyond 64 that a request brings; character questions, `title` and
 //! `swapcase` beyond ASCII where they need Unicode's tables; `varargs` and `kwargs` of macros;
-//! unary plus; `cycler`; HTML filters and computing with Markup; a few formats and dates. Where
+//! unary plus; `cycler`; HTML filters and methods of Markup; a few formats and dates. Where
 //! Python raises, we may render all the same: vLLM then refuses the request wherever it goes.
 
 use std::fmt::Write;

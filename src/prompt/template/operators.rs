@@ -91,6 +91,11 @@ fn plain(value: &Value) -> Option<&str> {
 /// `a + b`.
 pub fn add(state: &mut State, a: &Value, b: &Value) -> Result<Value, Error> {
     match (kind(a), kind(b)) {
+        (Kind::Str, Kind::Str) if a.is_safe() || b.is_safe() => {
+            let both = [a, b].map(escaped).concat();
+            spend(state, both.len())?;
+            Ok(Value::from_safe_string(both))
+        }
         (Kind::Str, Kind::Str) => {
             let (a, b) = (text(a)?, text(b)?);
             spend(state, a.len() + b.len())?;
@@ -106,6 +111,26 @@ pub fn add(state: &mut State, a: &Value, b: &Value) -> Result<Value, Error> {
         }
         _ => numeric("+", a, b),
     }
+}
+
+/// A text as it becomes part of Markup (markupsafe's `escape`).
+fn escaped(value: &Value) -> String {
+    let text = value.as_str().unwrap_or_default();
+    if value.is_safe() {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&#39;"),
+            '"' => out.push_str("&#34;"),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// `a ~ b ~ …`.
