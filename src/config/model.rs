@@ -106,7 +106,7 @@ pub(super) fn read_models(root: &mut Section<'_>, folder: &Path) -> Vec<Model> {
         }
         // The others first, so that their complaints come as well.
         let engine = model.word("engine", print::ENGINES, Engine::Fast);
-        let render = read_render(model);
+        let render = read_render(model, folder);
         Some(Model {
             names,
             adapters,
@@ -166,7 +166,7 @@ fn is_path(text: &str, bytes_max: usize) -> bool {
 }
 
 /// The keys are vLLM's flags; the types say what each takes.
-fn read_render(model: &mut Section<'_>) -> RenderSettings {
+fn read_render(model: &mut Section<'_>, base: &Path) -> RenderSettings {
     let flags = model
         .json("server")
         .unwrap_or_else(|| serde_json::json!({}));
@@ -176,6 +176,11 @@ fn read_render(model: &mut Section<'_>) -> RenderSettings {
     });
     if settings.dialect != Dialect::default() {
         model.complain("server", "dialect stands beside server: it is no flag");
+    }
+    // The names of a model's own templates are words.
+    let path = settings.chat_template_path();
+    if let Some(path) = path.filter(|path| path.contains(['/', '.'])) {
+        settings.chat_template = Some(base.join(path).display().to_string());
     }
     settings.dialect = model.word("dialect", print::DIALECTS, Dialect::default());
     settings

@@ -9,7 +9,8 @@ pub struct RenderSettings {
     /// Which of vLLM's frontends reads requests. No flag of a server: an environment variable.
     #[serde(skip_serializing)]
     pub dialect: Dialect,
-    /// `--chat-template`: the text of a template, or the name of one of the model's.
+    /// `--chat-template`: the text of a template, the path of its file, or the name of one of the
+    /// model's.
     pub chat_template: Option<String>,
     /// `--chat-template-content-format`.
     pub chat_template_content_format: ContentFormat,
@@ -28,6 +29,16 @@ pub struct RenderSettings {
     pub anthropic_disabled_thinking_effort: Option<String>,
     /// `--max-model-len`, tokens: what `truncate_prompt_tokens: -1` stands for.
     pub max_model_len: Option<usize>,
+}
+
+impl RenderSettings {
+    /// What `chat_template` gives where it is no text: a path or a name. vLLM tells them apart by
+    /// what every template has (`load_chat_template`).
+    #[must_use]
+    pub fn chat_template_path(&self) -> Option<&str> {
+        let given = self.chat_template.as_deref();
+        given.filter(|given| !given.contains(['{', '}', '\n']))
+    }
 }
 
 impl Default for RenderSettings {

@@ -60,6 +60,17 @@ pub enum RendererError {
         /// What is wrong.
         reason: String,
     },
+    /// `--chat-template` names a file that is not here.
+    #[error(
+        "server.chat_template: {path}: {source}; no text of a template, so it is taken for the path of a file: \
+         mount the servers' file here, or give its text"
+    )]
+    Given {
+        /// What was given.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
     /// A template does not compile.
     #[error("the chat template {name:?} does not compile: {reason}")]
     Compile {
@@ -171,6 +182,7 @@ impl Renderer {
         };
         let dialect = settings.dialect;
         let tokens = special_tokens(config, dialect);
+        let settings = with_given_file(settings, &sources)?;
         let mut renderer = Self::new(sources, tokens, settings, clock)?;
         if let Some(source) = processor_template(folder)? {
             let compiled = compile(&mut renderer.environment, dialect, PROCESSOR_FILE, &source)?;
@@ -344,6 +356,22 @@ fn compile(
             reason: error.to_string(),
         })?;
     Ok(Template::new(name, source))
+}
+
+/// The file that `--chat-template` names, where it gives no text and no name of the model's own.
+fn with_given_file(
+    mut settings: RenderSettings,
+    sources: &[(String, String)],
+) -> Result<RenderSettings, RendererError> {
+    let own = |given: &str| sources.len() > 1 && sources.iter().any(|(name, _)| name == given);
+    if let Some(path) = settings.chat_template_path().filter(|given| !own(given)) {
+        let text = fs::read_to_string(path).map_err(|source| RendererError::Given {
+            path: path.into(),
+            source,
+        })?;
+        settings.chat_template = Some(text);
+    }
+    Ok(settings)
 }
 
 const PROCESSOR_FILE: &str = "chat_template.json";

@@ -283,9 +283,27 @@ fn named_templates_are_chosen_by_tools_and_by_the_server() {
         rendered_by(&loaded(config, None, settings).unwrap(), false)
     };
     assert_eq!(
-        (given("tool_use"), given("own")),
+        (given("tool_use"), given("{{ 'own' }}")),
         ("t".into(), "own".into())
     );
+}
+
+#[test]
+fn a_given_template_is_a_text_or_the_path_of_its_file_as_for_vllm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("own.jinja");
+    let load = || {
+        let settings = RenderSettings {
+            chat_template: Some(path.to_str().unwrap().to_owned()),
+            ..Default::default()
+        };
+        loaded(r#"{"chat_template": "config"}"#, None, settings)
+    };
+    let error = load().err().map(|error| error.to_string()).unwrap();
+    assert!(error.starts_with("server.chat_template: "), "{error}");
+    assert!(error.contains("own.jinja") && error.contains("No such file"));
+    fs::write(&path, "own {{ messages | length }}").unwrap();
+    assert_eq!(rendered_by(&load().unwrap(), false), "own 0");
 }
 
 #[test]
@@ -303,7 +321,7 @@ fn a_processors_template_wins_where_there_are_no_tools() {
     write("chat_template.jinja", "jinja");
     assert_eq!(both(plain()), ("processor".into(), "jinja".into()));
     let given = RenderSettings {
-        chat_template: Some("given".into()),
+        chat_template: Some("given{# #}".into()),
         ..plain()
     };
     assert_eq!(both(given), ("given".into(), "given".into()));
