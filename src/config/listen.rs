@@ -53,14 +53,32 @@ impl Default for Listen {
 
 pub(super) fn read(listen: &mut Section<'_>, folder: &Path) -> Listen {
     let defaults = Listen::default();
+    let ext_proc = listen.get("ext_proc", defaults.ext_proc);
+    let health = listen.get("health", defaults.health);
+    let admin = listen.get("admin", defaults.admin);
+    for (key, ours, other, theirs) in [
+        ("health", health, "ext_proc", ext_proc),
+        ("admin", admin, "ext_proc", ext_proc),
+        ("admin", admin, "health", health),
+    ] {
+        if collide(ours, theirs) {
+            listen.complain(key, format!("{ours} is the port of {other}, too"));
+        }
+    }
     Listen {
-        ext_proc: listen.get("ext_proc", defaults.ext_proc),
-        health: listen.get("health", defaults.health),
-        admin: listen.get("admin", defaults.admin),
+        ext_proc,
+        health,
+        admin,
         admin_token: listen
             .optional::<PathBuf>("admin_token")
             .map(|path| folder.join(path)),
     }
+}
+
+/// Whether two listeners want the same port; of port 0 the system gives each one of its own.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || everywhere)
 }
 
 pub(super) fn read_tls(tls: &mut Section<'_>, folder: &Path) -> Tls {

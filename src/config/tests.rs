@@ -446,6 +446,50 @@ fn where_publishers_connect_to_us_pods_have_no_port_unless_it_is_said() {
 }
 
 #[test]
+fn a_template_s_path_is_one_from_the_configuration_s_folder() {
+    let given = |template: &str| {
+        let text = format!(
+            "models: [{{names: [a], folder: here, server: {{chat_template: {template}}}}}]"
+        );
+        let file = std::path::Path::new("/etc/kvscout/kvscout.yaml");
+        let config = Config::parse(file, &text).expect("a configuration");
+        config.models[0].render.chat_template.clone()
+    };
+    assert_eq!(
+        given("t/own.jinja").as_deref(),
+        Some("/etc/kvscout/t/own.jinja")
+    );
+    assert_eq!(given("/t").as_deref(), Some("/t"));
+    assert_eq!(given("tool_use").as_deref(), Some("tool_use"));
+    assert_eq!(given("'{{ a/b }}'").as_deref(), Some("{{ a/b }}"));
+}
+
+#[test]
+fn two_listeners_do_not_share_a_port() {
+    for (listen, part) in [
+        (
+            "{health: '0.0.0.0:9002'}",
+            "health: 0.0.0.0:9002 is the port of ext_proc, too",
+        ),
+        (
+            "{admin: '127.0.0.1:9003'}",
+            "admin: 127.0.0.1:9003 is the port of health, too",
+        ),
+    ] {
+        let said = parse(&format!("listen: {listen}")).expect_err("one port");
+        let said = said.join("\n");
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    let apart = "{ext_proc: '10.0.0.1:9', health: '10.0.0.2:9', admin: '127.0.0.1:0'}";
+    assert!(parse(&format!("listen: {apart}")).is_ok());
+}
+
+#[test]
+fn a_mark_of_byte_order_is_no_key() {
+    assert!(parse("\u{feff}log: json\n").is_ok());
+}
+
+#[test]
 fn what_is_quoted_is_text() {
     let text = "\
 models:

@@ -59,6 +59,8 @@ pub fn read<T>(
     read: impl FnOnce(&mut Section<'_>) -> T,
 ) -> Result<T, Complaints> {
     let notes = Notes::default();
+    // Editors of Windows put a mark before UTF-8.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // `lowercase_keys` stays off. What is quoted is text: "" is not null, and "7" no number.
     let options = LoaderOptions::default()
         .error_on_duplicate_keys(true)
@@ -176,6 +178,14 @@ impl<'a> Section<'a> {
     where
         T::Err: fmt::Display,
     {
+        self.parsed(key, None)
+    }
+
+    /// A value that parses from text, if given; where it does not, `what` it should be is said.
+    fn parsed<T: FromStr>(&mut self, key: &'static str, what: Option<&str>) -> Option<T>
+    where
+        T::Err: fmt::Display,
+    {
         let node = self.node(key)?;
         let field = self.field(key);
         let Some(scalar) = node.as_scalar() else {
@@ -185,8 +195,9 @@ impl<'a> Section<'a> {
         match scalar.as_str().parse() {
             Ok(value) => Some(value),
             Err(error) => {
-                self.notes
-                    .add(node, &field, format!("{:?}: {error}", scalar.as_str()));
+                let what = what.map_or_else(String::new, |what| format!("; it is {what}"));
+                let problem = format!("{:?}: {error}{what}", scalar.as_str());
+                self.notes.add(node, &field, problem);
                 None
             }
         }
@@ -213,7 +224,7 @@ impl<'a> Section<'a> {
                 .add(self.node, &self.field(key), format!("is missing: {what}"));
             return None;
         }
-        self.optional(key)
+        self.parsed(key, Some(what))
     }
 
     /// One of a few words.

@@ -352,6 +352,15 @@ endpoints:
     }
 
     #[test]
+    fn a_host_s_name_is_no_address_and_what_one_is_is_said() {
+        let (_folder, path) = file("endpoints: [{name: a, address: 'vllm:8000'}]");
+        let said = check(&path, &Settings::default()).expect_err("a name");
+        let said = said.to_string();
+        assert!(said.contains("address: \"vllm:8000\""), "{said}");
+        assert!(said.contains("; it is ip:port of the server"), "{said}");
+    }
+
+    #[test]
     fn each_rank_is_asked_for_where_its_publisher_is_discovered() {
         let pod = |more: &str| {
             let keys = "name: a, address: '10.0.0.1:80', events: discover";
