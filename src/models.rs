@@ -200,6 +200,17 @@ impl Models {
         })
     }
 
+    /// The name of what serves a request that names no model: a server's own, whichever it is; none
+    /// where there are several.
+    #[must_use]
+    pub fn unnamed(&self, reads_as: ReadsAs) -> Option<&str> {
+        match (reads_as, &*self.fixed.labels) {
+            (ReadsAs::Entry(entry), _) => self.label(entry),
+            (ReadsAs::Named, [only]) => Some(&**only),
+            _ => None,
+        }
+    }
+
     /// The name that an entry is counted by.
     #[must_use]
     pub fn label(&self, entry: usize) -> Option<&str> {

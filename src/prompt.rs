@@ -206,6 +206,7 @@ impl Request {
         };
         let model = match body.get_some("model") {
             None => None,
+            Some(Json::Str(model)) if model.is_empty() => None,
             Some(Json::Str(model)) => Some(Arc::clone(model)),
             Some(_) => return Err(PromptError::bad("model", "is not a string")),
         };
@@ -230,7 +231,7 @@ impl Request {
     /// The model or adapter that the request names.
     ///
     /// # Errors
-    /// [`PromptError::NoModel`]; vLLM then serves its own model.
+    /// [`PromptError::NoModel`], also where the name is empty; vLLM then serves its own model.
     pub fn model(&self) -> Result<&str, PromptError> {
         self.model.as_deref().ok_or(PromptError::NoModel)
     }

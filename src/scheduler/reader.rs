@@ -69,9 +69,10 @@ fn read(
         Err(PromptError::NoPrefill) => return Ok(Reading::load_only("no_prefill", 0)),
         parsed => parsed.map_err(|error| explain(&error))?,
     };
-    let name = match target {
-        Some(target) => target,
-        None => request.model().map_err(|error| explain(&error))?,
+    let name = match (target, request.model()) {
+        (Some(target), _) => target,
+        (None, Ok(name)) => name,
+        (None, Err(error)) => models.unnamed(reads_as).ok_or_else(|| explain(&error))?,
     };
     let named = models.read_as(reads_as, name).map_err(Missing::label)?;
     let reading = read_by(&named, request, body, began);

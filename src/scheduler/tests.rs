@@ -48,6 +48,11 @@ pub(super) fn endpoint_reading(id: u32, reads_as: ReadsAs) -> Arc<Endpoint> {
 }
 
 async fn world(endpoints: u32) -> World {
+    over(config(), Fleet::of((0..endpoints).map(endpoint).collect())).await
+}
+
+/// One model, with an adapter.
+fn config() -> Config {
     let mut config = Config::default();
     config.models.push(Model {
         names: vec![MODEL.into()],
@@ -56,7 +61,7 @@ async fn world(endpoints: u32) -> World {
         engine: crate::config::Engine::Fast,
         render: RenderSettings::default(),
     });
-    over(config, Fleet::of((0..endpoints).map(endpoint).collect())).await
+    config
 }
 
 /// These endpoints, with the models of this configuration.
@@ -429,7 +434,7 @@ async fn whatever_cannot_be_read_is_placed_by_load_and_says_why() {
             "{\"model\": \"/model/qwen\", \"messages\": 5}",
             "bad_field",
         ),
-        (chat, "{\"messages\": []}", "no_model"),
+        (chat, "{\"messages\": []}", "bad_field"),
         ("/v1/audio/speech", "\u{1}\u{2}", "unknown_path"),
     ];
     for (path, body, reason) in cases {
@@ -445,6 +450,30 @@ async fn whatever_cannot_be_read_is_placed_by_load_and_says_why() {
         text.contains("basis=\"load_only\",reason=\"malformed_json\",outcome=\"placed\"} 2"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn a_request_that_names_no_model_is_read_as_the_only_one() {
+    let unnamed = |model: &str| {
+        let body = format!("{{{model}\"prompt\": {PROMPT:?}}}");
+        ask("r", "/v1/completions", body)
+    };
+    let one = world(2).await;
+    hold(&one, 1, &PROMPT[..8], None);
+    for model in ["", "\"model\": null, ", "\"model\": \"\", "] {
+        let placed = one.scheduler.place(unnamed(model)).await.expect("placed");
+        assert_eq!(placed.choice().basis, Basis::Overlap, "{model}");
+        assert_eq!(placed.address().port(), 8001, "{model}");
+    }
+    let mut two = config();
+    two.models.push(Model {
+        names: vec!["other".into()],
+        adapters: Vec::new(),
+        ..two.models[0].clone()
+    });
+    let two = over(two, Fleet::of((0..2).map(endpoint).collect())).await;
+    let placed = two.scheduler.place(unnamed("")).await.expect("placed");
+    assert_eq!(placed.choice().basis, Basis::LoadOnly("no_model"));
 }
 
 #[tokio::test]
