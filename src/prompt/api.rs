@@ -25,13 +25,31 @@ pub enum Api {
     Generate,
 }
 
+/// Where vLLM serves them.
+const PATHS: [(&str, Api); 9] = [
+    ("/v1/chat/completions", Api::Chat),
+    ("/v1/chat/completions/batch", Api::ChatBatch),
+    ("/v1/completions", Api::Completions),
+    ("/v1/responses", Api::Responses),
+    ("/v1/messages", Api::Messages),
+    ("/v1/embeddings", Api::Embeddings),
+    ("/classify", Api::Classify),
+    ("/pooling", Api::Pooling),
+    ("/inference/v1/generate", Api::Generate),
+];
+
+/// Pairs of texts.
+const PAIRS: [&str; 2] = ["/score", "/rerank"];
+
 /// What a server answers by itself, without its engine.
-const NO_PREFILL: [&str; 11] = [
+const NO_PREFILL: [&str; 13] = [
+    "/derender",
     "/detokenize",
     "/health",
     "/load",
     "/metrics",
     "/ping",
+    "/render",
     "/tokenize",
     "/tokenizer_info",
     "/v1/load_lora_adapter",
@@ -41,35 +59,22 @@ const NO_PREFILL: [&str; 11] = [
 ];
 
 impl Api {
-    /// The API behind a `:path`, which may carry a query.
+    /// The API behind a `:path`, which may carry a query, and before the server's own path a prefix:
+    /// a gateway that takes it away (`URLRewrite`) does so after it has asked for an endpoint.
     ///
     /// # Errors
     /// [`PromptError::NoPrefill`] where the engine reads nothing, [`PromptError::ScoreTemplate`]
     /// for pairs, [`PromptError::UnknownPath`] for what is left.
     pub fn of_path(path: &str) -> Result<Self, PromptError> {
         let path = path.split('?').next().unwrap_or_default();
-        match path {
-            "/v1/chat/completions" => Ok(Self::Chat),
-            "/v1/chat/completions/batch" => Ok(Self::ChatBatch),
-            "/v1/completions" => Ok(Self::Completions),
-            "/v1/responses" => Ok(Self::Responses),
-            "/v1/messages" => Ok(Self::Messages),
-            "/v1/embeddings" => Ok(Self::Embeddings),
-            "/classify" => Ok(Self::Classify),
-            "/pooling" => Ok(Self::Pooling),
-            "/inference/v1/generate" => Ok(Self::Generate),
-            "/score" | "/v1/score" | "/rerank" | "/v1/rerank" | "/v2/rerank" => {
-                Err(PromptError::ScoreTemplate)
-            }
-            _ if NO_PREFILL.contains(&path) => Err(PromptError::NoPrefill),
-            // A stored response, or what only renders or parses.
-            _ if path.starts_with("/v1/responses/")
-                || path.ends_with("/render")
-                || path.ends_with("/derender") =>
-            {
-                Err(PromptError::NoPrefill)
-            }
-            _ => Err(PromptError::UnknownPath),
+        let ends = |end: &&str| path.ends_with(*end);
+        match PATHS.into_iter().find(|(end, _)| ends(end)) {
+            Some((_, api)) => Ok(api),
+            None if PAIRS.iter().any(ends) => Err(PromptError::ScoreTemplate),
+            None if NO_PREFILL.iter().any(ends) => Err(PromptError::NoPrefill),
+            // A stored response.
+            None if path.contains("/v1/responses/") => Err(PromptError::NoPrefill),
+            None => Err(PromptError::UnknownPath),
         }
     }
 

@@ -47,13 +47,16 @@ fn completion(fields: &str) -> Result<Prompt, PromptError> {
 const HI: &str = r#""messages": [{"role": "user", "content": "hi"}]"#;
 
 #[test]
-fn a_path_may_carry_a_query() {
+fn a_path_may_carry_a_query_and_a_prefix_that_the_gateway_takes_away() {
     assert_eq!(Api::of_path("/v1/completions?a=b"), Ok(Api::Completions));
     assert_eq!(Api::of_path("/v1/chat/completions"), Ok(Api::Chat));
+    assert_eq!(Api::of_path("/qwen/v1/chat/completions"), Ok(Api::Chat));
+    assert_eq!(Api::of_path("/a/b/classify?c"), Ok(Api::Classify));
     for path in [
         "/v1/audio/transcriptions",
-        "/x/v1/completions",
         "/v1/completions/",
+        "/xv1/completions",
+        "/chat/completions",
         "",
     ] {
         assert_eq!(Api::of_path(path), Err(PromptError::UnknownPath), "{path}");
@@ -192,7 +195,10 @@ fn parts_that_openai_does_not_know_are_taken_from_messages_of_vllm_s_own_type() 
     }
     for (role, fields) in [
         ("assistant", ""),
-        ("assistant", r#", "tool_calls": [], "refusal": "x", "name": "n""#),
+        (
+            "assistant",
+            r#", "tool_calls": [], "refusal": "x", "name": "n""#,
+        ),
         ("user", r#", "name": "n", "weird": 1"#),
         ("user", r#", "reasoning_content": null"#),
         ("tool", r#", "tool_call_id": "c""#),
