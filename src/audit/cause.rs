@@ -102,16 +102,14 @@ pub fn of(evidence: &Evidence) -> Cause {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// 8 blocks of 16 tokens, predicted and reported; nothing happened since.
-    fn evidence(reported: u64) -> Evidence {
-        Evidence {
+impl Evidence {
+    /// Tokens predicted and reported of a prompt of 200 in blocks of 16; nothing happened since.
+    pub(super) fn of(predicted: u64, reported: u64) -> Self {
+        Self {
             basis: Basis::Overlap,
             trust: Trust::Live,
             predicted: Cached {
-                own: 128,
+                own: predicted,
                 ..Cached::default()
             },
             reported,
@@ -120,6 +118,15 @@ mod tests {
             block_size: Some(16),
             since: SoFar::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evidence(reported: u64) -> Evidence {
+        Evidence::of(128, reported)
     }
 
     #[test]

@@ -47,25 +47,7 @@ impl Habit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::choice::Basis;
     use crate::fleet::heard::SoFar;
-    use crate::index::Cached;
-
-    fn evidence(predicted: u64, reported: u64) -> Evidence {
-        Evidence {
-            basis: Basis::Overlap,
-            trust: Trust::Live,
-            predicted: Cached {
-                own: predicted,
-                ..Cached::default()
-            },
-            reported,
-            prompt_tokens: 200,
-            reported_prompt_tokens: 200,
-            block_size: Some(16),
-            since: SoFar::default(),
-        }
-    }
 
     fn note(habit: &Habit, count: u32, of: &Evidence, assumed: bool) -> Option<bool> {
         let times = 0..count;
@@ -75,33 +57,37 @@ mod tests {
     #[test]
     fn eight_reports_in_a_row_tell_of_it_and_eight_that_it_is_over() {
         let habit = Habit::default();
-        assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
-        assert_eq!(note(&habit, 1, &evidence(96, 80), false), Some(true));
-        assert_eq!(note(&habit, 100, &evidence(48, 48), true), None);
-        assert_eq!(note(&habit, 8, &evidence(48, 64), true), Some(false));
+        assert_eq!(note(&habit, 7, &Evidence::of(64, 48), false), None);
+        assert_eq!(note(&habit, 1, &Evidence::of(96, 80), false), Some(true));
+        assert_eq!(note(&habit, 100, &Evidence::of(48, 48), true), None);
+        assert_eq!(note(&habit, 8, &Evidence::of(48, 64), true), Some(false));
     }
 
     #[test]
     fn one_that_says_otherwise_begins_it_anew() {
         let habit = Habit::default();
-        for exact in [evidence(64, 64), evidence(64, 32), evidence(48, 64)] {
-            assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
+        for exact in [
+            Evidence::of(64, 64),
+            Evidence::of(64, 32),
+            Evidence::of(48, 64),
+        ] {
+            assert_eq!(note(&habit, 7, &Evidence::of(64, 48), false), None);
             assert_eq!(habit.note(&exact, false), None);
         }
-        assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
+        assert_eq!(note(&habit, 7, &Evidence::of(64, 48), false), None);
     }
 
     #[test]
     fn what_tells_nothing_is_passed_over() {
         let habit = Habit::default();
-        assert_eq!(note(&habit, 7, &evidence(64, 48), false), None);
-        let short = evidence(64, 48);
+        assert_eq!(note(&habit, 7, &Evidence::of(64, 48), false), None);
+        let short = Evidence::of(64, 48);
         let broken = SoFar {
             broken: 1,
             ..SoFar::default()
         };
         for nothing in [
-            evidence(0, 0),
+            Evidence::of(0, 0),
             Evidence {
                 trust: Trust::Doubtful,
                 ..short

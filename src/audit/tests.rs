@@ -1,6 +1,5 @@
 use super::*;
 use crate::fleet::EndpointId;
-use crate::index::Cached;
 
 fn world() -> (Endpoint, Arc<Metrics>, Counted) {
     let address = "127.0.0.1:8000".parse().expect("an address");
@@ -15,19 +14,7 @@ fn world() -> (Endpoint, Arc<Metrics>, Counted) {
 }
 
 fn evidence(reported: u64) -> Evidence {
-    Evidence {
-        basis: Basis::Overlap,
-        trust: Trust::Live,
-        predicted: Cached {
-            own: 64,
-            ..Cached::default()
-        },
-        reported,
-        prompt_tokens: 100,
-        reported_prompt_tokens: 100,
-        block_size: Some(16),
-        since: crate::fleet::heard::SoFar::default(),
-    }
+    Evidence::of(64, reported)
 }
 
 #[test]
