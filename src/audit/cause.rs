@@ -74,12 +74,23 @@ pub struct Evidence {
     pub since: SoFar,
 }
 
+impl Evidence {
+    /// Whether the server read the prompt that we read, as far as its length tells.
+    pub(super) fn is_of_one_prompt(&self) -> bool {
+        self.prompt_tokens == self.reported_prompt_tokens
+    }
+
+    /// Whether nothing was missing of what the server has told of its cache.
+    pub(super) fn has_whole_picture(&self) -> bool {
+        self.trust == Trust::Live && self.since.broken == 0
+    }
+}
+
 /// Of a prediction that missed.
 #[must_use]
 pub fn of(evidence: &Evidence) -> Cause {
     let Evidence {
         basis,
-        trust,
         predicted,
         reported,
         since,
@@ -87,11 +98,10 @@ pub fn of(evidence: &Evidence) -> Cause {
     } = *evidence;
     let over = predicted.tokens().saturating_sub(reported);
     let block = evidence.block_size.map(u64::from);
-    let picture_is_whole = trust == Trust::Live && since.broken == 0;
     match over {
-        _ if evidence.prompt_tokens != evidence.reported_prompt_tokens => Cause::TokensDiffer,
+        _ if !evidence.is_of_one_prompt() => Cause::TokensDiffer,
         _ if basis == Basis::Partial(SALT_REASON) => Cause::Salt,
-        _ if !picture_is_whole => Cause::Gap,
+        _ if !evidence.has_whole_picture() => Cause::Gap,
         1.. if over <= predicted.expected => Cause::Expected,
         1.. if Some(over) == block && since.removed == 0 => Cause::LastBlock,
         _ if since.lag_s > LAGGING_S => Cause::EventLag,

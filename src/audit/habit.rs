@@ -6,7 +6,6 @@
 use parking_lot::Mutex;
 
 use super::Evidence;
-use crate::fleet::Trust;
 
 /// Reports in a row that all say the same are enough: races between choice and schedule hit few, and seldom by
 /// just one block.
@@ -24,10 +23,9 @@ impl Habit {
     pub fn note(&self, evidence: &Evidence, assumed: bool) -> Option<bool> {
         let block = u64::from(evidence.block_size?);
         let (predicted, reported) = (evidence.predicted.tokens(), evidence.reported);
-        let same_prompt = evidence.prompt_tokens == evidence.reported_prompt_tokens;
-        let whole = evidence.trust == Trust::Live && evidence.since.broken == 0;
+        let tells = evidence.is_of_one_prompt() && evidence.has_whole_picture();
         // That a new prompt is nowhere, either would say; and of a hit of one block nothing is left.
-        if !same_prompt || !whole || predicted + reported == 0 {
+        if !tells || predicted + reported == 0 {
             return None;
         }
         let is_otherwise = match assumed {
@@ -47,6 +45,7 @@ impl Habit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Trust;
     use crate::fleet::heard::SoFar;
 
     fn note(habit: &Habit, count: u32, of: &Evidence, assumed: bool) -> Option<bool> {

@@ -5,8 +5,7 @@ use std::fmt::Write as _;
 use super::picture::{colour, picture};
 use super::scenario::Outcome;
 use super::summary::{Summary, Ttft};
-use crate::plot::round;
-use crate::plot::{Plot, style};
+use crate::plot::{Plot, round, style};
 
 const CSS: &str = "
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#57606a;--line:#d1d9e0;--good:#dafbe1;--page:#fff}

@@ -59,14 +59,14 @@ pub(super) struct Head {
 #[derive(Debug)]
 pub(super) enum Owed {
     Headers,
-    HeadersAndBody(Bytes, End),
+    HeadersAndBody(Bytes),
     /// Envoy keeps it, too; it is kept here for a rewrite.
     Body(Bytes),
 }
 
 /// What ended a request's body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum End {
+enum End {
     LastChunk,
     Trailers,
     /// agentgateway before 1.3 says a chunk that ends the body after its trailers, and waits for ours.
@@ -105,7 +105,7 @@ impl Owed {
     pub fn body(&self) -> Option<&Bytes> {
         match self {
             Self::Headers => None,
-            Self::HeadersAndBody(body, _) | Self::Body(body) => Some(body),
+            Self::HeadersAndBody(body) | Self::Body(body) => Some(body),
         }
     }
 }
@@ -123,7 +123,7 @@ impl Request {
     pub fn held_bytes(&self) -> usize {
         match &self.state {
             State::Holding(_, held) => held.len(),
-            State::Placing(Owed::HeadersAndBody(body, _) | Owed::Body(body)) => body.len(),
+            State::Placing(owed) => owed.body().map_or(0, Bytes::len),
             _ => 0,
         }
     }
@@ -205,35 +205,26 @@ impl Request {
             return Vec::new();
         }
         self.end = End::TrailersAndChunk;
-        match &mut self.state {
-            State::Placing(Owed::HeadersAndBody(_, end)) => *end = End::TrailersAndChunk,
-            State::Placed if self.mode == Mode::FullDuplex => {
-                return last_chunk().collect();
-            }
-            _ => {}
+        match self.state {
+            State::Placed if self.mode == Mode::FullDuplex => last_chunk().collect(),
+            _ => Vec::new(),
         }
-        Vec::new()
     }
 
     /// Holds one more chunk; places the request where the body has ended or grew too long.
     fn hold(&mut self, head: Head, mut held: Held, body: HttpBody, bytes_max: usize) -> Vec<Step> {
         held.push(body.body);
         let too_long = held.len() > bytes_max;
-        let end = if body.end_of_stream {
-            End::LastChunk
-        } else {
-            End::NotYet
-        };
         if too_long {
-            let owed = Owed::HeadersAndBody(held.whole(), end);
+            let owed = Owed::HeadersAndBody(held.whole());
             return self.place_by_load(head, "body_too_long", owed);
         }
-        if end == End::NotYet {
+        if self.end == End::NotYet {
             self.state = State::Holding(head, held);
             return Vec::new();
         }
         let body = held.whole();
-        self.place(head, body.clone(), Owed::HeadersAndBody(body, end))
+        self.place(head, body.clone(), Owed::HeadersAndBody(body))
     }
 
     /// Its trailers came.
@@ -242,7 +233,7 @@ impl Request {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Holding(head, held) => {
                 let body = held.whole();
-                let owed = Owed::HeadersAndBody(body.clone(), End::Trailers);
+                let owed = Owed::HeadersAndBody(body.clone());
                 Ok(self.place(head, body, owed))
             }
             // The headers have passed, and a reply to trailers cannot change them.
@@ -261,7 +252,7 @@ impl Request {
     pub fn stop_holding(&mut self, reason: &'static str) -> Vec<Step> {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Holding(head, held) => {
-                let owed = Owed::HeadersAndBody(held.whole(), End::NotYet);
+                let owed = Owed::HeadersAndBody(held.whole());
                 self.place_by_load(head, reason, owed)
             }
             State::Awaiting(head, known) => {
@@ -299,15 +290,15 @@ impl Request {
         match owed {
             Owed::Headers => vec![send(reply::headers_with_pick(pick, None))],
             Owed::Body(_) => vec![send(reply::body_with_pick(pick, new, other))],
-            Owed::HeadersAndBody(body, end) => {
+            Owed::HeadersAndBody(body) => {
                 let body = new.unwrap_or(body);
                 let mut steps = vec![send(reply::headers_with_pick(pick, other))];
-                let ended = end == End::LastChunk;
+                let ended = self.end == End::LastChunk;
                 steps.extend(reply::body_chunks(Side::Request, body, ended).map(send));
-                if matches!(end, End::Trailers | End::TrailersAndChunk) {
+                if matches!(self.end, End::Trailers | End::TrailersAndChunk) {
                     steps.push(send(reply::trailers(Side::Request)));
                 }
-                if end == End::TrailersAndChunk {
+                if self.end == End::TrailersAndChunk {
                     steps.extend(last_chunk());
                 }
                 steps
@@ -333,10 +324,7 @@ impl Request {
     }
 
     fn place_by_load(&mut self, head: Head, reason: &'static str, owed: Owed) -> Vec<Step> {
-        let body_bytes = match &owed {
-            Owed::HeadersAndBody(body, _) => body.len(),
-            Owed::Headers | Owed::Body(_) => 0,
-        };
+        let body_bytes = owed.body().map_or(0, Bytes::len);
         self.state = State::Placing(owed);
         vec![Step::PlaceByLoad(ByLoad {
             request_id: head.request_id,
