@@ -449,11 +449,13 @@ async fn a_template_that_is_not_the_servers_costs_the_model_its_basis_and_is_tol
     let with = |word: &str| logs.lines().filter(|line| line.contains(word)).count();
     assert_eq!(with("docs/runbook.md#token-parity"), 1, "{logs}");
     let told = "the server did not store the tokens that we computed";
-    let first = logs.lines().find(|line| line.contains(told));
-    let first = first.expect("a line for each");
+    let told: Vec<_> = logs.lines().filter(|line| line.contains(told)).collect();
+    assert!(told.len() >= 4, "a line for each: {logs}");
+    assert!(told.iter().all(|line| line.contains("DEBUG")), "{told:?}");
+    // An event that a busy machine brings after its answer's end tells the block alone.
     assert!(
-        first.contains("DEBUG") && first.contains("position=1"),
-        "the second token: {first}"
+        told.iter().any(|line| line.contains("position=1")),
+        "the second token: {told:?}"
     );
     assert_eq!(with("Rule 1"), 0, "no prompt in any line");
 }
