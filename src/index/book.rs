@@ -102,7 +102,7 @@ impl Book {
             alignment: alignment_of(shapes.map(|shape| u64::from(shape.block_size))),
             shows_salt: self.shows_salt,
             gave_up: self.gave_up,
-            expected: self.expected.presence.as_ref().map(|of| of.holder),
+            expected: self.expected.holder,
             caches,
         }
     }

@@ -5,6 +5,7 @@
 //! waits behind it there, and finds them. Blocks of a running request are not evicted, so this holds
 //! until it ends, and until its last events have come.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -16,10 +17,9 @@ use crate::blocks::{Chain, Chains};
 use crate::fleet::EndpointId;
 use crate::index::Index;
 use crate::index::book::Book;
-use crate::index::cache::Presence;
 use crate::index::forest::HELD_AT_ONCE;
 use crate::index::seats::{Retired, Shared, View};
-use crate::index::tree::BlockId;
+use crate::index::tree::{BlockId, Holder, common};
 
 /// Prompts expected of an endpoint at once; more than vLLM runs by default (`max_num_seqs`), with those
 /// that wait.
@@ -40,8 +40,8 @@ const WAIT_MAX: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub(super) struct Expected {
     /// Under which the trees know their blocks.
-    pub presence: Option<Presence>,
-    prompts: HashMap<u64, Vec<BlockId>>,
+    pub holder: Option<Holder>,
+    prompts: HashMap<u64, Prompt>,
     /// Theirs, all together.
     blocks: usize,
     next: u64,
@@ -52,11 +52,51 @@ pub(super) struct Expected {
     batches: u64,
 }
 
+/// A prompt's blocks. Prompts that begin alike need their beginning once: each block is held on behalf of one of them,
+/// which leaves it to another that needs it still.
+#[derive(Debug)]
+struct Prompt {
+    blocks: Vec<BlockId>,
+    /// Those before are held on behalf of others.
+    own: usize,
+}
+
+impl Prompt {
+    fn owned(&self) -> &[BlockId] {
+        &self.blocks[self.own..]
+    }
+
+    /// Leading blocks that another prompt has too, which needs the first that is this one's own.
+    fn shared(&self, other: &Self) -> usize {
+        let both = self.blocks.len().min(other.blocks.len());
+        common(self.own + 1..both, |at| self.blocks[at] == other.blocks[at])
+    }
+}
+
 /// Prompts that are not expected any more, and whether they were answered: told beside the book, which
 /// may be locked.
 type Over = Mutex<Vec<(u64, bool)>>;
 
 impl Expected {
+    /// Leaves what a prompt held to one that needs it still; says from which of its blocks on nobody does.
+    ///
+    /// Of those that share the most with it, the one that holds the most: it holds all that they need beyond.
+    fn pass_on(&mut self, gone: &Prompt) -> usize {
+        let Some(first) = gone.owned().first() else {
+            return gone.own;
+        };
+        let needs = |of: &&mut Prompt| of.own > gone.own && of.blocks.get(gone.own) == Some(first);
+        let heirs = self.prompts.values_mut().filter(needs);
+        let heirs = heirs.map(|heir| (gone.shared(heir), heir));
+        let Some((shared, heir)) = heirs.max_by_key(|(shared, heir)| (*shared, Reverse(heir.own)))
+        else {
+            return gone.own;
+        };
+        debug_assert!(heir.own <= shared, "what it needs beyond is its own");
+        heir.own = gone.own;
+        shared
+    }
+
     fn linger(&mut self, prompt: u64) {
         if self.prompts.contains_key(&prompt) {
             self.ended.push_back((prompt, self.batches + LINGERS));
@@ -65,11 +105,12 @@ impl Expected {
 
     /// Ends all of it.
     pub fn end(&mut self) -> Option<Retired> {
-        let blocks = self.prompts.drain().flat_map(|(_, blocks)| blocks);
-        let blocks = blocks.collect();
+        let prompts = self.prompts.drain();
+        let owned = prompts.flat_map(|(_, mut prompt)| prompt.blocks.split_off(prompt.own));
+        let blocks = owned.collect();
         self.ended.clear();
         self.blocks = 0;
-        let holder = self.presence.take()?.holder;
+        let holder = self.holder.take()?;
         Some(Retired { holder, blocks })
     }
 }
@@ -157,17 +198,27 @@ impl Book {
         if self.closed || !plain || !has_room {
             return None;
         }
-        if self.expected.presence.is_none() {
-            self.expected.presence = Some(Presence::new(shared.take_holder()?));
-            self.changed = true;
-        }
-        let mut blocks = Vec::with_capacity(chain.keys.len());
+        let holder = match self.expected.holder {
+            Some(holder) => holder,
+            None => {
+                self.changed = true;
+                *self.expected.holder.insert(shared.take_holder()?)
+            }
+        };
         let mut tree = shared.forest.write(shared.forest.tree_of(*first));
-        let presence = self.expected.presence.as_mut()?;
+        let mut prompt = Prompt {
+            blocks: Vec::with_capacity(chain.keys.len()),
+            own: 0,
+        };
+        let Prompt { blocks, own } = &mut prompt;
         for keys in chain.keys.chunks(HELD_AT_ONCE) {
             let (from, bytes) = (blocks.len(), tree.bytes());
-            tree.grow(blocks.last().copied(), keys, shared.room.now(), &mut blocks);
-            presence.hold(&mut tree, &blocks[from..]);
+            tree.grow(blocks.last().copied(), keys, shared.room.now(), blocks);
+            if *own == from {
+                // What others wait for begins where a prompt does.
+                *own += blocks[from..].partition_point(|block| tree.is_held(holder, *block));
+            }
+            tree.hold(holder, &blocks[from.max(*own)..], &mut Vec::new());
             // Less where it gathers what was loose.
             let grown = tree.bytes().saturating_sub(bytes);
             shared.room.note_expected(grown);
@@ -177,8 +228,8 @@ impl Book {
             RwLockWriteGuard::bump(&mut tree);
         }
         self.expected.next += 1;
-        self.expected.blocks += blocks.len();
-        self.expected.prompts.insert(self.expected.next, blocks);
+        self.expected.blocks += prompt.blocks.len();
+        self.expected.prompts.insert(self.expected.next, prompt);
         Some(self.expected.next)
     }
 
@@ -208,20 +259,19 @@ impl Book {
     }
 
     fn withdraw(&mut self, prompt: u64, shared: &Shared) {
-        let Some(blocks) = self.expected.prompts.remove(&prompt) else {
+        let Some(prompt) = self.expected.prompts.remove(&prompt) else {
             return;
         };
-        self.expected.blocks -= blocks.len();
-        let Some(presence) = &mut self.expected.presence else {
+        self.expected.blocks -= prompt.blocks.len();
+        let Some(holder) = self.expected.holder else {
             return;
         };
-        if let Some(first) = blocks.first() {
+        let gone = &prompt.blocks[self.expected.pass_on(&prompt)..];
+        if let Some(first) = gone.first() {
             let mut tree = shared.forest.write(first.tree());
             // From its end, so that what is left is always a beginning.
-            for few in blocks.rchunks(HELD_AT_ONCE) {
-                for block in few.iter().rev() {
-                    presence.release(&mut tree, *block);
-                }
+            for few in gone.rchunks(HELD_AT_ONCE) {
+                tree.release_end(holder, few);
                 RwLockWriteGuard::bump(&mut tree);
             }
         }

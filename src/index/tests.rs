@@ -491,6 +491,36 @@ fn a_prompt_counts_where_it_was_placed_until_events_tell_of_it() {
     index.shared.forest.assert_sound();
 }
 
+proptest! {
+    /// However prompts begin alike, and in whatever order they end.
+    #[test]
+    fn what_is_expected_is_the_most_that_one_of_the_prompts_shares(
+        steps in prop::collection::vec((prop::collection::vec(0u32..3, 1..9), 0usize..6), 1..40),
+    ) {
+        let index = Arc::new(Index::default());
+        index.apply(POD, &[store(None, &[9], &[9, 9])]);
+        let mut open: Vec<(Vec<TokenId>, Expectation)> = Vec::new();
+        for (blocks, ends) in steps {
+            let tokens: Vec<TokenId> = blocks.iter().flat_map(|block| [*block, *block]).collect();
+            if let Some(expectation) = expected(&index, &tokens) {
+                open.push((tokens.clone(), expectation));
+            }
+            for _ in 0..ends.saturating_sub(2).min(open.len()) {
+                open.swap_remove(ends % open.len());
+            }
+            let alike = |(other, _): &(Vec<TokenId>, Expectation)| {
+                let both = other.chunks(2).zip(tokens.chunks(2));
+                2 * both.take_while(|(one, other)| one == other).count() as u64
+            };
+            let most = open.iter().map(alike).max().unwrap_or(0);
+            prop_assert_eq!(cached(&index, &tokens).expected, most);
+            index.shared.forest.assert_sound();
+        }
+        drop(open);
+        prop_assert_eq!(index.size().blocks, 1, "of what was expected nothing is left");
+    }
+}
+
 #[test]
 fn expectations_end_where_the_room_does_and_go_on_once_there_is_some() {
     let limit = 1 << 18;

@@ -325,7 +325,7 @@ impl Tree {
             let rest = keys.get(passed..).filter(|_| !parted)?;
             let run = *self.starts.get(rest.first()?)?;
             let of = Some(&self.runs[run]).filter(|of| of.parent == before)?;
-            let same = common(&of.links, rest);
+            let same = same(&of.links, rest);
             parted = same < of.len();
             before = run;
             passed += same;
@@ -372,23 +372,27 @@ impl Tree {
     }
 }
 
-/// How many leading keys are equal; by halves, since a key stands for all before it.
+/// How many leading keys are equal.
 #[inline]
-fn common(links: &[Link], keys: &[BlockKey]) -> usize {
-    let shorter = links.len().min(keys.len());
-    let equal = |at: usize| { links[at].key } == keys[at];
-    match shorter.checked_sub(1) {
-        Some(last) if equal(last) => shorter,
-        _ => {
-            let (mut low, mut high) = (0, shorter);
-            while low < high {
-                let middle = (low + high) / 2;
-                match equal(middle) {
-                    true => low = middle + 1,
-                    false => high = middle,
-                }
-            }
-            low
+fn same(links: &[Link], keys: &[BlockKey]) -> usize {
+    let both = links.len().min(keys.len());
+    common(0..both, |at| keys[at] == { links[at].key })
+}
+
+/// Until where in a range two paths are equal; by halves, since a key and a block stand for all before them.
+#[inline]
+pub(super) fn common(range: Range<usize>, equal: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (range.start, range.end);
+    // Mostly to the end.
+    if low < high && equal(high - 1) {
+        return high;
+    }
+    while low < high {
+        let middle = (low + high) / 2;
+        match equal(middle) {
+            true => low = middle + 1,
+            false => high = middle,
         }
     }
+    low
 }

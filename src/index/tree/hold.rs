@@ -144,6 +144,32 @@ impl Tree {
         self.let_go(place);
     }
 
+    /// Takes from a holder the last blocks of all that it has along a path: run by run what [`Self::release`] does to each.
+    pub fn release_end(&mut self, holder: Holder, mut blocks: &[BlockId]) {
+        while let Some(last) = blocks.last() {
+            let Block { run, at, .. } = self.blocks[last.place()];
+            let len = usize::from(at) + 1;
+            let of = &self.runs[run];
+            let ends = |entry: &Entry| usize::from(entry.len) == len && entry.below == 0;
+            if !of.entry(holder).is_ok_and(|at| ends(&of.entries[at])) {
+                debug_assert!(false, "it ends there");
+                return;
+            }
+            let few = len.min(blocks.len());
+            self.shorten(holder, run, len - few);
+            let Self {
+                runs, blocks: all, ..
+            } = self;
+            for link in &runs[run].links[len - few..len] {
+                all[link.block].refs -= 1;
+            }
+            if all[last.place()].refs == 0 && len == runs[run].len() {
+                self.trim(run);
+            }
+            blocks = &blocks[..blocks.len() - few];
+        }
+    }
+
     /// Makes loose what a holder has from a place in a run on, in all runs behind it too.
     fn break_off(&mut self, holder: Holder, run: u32, from: usize) {
         let mut broken: SmallVec<[(u32, usize); 4]> = SmallVec::from_slice(&[(run, from)]);
@@ -168,7 +194,7 @@ impl Tree {
         }
     }
 
-    /// Ends a holder's entry before a place; it reaches no further than one block beyond.
+    /// Ends a holder's entry before a place; what it has beyond is let go of.
     fn shorten(&mut self, holder: Holder, run: u32, at: usize) {
         let of = &mut self.runs[run];
         let entry = of.entry(holder).expect("it has the block");

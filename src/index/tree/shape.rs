@@ -3,9 +3,7 @@
 use smallvec::SmallVec;
 
 use crate::blocks::BlockKey;
-use crate::index::tree::{
-    BLOCKS_MAX, Block, BlockId, Entry, Link, NONE, RUN_MAX, Run, Tree, common,
-};
+use crate::index::tree::{BLOCKS_MAX, Block, BlockId, Entry, Link, NONE, RUN_MAX, Run, Tree, same};
 
 impl Tree {
     /// The blocks of a chain behind `parent`, or from a prompt's start on; those that nobody has had
@@ -40,7 +38,7 @@ impl Tree {
         while let Some(first) = rest.first() {
             if run != NONE {
                 let of = &self.runs[run];
-                let same = common(&of.links[at..], rest);
+                let same = same(&of.links[at..], rest);
                 let links = of.links[at..at + same].iter();
                 into.extend(links.map(|link| BlockId::new(self.number, link.block)));
                 (at, rest) = (at + same, &rest[same..]);
