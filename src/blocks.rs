@@ -198,6 +198,17 @@ impl Chain {
         identity: &Identity,
     ) -> Self {
         let shape = shape.into();
+        let none = Self {
+            shape,
+            keys: Vec::new(),
+        };
+        none.to_full_blocks(tokens, identity)
+    }
+
+    /// The chain of all full blocks of these tokens, of which this one has the first.
+    #[must_use]
+    pub fn to_full_blocks(&self, tokens: &[TokenId], identity: &Identity) -> Self {
+        let Self { shape, keys: begun } = self;
         let (size, covered) = (shape.block_size.max(1) as usize, shape.lookahead as usize);
         let salt: Vec<ExtraKey> = identity
             .cache_salt
@@ -205,17 +216,21 @@ impl Chain {
             .cloned()
             .map(ExtraKey::Text)
             .collect();
-        let mut parent = BlockKey::root(identity.adapter.as_deref());
-        // `windows` of the size and what is covered beyond it, one for each block.
         let blocks = tokens.len().saturating_sub(covered) / size;
-        let keys = (0..blocks)
-            .map(|at| {
-                let block = &tokens[at * size..(at + 1) * size + covered];
-                parent = parent.child(block, if at == 0 { &salt } else { &[] });
-                parent
-            })
-            .collect();
-        Self { shape, keys }
+        let mut keys = Vec::with_capacity(blocks);
+        keys.extend(begun.iter().take(blocks));
+        let root = || BlockKey::root(identity.adapter.as_deref());
+        let mut parent = keys.last().copied().unwrap_or_else(root);
+        // `windows` of the size and what is covered beyond it, one for each block.
+        for at in keys.len()..blocks {
+            let block = &tokens[at * size..(at + 1) * size + covered];
+            parent = parent.child(block, if at == 0 { &salt } else { &[] });
+            keys.push(parent);
+        }
+        Self {
+            shape: *shape,
+            keys,
+        }
     }
 }
 
@@ -426,6 +441,28 @@ mod tests {
         ];
         for (i, one) in all.iter().enumerate() {
             assert!(!all[..i].contains(one), "identity {i} is not its own");
+        }
+    }
+
+    #[test]
+    fn a_chain_that_goes_on_is_the_one_made_at_once() {
+        let tokens: Vec<TokenId> = (0..40).collect();
+        let salted = Identity {
+            cache_salt: Some("salt".into()),
+            ..Identity::default()
+        };
+        let shape = Shape {
+            block_size: 4,
+            lookahead: 1,
+        };
+        let whole = Chain::of_full_blocks(&tokens, shape, &salted);
+        for begun in [0, 7, 40] {
+            let begun = Chain::of_full_blocks(&tokens[..begun], shape, &salted);
+            assert_eq!(begun.to_full_blocks(&tokens, &salted), whole);
+            assert_eq!(
+                whole.to_full_blocks(&tokens[..9], &salted).keys,
+                whole.keys[..2]
+            );
         }
     }
 

@@ -91,9 +91,11 @@ pub struct Placed<'a> {
     /// The configured name that its tokens go by.
     pub model: &'a Arc<str>,
     /// All of its (first) prompt.
-    pub tokens: &'a [TokenId],
+    pub tokens: &'a Arc<Vec<TokenId>>,
     /// What else decides about its blocks.
     pub identity: &'a Identity,
+    /// Its chain in the endpoint's shape, where somebody made it.
+    pub chain: Option<&'a Chain>,
     /// Tokens of it that the endpoint holds.
     pub cached_tokens: u64,
 }
@@ -185,11 +187,15 @@ impl Parity {
         let alignment = index.alignment(endpoint) as usize;
         let full = tokens.len().saturating_sub(lookahead) / alignment * alignment / size;
         let known = placed.cached_tokens as usize / size;
-        if full <= known || !self.state.lock().has_room(endpoint, full * size) {
+        if full <= known || !self.state.lock().has_room(endpoint, tokens.len()) {
             return None;
         }
         let stored = &tokens[..(full * size + lookahead).min(tokens.len())];
-        let chain = Chain::of_full_blocks(stored, shape, placed.identity);
+        let begun = placed.chain.filter(|chain| chain.shape == shape);
+        let chain = Arc::new(match begun {
+            Some(begun) => begun.to_full_blocks(stored, placed.identity),
+            None => Chain::of_full_blocks(stored, shape, placed.identity),
+        });
         chain.keys.last()?;
         let watch = self.wait(endpoint, placed, chain.clone(), known);
         // In this order: a store that the index has not counted yet is shown to the watch.
@@ -204,10 +210,10 @@ impl Parity {
         self: &Arc<Self>,
         endpoint: EndpointId,
         placed: &Placed<'_>,
-        chain: Chain,
+        chain: Arc<Chain>,
         known: usize,
     ) -> Watch {
-        let tokens = &placed.tokens[..chain.keys.len() * chain.shape.block_size as usize];
+        let tokens = placed.tokens.clone();
         let mut state = self.state.lock();
         state.next += 1;
         let id = state.next;
@@ -219,7 +225,7 @@ impl Parity {
             model: placed.model.clone(),
             root,
             chain,
-            tokens: tokens.into(),
+            tokens,
             known,
             stored: false,
             parts_at: None,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
-use crate::blocks::{BlockEvent, EngineHash, ExtraKey, Group, Medium, Stored};
+use crate::blocks::{BlockEvent, Chains, EngineHash, ExtraKey, Group, Medium, Stored};
 
 const POD: EndpointId = EndpointId(1);
 const SIZE: usize = 4;
@@ -35,11 +35,14 @@ impl World {
     }
 
     fn open_as(&self, tokens: &[TokenId], identity: &Identity, trust: Trust) -> Option<Watch> {
+        let mut prompt = Chains::new(tokens, identity);
+        let shape = self.index.shape(POD);
         let placed = Placed {
             request: "r",
             model: &self.model,
-            tokens,
+            tokens: &Arc::new(tokens.to_vec()),
             identity,
+            chain: shape.map(|shape| prompt.of(shape)),
             cached_tokens: self.cached_tokens(tokens, identity),
         };
         self.parity.open(&self.index, POD, &placed, || trust)
@@ -217,8 +220,9 @@ fn nothing_is_watched_that_could_not_be_judged() {
     let placed = Placed {
         request: "r",
         model: &world.model,
-        tokens: &PROMPT,
+        tokens: &Arc::new(PROMPT.to_vec()),
         identity: &plain,
+        chain: None,
         cached_tokens: 0,
     };
     let unheard = world
@@ -251,8 +255,9 @@ fn a_store_that_comes_while_the_watch_opens_is_not_missed() {
     let placed = Placed {
         request: "r",
         model: &world.model,
-        tokens: &PROMPT,
+        tokens: &Arc::new(PROMPT.to_vec()),
         identity: &Identity::default(),
+        chain: None,
         cached_tokens: 0,
     };
     let meanwhile = || {
@@ -340,9 +345,9 @@ fn past_the_limit_requests_are_a_sample() {
 #[test]
 fn tokens_in_memory_are_bounded_over_all_endpoints() {
     let world = World::new();
-    world.parity.state.lock().tokens = TOKENS_MAX - 11;
+    world.parity.state.lock().tokens = TOKENS_MAX - 13;
     assert!(world.open(&PROMPT).is_none());
-    world.parity.state.lock().tokens = TOKENS_MAX - 12;
+    world.parity.state.lock().tokens = TOKENS_MAX - 14;
     assert!(world.open(&PROMPT).is_some());
 }
 

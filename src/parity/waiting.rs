@@ -47,9 +47,9 @@ pub(super) struct Waiting {
     pub model: Arc<str>,
     pub root: BlockKey,
     /// All full blocks; never empty.
-    pub chain: Chain,
-    /// As many as they hold.
-    pub tokens: Arc<[TokenId]>,
+    pub chain: Arc<Chain>,
+    /// As many as they hold, and those after them.
+    pub tokens: Arc<Vec<TokenId>>,
     /// Leading blocks of ours that the server holds or has stored since.
     pub known: usize,
     /// The last one was stored.
@@ -81,7 +81,7 @@ impl Waiting {
         self.stored = equal > 0 && depth + equal == self.chain.keys.len();
         let size = self.chain.shape.block_size as usize;
         let (begin, theirs) = ((depth + equal) * size, &theirs[equal * size..]);
-        let ours = &self.tokens[begin..];
+        let ours = &self.tokens[begin..self.chain.keys.len() * size];
         let differ = |(ours, theirs)| ours != theirs;
         match ours.iter().zip(theirs).take(size).position(differ) {
             Some(_) if self.ended_s.is_some() => {}

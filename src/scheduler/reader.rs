@@ -112,7 +112,7 @@ fn read_by(
         asked_for: Some(named.asked_for.clone()),
         basis,
         // A batch goes to one endpoint as a whole; its first prompt stands for it.
-        tokens: texts.into_iter().next().unwrap_or_default(),
+        tokens: Arc::new(texts.into_iter().next().unwrap_or_default()),
         prompt_tokens,
         identity: Identity {
             adapter: named.adapter.clone(),

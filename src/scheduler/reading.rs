@@ -18,7 +18,8 @@ pub(super) struct Reading {
     /// The configured name that its request goes by; the same but where an endpoint says how it reads.
     pub asked_for: Option<Arc<str>>,
     pub basis: Basis,
-    pub tokens: Vec<TokenId>,
+    /// Shared with who watches what the server stores of it.
+    pub tokens: Arc<Vec<TokenId>>,
     /// Of all prompts of a batch, or an estimate.
     pub prompt_tokens: u64,
     pub identity: Identity,
@@ -45,7 +46,7 @@ impl Reading {
             model: None,
             asked_for: None,
             basis: Basis::LoadOnly(reason),
-            tokens: Vec::new(),
+            tokens: Arc::default(),
             prompt_tokens: body_bytes as u64 / 4,
             identity: Identity::default(),
             reads_cache: false,

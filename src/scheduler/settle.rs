@@ -32,7 +32,7 @@ impl Scheduler {
         let chosen = endpoints.find(|endpoint| endpoint.id == choice.endpoint);
         let endpoint = chosen.ok_or(Refusal::NoEndpoint)?.clone();
         self.announce_report(reading, &choice);
-        let watch = self.watch(&case.request_id, reading, &endpoint, &choice);
+        let watch = self.watch(&case.request_id, (reading, prompt), &endpoint, &choice);
         let work = choice
             .prompt_tokens
             .saturating_sub(choice.predicted_cached_tokens);
@@ -133,7 +133,7 @@ impl Scheduler {
     fn watch(
         &self,
         request: &str,
-        reading: &Reading,
+        (reading, prompt): (&Reading, &Chains<'_>),
         endpoint: &Endpoint,
         choice: &Choice,
     ) -> Option<Watch> {
@@ -147,6 +147,9 @@ impl Scheduler {
             model,
             tokens: &reading.tokens,
             identity: &reading.identity,
+            chain: index
+                .shape(endpoint.id)
+                .and_then(|shape| prompt.made(shape)),
             cached_tokens: choice.predicted_cached_tokens,
         };
         parity.open(index, endpoint.id, &placed, || endpoint.trust())

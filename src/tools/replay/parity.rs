@@ -89,8 +89,9 @@ impl Parities {
         let placed = Placed {
             request: &line.number().to_string(),
             model: &self.model,
-            tokens,
+            tokens: &Arc::new(tokens.to_vec()),
             identity: &reading.identity,
+            chain: None,
             cached_tokens: cached_tokens(index, reading, tokens),
         };
         let watch = self
