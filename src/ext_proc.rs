@@ -4,15 +4,16 @@
 //! ([`exchange`]); what Envoy hears is made in [`reply`].
 
 use std::option;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::channel::mpsc;
 use futures::stream::{self, Chain, Iter, Map};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -160,7 +161,7 @@ pub async fn serve(
     let (exchanges, over) = (TaskTracker::new(), CancellationToken::new());
     let service = Service {
         parts,
-        settings,
+        settings: Arc::new(settings),
         spans,
         exchanges: exchanges.clone(),
         over: over.clone(),
@@ -216,7 +217,7 @@ async fn grace_over(ending: oneshot::Receiver<()>, grace: Duration) {
 /// The gRPC service.
 struct Service {
     parts: Parts,
-    settings: ExtProcSettings,
+    settings: Arc<ExtProcSettings>,
     spans: Option<Arc<Spans>>,
     exchanges: TaskTracker,
     /// The grace is over.
@@ -226,7 +227,7 @@ struct Service {
 
 /// What Envoy hears, one after the other, of which the first is there; unpacked at the last moment.
 type Replies = Map<
-    Chain<Iter<option::IntoIter<drive::Reply>>, ReceiverStream<drive::Reply>>,
+    Chain<Iter<option::IntoIter<drive::Reply>>, mpsc::Receiver<drive::Reply>>,
     fn(drive::Reply) -> Result<ProcessingResponse, Status>,
 >;
 
@@ -234,19 +235,43 @@ type Replies = Map<
 impl ExternalProcessor for Service {
     type ProcessStream = Replies;
 
-    async fn process(
+    /// Written out as `async_trait` would: an `async fn` keeps room for its request until the first reply, 0.5 kB a stream.
+    fn process<'life0, 'async_trait>(
+        &'life0 self,
+        request: Request<Streaming<ProcessingRequest>>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Replies>, Status>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+    {
+        Box::pin(answer(self.begin(request)))
+    }
+}
+
+/// Answers the call with its first reply, and not before: until then Envoy can ask another picker where this
+/// one dies (`retry_policy`), and no longer once it has seen response headers.
+async fn answer(mut replies: mpsc::Receiver<drive::Reply>) -> Result<Response<Replies>, Status> {
+    let first = replies.next().await.transpose()?.map(Ok);
+    let all = stream::iter(first).chain(replies);
+    let unpacked: fn(drive::Reply) -> _ = |reply| reply.map(|reply| *reply);
+    Ok(Response::new(all.map(unpacked)))
+}
+
+impl Service {
+    /// Begins an exchange; where its replies will be.
+    fn begin(
         &self,
         request: Request<Streaming<ProcessingRequest>>,
-    ) -> Result<Response<Replies>, Status> {
+    ) -> mpsc::Receiver<drive::Reply> {
         let Some(place) = self.parts.capacity.enter() else {
-            return answer(self.refuse()).await;
+            return self.refuse();
         };
-        let (replies, heard) = mpsc::channel(REPLIES_MAX);
+        // And one more, which the channel keeps for its only sender.
+        let (replies, heard) = mpsc::channel(REPLIES_MAX - 1);
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let id = format!("kvscout-{number}");
         let drive = Box::new(drive::Drive::new(
-            (self.settings.rules.clone(), id, pool_hint(&request)),
-            self.settings.patience,
+            self.settings.clone(),
+            (id, pool_hint(&request)),
             self.parts.scheduler.clone(),
             place,
             drive::Tracing::of(request.metadata(), self.spans.clone()),
@@ -259,26 +284,15 @@ impl ExternalProcessor for Service {
                 metrics.exchange_given_up(reason);
             }
         });
-        answer(heard).await
+        heard
     }
-}
 
-/// Answers the call with its first reply, and not before: until then Envoy can ask another picker where this
-/// one dies (`retry_policy`), and no longer once it has seen response headers.
-async fn answer(mut replies: mpsc::Receiver<drive::Reply>) -> Result<Response<Replies>, Status> {
-    let first = replies.recv().await.transpose()?.map(Ok);
-    let all = stream::iter(first).chain(ReceiverStream::new(replies));
-    let unpacked: fn(drive::Reply) -> _ = |reply| reply.map(|reply| *reply);
-    Ok(Response::new(all.map(unpacked)))
-}
-
-impl Service {
     /// The answer to one too many: before it has said anything, so that it costs next to nothing.
     fn refuse(&self) -> mpsc::Receiver<drive::Reply> {
         self.parts
             .metrics
             .answered(None, ("", "", Refusal::Overloaded.as_str()));
-        let (replies, heard) = mpsc::channel(1);
+        let (mut replies, heard) = mpsc::channel(0);
         let refused = Box::new(reply::refused(Refusal::Overloaded));
         replies.try_send(Ok(refused)).expect("it has room for one");
         heard

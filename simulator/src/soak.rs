@@ -16,4 +16,5 @@ mod run;
 mod sample;
 mod verdict;
 
+pub use audited::Restart;
 pub use run::{Report, Soak};

@@ -2,19 +2,21 @@
 //! waited for too long.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
+use futures::SinkExt as _;
+use futures::channel::mpsc;
 use opentelemetry::trace::SpanContext;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
-use super::Patience;
+use super::ExtProcSettings;
 use super::capacity::Place as Room;
-use super::exchange::{Exchange, OutOfOrder, Placed, Rules, Step};
+use super::exchange::{Exchange, OutOfOrder, Placed, Step};
 use super::read;
 use super::reply::{self, CHUNK_BYTES_MAX, Pick};
 use crate::proto::ext_proc::processing_request::Request;
@@ -30,10 +32,11 @@ type Place = Result<Placement, Refusal>;
 /// A scheduler at work; dropping it gives the work up.
 type Placing = Pin<Box<dyn Future<Output = Place> + Send>>;
 
-/// A word to Envoy, in a box: a channel has room for 32, and they are large (tokio's blocks).
+/// A word to Envoy, in a box: they are large, and each is moved through the channel.
 pub type Reply = Result<Box<ProcessingResponse>, Status>;
 
-/// Where replies go.
+/// Where replies go. Of futures' channel, whose links are made when something is sent: tokio's takes 1 kB while nothing
+/// is, which is what most exchanges have to say most of the time.
 pub type Replies = mpsc::Sender<Reply>;
 
 /// One exchange and what it waits for.
@@ -41,16 +44,16 @@ pub struct Drive {
     exchange: Exchange,
     scheduler: Arc<Scheduler>,
     queue: VecDeque<Box<ProcessingResponse>>,
-    queue_max: usize,
     /// Of bodies in the queue.
     queued_bytes: usize,
     placing: Option<Placing>,
-    placement: Option<Placement>,
+    /// In a box: nobody has one while a body is held.
+    placement: Option<Box<Placement>>,
     tracing: Tracing,
     room: Room,
     /// All exchanges together hold too much.
     is_full: bool,
-    patience: Patience,
+    settings: Arc<ExtProcSettings>,
     began: Instant,
     /// When something was last said, either way.
     moved: Instant,
@@ -58,7 +61,8 @@ pub struct Drive {
 
 /// One exchange's trace. It begins with the request's headers: they say who calls, unless the stream did.
 pub struct Tracing {
-    caller: Option<SpanContext>,
+    /// In a box, since there is seldom one.
+    caller: Option<Box<SpanContext>>,
     spans: Option<Arc<Spans>>,
     trace: Trace,
 }
@@ -68,7 +72,7 @@ impl Tracing {
     pub fn of(metadata: &MetadataMap, spans: Option<Arc<Spans>>) -> Self {
         let text = |name: &str| Some(metadata.get(name)?.to_str().ok()?.to_owned());
         Self {
-            caller: spans::caller(text),
+            caller: spans::caller(text).map(Box::new),
             spans,
             trace: Trace::default(),
         }
@@ -76,7 +80,7 @@ impl Tracing {
 
     fn begin(&mut self, headers: &HttpHeaders) {
         let client = || spans::caller(|name| read::header(headers, name));
-        let caller = self.caller.take().or_else(client);
+        let caller = self.caller.take().map(|caller| *caller).or_else(client);
         self.trace = Trace::of(caller, self.spans.as_ref());
     }
 }
@@ -120,25 +124,23 @@ impl Ended {
 impl Drive {
     /// An exchange of which nothing was heard, with its place; without the right to read it holds nothing.
     pub fn new(
-        (rules, id, pool): (Rules, String, PoolHint),
-        patience: Patience,
+        settings: Arc<ExtProcSettings>,
+        (id, pool): (String, PoolHint),
         scheduler: Arc<Scheduler>,
         room: Room,
         tracing: Tracing,
     ) -> Self {
-        let queue_max = rules.body_bytes_max / CHUNK_BYTES_MAX + QUEUE_SLACK;
         let now = Instant::now();
         Self {
-            exchange: Exchange::new(rules, id).for_pool(pool),
+            exchange: Exchange::new(settings.rules.clone(), id).for_pool(pool),
             scheduler,
             queue: VecDeque::new(),
-            queue_max,
             queued_bytes: 0,
             placing: None,
             placement: None,
             room,
             is_full: false,
-            patience,
+            settings,
             began: now,
             moved: now,
             tracing,
@@ -152,9 +154,22 @@ impl Drive {
     pub async fn run(
         mut self: Box<Self>,
         inbound: &mut Streaming<ProcessingRequest>,
-        replies: Replies,
+        mut replies: Replies,
         over: &CancellationToken,
     ) -> Ended {
+        match self.converse(inbound, &mut replies, over).await {
+            Some(ended) => ended,
+            None => self.close(replies).await,
+        }
+    }
+
+    /// Hears and speaks until Envoy has said all; or how it ended before.
+    async fn converse(
+        &mut self,
+        inbound: &mut Streaming<ProcessingRequest>,
+        replies: &mut Replies,
+        over: &CancellationToken,
+    ) -> Option<Ended> {
         let mut over = pin!(over.cancelled());
         let mut alarm = pin!(sleep_until(self.deadline()));
         loop {
@@ -167,20 +182,21 @@ impl Drive {
                             tracing::warn!(trace_id, %error, "an exchange broke off");
                             // Where nobody listens any more, nobody needs the reason.
                             let _ = replies.try_send(Err(Status::invalid_argument(error.to_string())));
-                            return Ended::OutOfOrder;
+                            return Some(Ended::OutOfOrder);
                         }
                         let due = self.deadline();
                         if due < alarm.deadline() {
                             alarm.as_mut().reset(due);
                         }
                     }
-                    Ok(None) => break,
-                    Err(_) => return Ended::ByEnvoy,
+                    Ok(None) => return None,
+                    Err(_) => return Some(Ended::ByEnvoy),
                 },
-                permit = replies.reserve(), if !self.queue.is_empty() => {
-                    let Ok(permit) = permit else { return Ended::ByEnvoy };
-                    if let Some(reply) = self.next_reply() {
-                        permit.send(Ok(reply));
+                room = poll_fn(|context| replies.poll_ready(context)), if !self.queue.is_empty() => {
+                    let reply = self.next_reply();
+                    let sent = room.and_then(|()| reply.map_or(Ok(()), |reply| replies.start_send(Ok(reply))));
+                    if sent.is_err() {
+                        return Some(Ended::ByEnvoy);
                     }
                 }
                 place = wait(&mut self.placing) => {
@@ -192,41 +208,39 @@ impl Drive {
                 () = &mut alarm => {
                     if let Some(ended) = self.out_of_patience() {
                         let _ = replies.try_send(Err(ended.status()));
-                        return ended;
+                        return Some(ended);
                     }
                     alarm.as_mut().reset(self.deadline());
                 }
                 () = &mut over => {
                     let _ = replies.try_send(Err(Ended::GraceOver.status()));
-                    return Ended::GraceOver;
+                    return Some(Ended::GraceOver);
                 }
             }
         }
-        self.close(replies).await
     }
 
     /// Whether it hears what Envoy says next: not before Envoy has taken enough of what waits for it.
     fn listens(&self) -> bool {
-        let max = if self.is_full {
-            QUEUE_SLACK
-        } else {
-            self.queue_max
+        let body_bytes = match self.is_full {
+            true => 0,
+            false => self.settings.rules.body_bytes_max,
         };
-        self.queue.len() < max
+        self.queue.len() < body_bytes / CHUNK_BYTES_MAX + QUEUE_SLACK
     }
 
     /// When to look whether it has waited for too long: no later than it has.
     fn deadline(&self) -> Instant {
         if self.exchange.is_fresh() {
-            return self.began + self.patience.first;
+            return self.began + self.settings.patience.first;
         }
         if self.placing.is_some() {
             // A scheduler at work has deadlines of its own.
-            return Instant::now() + self.patience.silence;
+            return Instant::now() + self.settings.patience.silence;
         }
-        let silence = self.moved + self.patience.silence;
+        let silence = self.moved + self.settings.patience.silence;
         match self.exchange.is_holding() {
-            true => silence.min(self.began + self.patience.body),
+            true => silence.min(self.began + self.settings.patience.body),
             false => silence,
         }
     }
@@ -250,7 +264,7 @@ impl Drive {
     }
 
     /// Envoy will say no more: account for the response, and let it have what it still may read.
-    async fn close(mut self: Box<Self>, replies: Replies) -> Ended {
+    async fn close(mut self: Box<Self>, mut replies: Replies) -> Ended {
         if let (Some(placement), Some(outcome)) = (self.placement.take(), self.exchange.outcome()) {
             placement.finish(outcome);
         }
@@ -259,7 +273,7 @@ impl Drive {
         // Before the stream's end is seen: nobody waits for what comes after that.
         self.tracing.trace = Trace::default();
         while let Some(reply) = self.next_reply() {
-            match timeout(self.patience.silence, replies.send(Ok(reply))).await {
+            match timeout(self.settings.patience.silence, replies.feed(Ok(reply))).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Ended::ByEnvoy,
                 Err(_) => return Ended::Silent,
@@ -354,7 +368,7 @@ impl Drive {
                     summary: self.exchange.tells_why().then(|| placement.summary()),
                     rewrite: placement.take_rewrite(),
                 };
-                self.placement = Some(placement);
+                self.placement = Some(Box::new(placement));
                 Ok(placed)
             }
             Err(refusal) => {
@@ -371,5 +385,16 @@ async fn wait(placing: &mut Option<Placing>) -> Place {
     match placing {
         Some(placing) => placing.await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Drive;
+
+    /// Thousands hold bodies at once, most of them short ones.
+    #[test]
+    fn an_exchange_takes_less_than_a_short_body() {
+        assert!(size_of::<Drive>() <= 768, "{}", size_of::<Drive>());
     }
 }

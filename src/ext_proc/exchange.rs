@@ -103,7 +103,7 @@ pub struct Exchange {
     fallback_id: String,
     request: Request,
     response: Response,
-    summary: Option<String>,
+    summary: Option<Box<str>>,
 }
 
 impl Exchange {
@@ -148,7 +148,7 @@ impl Exchange {
             Message::RequestTrailers(_) => self.request.trailers(),
             Message::ResponseHeaders(headers) => {
                 let tell = response::Tell {
-                    summary: self.summary.take(),
+                    summary: self.summary.take().map(String::from),
                     served: self.rules.conformance,
                 };
                 Ok(self.response.headers(&headers, metadata.as_ref(), tell))
@@ -180,7 +180,7 @@ impl Exchange {
                 return vec![send(reply::refused(refusal))];
             }
         };
-        self.summary = summary;
+        self.summary = summary.map(String::into_boxed_str);
         // The body for another model, whose answer is to bear the name that this one asks for.
         let new = rewrite.zip(owed.body()).map(|(rewrite, body)| {
             self.response.restores(rewrite.before(body));

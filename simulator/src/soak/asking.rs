@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::audited::Restart;
 use crate::decisions::ask::Asker;
 use crate::decisions::bodies::Conversation;
 use crate::dice::Dice;
@@ -76,6 +77,8 @@ pub(super) struct Shared {
     pub adapters: watch::Sender<Vec<String>>,
     /// Pods that serve.
     pub pods: watch::Sender<usize>,
+    /// Servers that restarted.
+    pub restarted: watch::Sender<Vec<Restart>>,
     tally: Mutex<Tally>,
 }
 
@@ -85,6 +88,7 @@ impl Shared {
             pods: watch::Sender::new(pods),
             asker: watch::Sender::new(asker),
             adapters: watch::Sender::new(adapters),
+            restarted: watch::Sender::new(Vec::new()),
             tally: Mutex::default(),
         }
     }

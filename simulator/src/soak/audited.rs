@@ -5,11 +5,36 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
+use serde::Serialize;
 use serde_json::Value;
 
 /// Causes of misses for which there is no excuse: the picture was called live and whole, nothing was removed
 /// meanwhile, and it was wrong all the same.
 pub(super) const UNEXCUSED: [&str; 2] = ["unknown", "tokens_differ"];
+
+/// What a choice rests on may be this much younger than what its server had become: word of a restart comes with the
+/// next batch of events, or when the connection is missed.
+const WORD_MS: u64 = 1_000;
+
+/// A server that died and came back on its ports.
+#[derive(Debug, Clone, Serialize)]
+pub struct Restart {
+    /// Its name.
+    pub pod: String,
+    /// Milliseconds since 1970 when it was told to.
+    pub began_ms: u64,
+    /// The same when it was back.
+    pub ended_ms: u64,
+}
+
+impl Restart {
+    /// Whether a decision's promise was of the process before, and its request the next one's.
+    pub(super) fn overtook(&self, decision: &Value) -> bool {
+        let about = self.began_ms.saturating_sub(WORD_MS)..=self.ended_ms + WORD_MS;
+        let placed = decision["time_ms"].as_u64();
+        decision["endpoint"] == self.pod.as_str() && placed.is_some_and(|at| about.contains(&at))
+    }
+}
 
 /// Reads on where it stopped, over a file's end into the next one.
 #[derive(Debug)]
@@ -107,6 +132,22 @@ mod tests {
         format!(
             "{{\"number\":{number},\"outcome\":{{\"verdict\":\"{verdict}\",\"cause\":\"{cause}\"}}}}\n"
         )
+    }
+
+    #[test]
+    fn a_restart_overtakes_what_was_chosen_about_then_of_its_pod_alone() {
+        let restart = Restart {
+            pod: "pod-3".into(),
+            began_ms: 50_000,
+            ended_ms: 50_020,
+        };
+        let decision =
+            |endpoint: &str, at: u64| serde_json::json!({"endpoint": endpoint, "time_ms": at});
+        assert!(restart.overtook(&decision("pod-3", 49_990)));
+        assert!(restart.overtook(&decision("pod-3", 50_200)));
+        assert!(!restart.overtook(&decision("pod-2", 50_000)));
+        assert!(!restart.overtook(&decision("pod-3", 52_000)));
+        assert!(!restart.overtook(&decision("pod-3", 48_000)));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::asking::Shared;
+use super::audited::Restart;
 use crate::decisions::ask::Asker;
 use crate::decisions::certificate::Certificate;
 use crate::stack::Stack;
@@ -76,7 +77,16 @@ pub(super) async fn churn(
         ticks.tick().await;
         shared.adapters.send_replace(adapters(round + 1));
         ticks.tick().await;
-        stack.restart_pod(round % stack.pods.len()).await?;
+        let at = round % stack.pods.len();
+        let (pod, began_ms) = (stack.pods[at].name.clone(), now_ms());
+        stack.restart_pod(at).await?;
+        let ended_ms = now_ms();
+        let restart = Restart {
+            pod,
+            began_ms,
+            ended_ms,
+        };
+        shared.restarted.send_modify(|all| all.push(restart));
         ticks.tick().await;
         stack.drop_pod().await?;
         shared.pods.send_replace(stack.pods.len());
@@ -90,6 +100,12 @@ pub(super) async fn churn(
         shared.asker.send_replace(asker);
     }
     Ok(())
+}
+
+/// As the decision log counts.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The adapters of a round: one goes, and one comes.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::asking::{Crowd, Pace, Shared};
-use super::audited::Log;
+use super::audited::{Log, Restart};
 use super::churn::{self, Files};
 use super::sample::{Sample, Sampler};
 use crate::decisions::ask::Asker;
@@ -47,6 +47,8 @@ pub struct Report {
     pub failures: Vec<String>,
     /// Predictions that were wrong and claimed certainty, as the decision log tells them.
     pub wrong: Vec<Value>,
+    /// When which server restarted.
+    pub restarts: Vec<Restart>,
     /// Streams that were open when all was over.
     pub streams_left: u64,
     /// Over time.
@@ -120,6 +122,7 @@ impl Soak {
             failed: 0,
             failures: Vec::new(),
             wrong: Vec::new(),
+            restarts: Vec::new(),
             streams_left: 0,
             samples: Vec::new(),
         };
@@ -136,6 +139,7 @@ impl Soak {
         report.failures.extend(rest.words);
         report.streams_left = left(stack).await?;
         report.wrong.extend(log.wrong()?);
+        report.restarts.clone_from(&shared.restarted.borrow());
         Ok(report)
     }
 }

@@ -1,5 +1,7 @@
 //! What must stay as it was, and where it did not.
 
+use serde_json::Value;
+
 use super::run::Report;
 use super::sample::Sample;
 use crate::plot::round;
@@ -98,8 +100,9 @@ impl Report {
             let words = self.failures.join("; ");
             complaints.push(format!("requests failed: {failed}: {words}"));
         }
-        if let Some(first) = self.wrong.first() {
-            let count = self.wrong.len();
+        let mut wrong = self.without_excuse();
+        if let Some(first) = wrong.next() {
+            let count = 1 + wrong.count();
             complaints.push(format!(
                 "predictions were wrong and claimed certainty: {count}, the first {first}"
             ));
@@ -143,7 +146,7 @@ impl Report {
         }
         format!(
             "\n{}\n  {} requests, {:.0}/s of {:.0}/s; {} asked again since a pod had died, {} failed\n  \
-             predictions: {} exact, {} missed for a known reason, {} for none; {} wrong\n",
+             predictions: {} exact, {} missed for a known reason, {} for none; {} wrong, {} of them of a server that had just died\n",
             table(1, &rows),
             self.requests,
             self.rate,
@@ -154,7 +157,16 @@ impl Report {
             sum(|sample| sample.excused),
             sum(|sample| sample.unexcused),
             self.wrong.len(),
+            self.wrong.len() - self.without_excuse().count(),
         )
+    }
+
+    /// Wrong predictions of servers that had not just died.
+    fn without_excuse(&self) -> impl Iterator<Item = &Value> {
+        let overtaken = |decision: &Value| self.restarts.iter().any(|one| one.overtook(decision));
+        self.wrong
+            .iter()
+            .filter(move |decision| !overtaken(decision))
     }
 
     fn is_long(&self) -> bool {
@@ -166,6 +178,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::soak::audited::Restart;
 
     fn report(change: impl Fn(&mut Sample)) -> Report {
         let sample = |number: u32| {
@@ -187,6 +200,7 @@ mod tests {
             failed: 0,
             failures: Vec::new(),
             wrong: Vec::new(),
+            restarts: Vec::new(),
             streams_left: 0,
             samples: (1..=100).map(sample).collect(),
         }
@@ -227,5 +241,13 @@ mod tests {
         short.streams_left = 1;
         short.wrong.push(serde_json::json!({"number": 7}));
         assert_eq!(short.complaints().len(), 2);
+        let overtaken = serde_json::json!({"endpoint": "pod-1", "time_ms": 5_000});
+        short.wrong[0] = overtaken;
+        short.restarts.push(Restart {
+            pod: "pod-1".into(),
+            began_ms: 5_000,
+            ended_ms: 5_010,
+        });
+        assert_eq!(short.complaints().len(), 1, "the streams");
     }
 }

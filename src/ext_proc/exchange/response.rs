@@ -17,10 +17,11 @@ pub(super) struct Response {
     mode: Mode,
     status: Option<u16>,
     served: Option<SocketAddr>,
-    scanner: UsageScanner,
+    /// In a box, as what else is of no use while a request's body is held.
+    scanner: Option<Box<UsageScanner>>,
     /// The model that the client asked for, where another one serves it.
     asked: Option<String>,
-    restorer: Option<Restorer>,
+    restorer: Option<Box<Restorer>>,
     streams: bool,
     output: bool,
     body_bytes: u64,
@@ -57,7 +58,7 @@ impl Response {
     pub fn outcome(&self) -> Outcome {
         Outcome {
             status: self.status,
-            usage: self.scanner.usage(),
+            usage: self.scanner.as_ref().and_then(|scanner| scanner.usage()),
             served: self.served,
             whole: self.finished,
             body_bytes: self.body_bytes,
@@ -76,11 +77,12 @@ impl Response {
         let is_stream = |kind: &str| kind.starts_with("text/event-stream");
         self.streams = content_type.as_deref().is_some_and(is_stream);
         let (kind, encoding) = (content_type.as_deref(), text("content-encoding"));
-        self.scanner = UsageScanner::new(kind, encoding.as_deref());
+        let scanner = UsageScanner::new(kind, encoding.as_deref());
+        self.scanner = Some(Box::new(scanner));
         let asked = self.asked.take();
         let has_name = !headers.end_of_stream && usage::readable(kind, encoding.as_deref());
         let asked = asked.filter(|_| has_name);
-        self.restorer = asked.map(|name| Restorer::new(&name, self.streams));
+        self.restorer = asked.map(|name| Box::new(Restorer::new(&name, self.streams)));
         self.hear_served(metadata);
         let mut set = Vec::new();
         if let Some(summary) = tell.summary {
@@ -104,7 +106,7 @@ impl Response {
             steps.push(Step::FirstOutput { streams });
         }
         self.body_bytes += body.body.len() as u64;
-        self.scanner.feed(&body.body);
+        self.scanner.get_or_insert_default().feed(&body.body);
         let ended = body.end_of_stream;
         let restorer = self.restorer.as_mut();
         let new = restorer.and_then(|restorer| restorer.feed(&body.body));
