@@ -45,7 +45,7 @@ impl Cli {
         let done = match self.command {
             Command::Serve(args) => serve::run(&args).await.map(|()| true),
             Command::Bridge(args) => bridge::run(&args).await.map(|()| true),
-            Command::Check(args) => Ok(check::run(&args)),
+            Command::Check(args) => Ok(check::run(&args).await),
             Command::Replay(args) => replay::run(&args),
             Command::Tokenize(args) => tokenize::run(&args).map(|()| true),
             Command::Record(args) => record::run(args).await.map(|()| true),

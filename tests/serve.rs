@@ -81,6 +81,47 @@ fn check_names_everything_that_is_wrong_at_once() {
 }
 
 #[test]
+fn check_looks_at_the_secrets_that_are_there_and_names_those_that_are_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), "fleet.yaml", "endpoints: []");
+    for (name, text) in [
+        ("tls.crt", "no PEM"),
+        ("tls.key", "no PEM"),
+        ("token", " \n"),
+        ("short", "guess"),
+    ] {
+        write(folder.path(), name, text);
+    }
+    let tls = "tls: {mode: files, cert: tls.crt, key: tls.key}\n";
+    let bad = format!("{tls}listen: {{admin_token: token}}\nevents: {{keys_secret: short}}\n");
+    let bad = write(folder.path(), "bad.yaml", &bad);
+    let checked = output(&["check", &bad]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = text(&checked.stderr);
+    for part in [
+        "bad.yaml: listen.admin_token: ",
+        "token is empty",
+        "bad.yaml: tls: ",
+        "tls.crt is not PEM with ",
+        "bad.yaml: events.keys_secret: ",
+        "holds 5 bytes",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    std::fs::remove_file(folder.path().join("tls.key")).expect("removed");
+    let elsewhere =
+        format!("{tls}events: {{source: nats, nats: {{credentials: /nowhere/user.creds}}}}\n");
+    let elsewhere = write(folder.path(), "elsewhere.yaml", &elsewhere);
+    assert_checks(&elsewhere, "0 models, 0 endpoints");
+    for field in [
+        "tls.key: ",
+        "events.nats.credentials: /nowhere/user.creds is not on this host",
+    ] {
+        assert_checks(&elsewhere, field);
+    }
+}
+
+#[test]
 fn the_shipped_example_checks() {
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kvscout.yaml");
     assert_checks(config, "0 models, 4 endpoints");

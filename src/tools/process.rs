@@ -1,5 +1,7 @@
 //! What a process that goes on asks of the kernel before anything else.
 
+use std::path::Path;
+
 use anyhow::{Context, ensure};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{
@@ -48,18 +50,7 @@ pub fn prepare() {
 /// The file cannot be read, or holds no secret.
 pub fn mix_block_keys(config: &Config) -> anyhow::Result<()> {
     let secret = match &config.events.keys_secret {
-        Some(path) => {
-            let what = || format!("events.keys_secret: {}", path.display());
-            let secret = std::fs::read(path).with_context(what)?;
-            let secret = secret.trim_ascii().to_vec();
-            ensure!(
-                secret.len() >= SECRET_BYTES_MIN,
-                "{} holds {} bytes; write at least {SECRET_BYTES_MIN}, e.g. by openssl rand -hex 32",
-                what(),
-                secret.len()
-            );
-            secret
-        }
+        Some(path) => secret(path).context("events.keys_secret")?,
         None if config.shares() || config.events.source == EventSourceKind::Nats => return Ok(()),
         None => {
             let mut secret = vec![0; 2 * SECRET_BYTES_MIN];
@@ -70,4 +61,20 @@ pub fn mix_block_keys(config: &Config) -> anyhow::Result<()> {
     };
     blocks::mix_with(&secret);
     Ok(())
+}
+
+/// What a file of `events.keys_secret` holds.
+///
+/// # Errors
+/// It cannot be read, or is short enough to be guessed.
+pub fn secret(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let secret = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let secret = secret.trim_ascii().to_vec();
+    ensure!(
+        secret.len() >= SECRET_BYTES_MIN,
+        "{} holds {} bytes; write at least {SECRET_BYTES_MIN}, e.g. by openssl rand -hex 32",
+        path.display(),
+        secret.len()
+    );
+    Ok(secret)
 }
