@@ -12,8 +12,8 @@ use serde_json::Value;
 /// meanwhile, and it was wrong all the same.
 pub(super) const UNEXCUSED: [&str; 2] = ["unknown", "tokens_differ"];
 
-/// What a choice rests on may be this much younger than what its server had become: word of a restart comes with the
-/// next batch of events, or when the connection is missed.
+/// What a choice rests on may be so much older than what its server has become: word of a restart comes with the
+/// connection's end, or with the next batch of events.
 const WORD_MS: u64 = 1_000;
 
 /// A server that died and came back on its ports.
