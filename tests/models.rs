@@ -387,6 +387,33 @@ async fn a_folder_that_comes_late_is_loaded_and_one_that_breaks_serves_on() {
     assert!(world.counts("kvscout_model_loads_total{model=\"m\"} 2"));
 }
 
+#[tokio::test]
+async fn a_template_that_lies_elsewhere_is_read_again_when_it_changes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let template = folder.path().join("template.jinja");
+    let write = |text: &str| std::fs::write(&template, text).expect("written");
+    write_folder(&folder.path().join("m"), 1, 0);
+    write("{{ messages[0].content }}");
+    let mut of = model("m", Source::Folder(folder.path().join("m")));
+    of.render.chat_template = Some(template.display().to_string());
+    let world = World::start(vec![of], no_hub());
+    world.ready().await;
+    assert_eq!(world.id_of_hello("m"), Ok(1));
+    write("{% if %}");
+    let remark = world
+        .until_remarked("what was loaded before serves on")
+        .await;
+    assert!(remark.contains("does not compile"), "{remark}");
+    write("{{ messages[0].content }}!");
+    let mended = async {
+        while !world.readiness.remarks().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the mended template", mended).await;
+    assert!(world.counts("kvscout_model_loads_total{model=\"m\"} 2"));
+}
+
 /// A mounted `ConfigMap`: files are links into `..data`, which is a link to a folder.
 struct Mounted {
     root: PathBuf,

@@ -1,7 +1,7 @@
 //! One model followed: had, loaded, published, and loaded again.
 
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,16 +66,18 @@ impl Keeper {
 
     async fn keep_folder(mut self, folder: &Path) -> Infallible {
         let mut watch = Watch::default();
+        let template = self.config.render.chat_template_path().map(PathBuf::from);
+        let template = template.as_deref();
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let before = look(folder).await;
+            let before = look(folder, template).await;
             if !watch.is_due(&before, Instant::now()) {
                 continue;
             }
             let mut loaded = self.load(folder).await;
-            if loaded.is_ok() && look(folder).await != before {
+            if loaded.is_ok() && look(folder, template).await != before {
                 loaded = Err(ModelError::Changed);
             }
             let again = match loaded {

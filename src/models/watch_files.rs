@@ -1,4 +1,4 @@
-//! When a folder's files are to be loaded: pure but for [`look`].
+//! When a model's files are to be loaded: pure but for [`look`].
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -32,15 +32,18 @@ impl Stamp {
     }
 }
 
-/// A folder's files at one moment; none for those that are not there.
+/// A folder's files, and a template's elsewhere, at one moment; none for those that are not there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Look([Option<Stamp>; FILES.len()]);
+pub(super) struct Look([Option<Stamp>; FILES.len()], Option<Stamp>);
 
-/// Looks at a folder; on a thread that may block, since the folder may be a network's.
-pub(super) async fn look(folder: &Path) -> Look {
+/// Looks at a folder, and at the template that is given beside it; on a thread that may block, since either may be a
+/// network's.
+pub(super) async fn look(folder: &Path, template: Option<&Path>) -> Look {
     let paths = FILES.map(|file| folder.join(file.name));
+    let template = template.map(Path::to_owned);
     let stamp = |path: PathBuf| std::fs::metadata(path).ok().map(|found| Stamp::of(&found));
-    let looked = tokio::task::spawn_blocking(move || Look(paths.map(stamp)));
+    let look = move || Look(paths.map(stamp), template.and_then(stamp));
+    let looked = tokio::task::spawn_blocking(look);
     // It fails only where the runtime ends.
     looked.await.unwrap_or_default()
 }
@@ -86,7 +89,7 @@ mod tests {
             bytes,
             times: [(1, 0), (1, 0)],
         };
-        Look([Some(stamp); FILES.len()])
+        Look([Some(stamp); FILES.len()], None)
     }
 
     #[test]
@@ -119,15 +122,19 @@ mod tests {
     async fn a_look_tells_rewritten_swapped_and_missing_files_apart() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
+        let look = async || look(folder.path(), Some(&at("elsewhere.jinja"))).await;
         std::fs::write(at("tokenizer.json"), "one").unwrap();
-        let before = look(folder.path()).await;
-        assert_eq!(before, look(folder.path()).await);
+        let before = look().await;
+        assert_eq!(before, look().await);
         std::fs::write(at("other"), "one").unwrap();
         std::fs::rename(at("other"), at("tokenizer.json")).unwrap();
-        let swapped = look(folder.path()).await;
+        let swapped = look().await;
         assert_ne!(before, swapped);
         std::fs::write(at("chat_template.jinja"), "").unwrap();
-        assert_ne!(swapped, look(folder.path()).await);
-        assert_eq!(look(&at("nowhere")).await, Look::default());
+        let added = look().await;
+        assert_ne!(swapped, added);
+        std::fs::write(at("elsewhere.jinja"), "").unwrap();
+        assert_ne!(added, look().await);
+        assert_eq!(super::look(&at("nowhere"), None).await, Look::default());
     }
 }
