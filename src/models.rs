@@ -69,11 +69,24 @@ impl Model {
         model: &config::Model,
         cache: &CacheBudget,
     ) -> Result<Self, ModelError> {
+        Self::load_around(None, folder, model, cache)
+    }
+
+    /// The same around a vocabulary that was loaded before, in place of the folder's: with all that it caches.
+    fn load_around(
+        vocabulary: Option<Arc<dyn Tokenizer>>,
+        folder: &Path,
+        model: &config::Model,
+        cache: &CacheBudget,
+    ) -> Result<Self, ModelError> {
         let clock = std::time::SystemTime::now;
         // The renderer first: it takes milliseconds, so that what is wrong with it is told soon.
         Ok(Self {
             renderer: Renderer::load(folder, model.render.clone(), clock)?,
-            tokenizer: tokens::load(folder, model.engine, cache)?,
+            tokenizer: match vocabulary {
+                Some(vocabulary) => vocabulary,
+                None => tokens::load(folder, model.engine, cache)?,
+            },
         })
     }
 }

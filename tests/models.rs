@@ -388,7 +388,7 @@ async fn a_folder_that_comes_late_is_loaded_and_one_that_breaks_serves_on() {
 }
 
 #[tokio::test]
-async fn a_template_that_lies_elsewhere_is_read_again_when_it_changes() {
+async fn a_template_that_lies_elsewhere_is_read_again_when_it_changes_and_the_vocabulary_is_not() {
     let folder = tempfile::tempdir().expect("a folder");
     let template = folder.path().join("template.jinja");
     let write = |text: &str| std::fs::write(&template, text).expect("written");
@@ -398,7 +398,11 @@ async fn a_template_that_lies_elsewhere_is_read_again_when_it_changes() {
     of.render.chat_template = Some(template.display().to_string());
     let world = World::start(vec![of], no_hub());
     world.ready().await;
-    assert_eq!(world.id_of_hello("m"), Ok(1));
+    let vocabulary = || {
+        let named = world.models.borrow().get("m").expect("loaded");
+        named.model.tokenizer.clone()
+    };
+    let before = vocabulary();
     write("{% if %}");
     let remark = world
         .until_remarked("what was loaded before serves on")
@@ -412,6 +416,7 @@ async fn a_template_that_lies_elsewhere_is_read_again_when_it_changes() {
     };
     soon("the mended template", mended).await;
     assert!(world.counts("kvscout_model_loads_total{model=\"m\"} 2"));
+    assert!(Arc::ptr_eq(&before, &vocabulary()));
 }
 
 /// A mounted `ConfigMap`: files are links into `..data`, which is a link to a folder.

@@ -13,7 +13,7 @@ use super::{Model, ModelError, Models, Shared};
 use crate::config::{self, Repo, Source};
 use crate::metrics::ModelMetrics;
 use crate::readiness::Ticket;
-use crate::tokens::CacheBudget;
+use crate::tokens::{CacheBudget, Tokenizer};
 
 /// How often a folder is looked at: as often as the fleet's file, and four `stat`s cost less.
 const LOOK: Duration = Duration::from_secs(1);
@@ -65,7 +65,7 @@ impl Keeper {
     }
 
     async fn keep_folder(mut self, folder: &Path) -> Infallible {
-        let mut watch = Watch::default();
+        let (mut watch, mut vocabulary) = (Watch::default(), None);
         let template = self.config.render.chat_template_path().map(PathBuf::from);
         let template = template.as_deref();
         let mut ticks = tokio::time::interval(LOOK);
@@ -76,12 +76,17 @@ impl Keeper {
             if !watch.is_due(&before, Instant::now()) {
                 continue;
             }
-            let mut loaded = self.load(folder).await;
+            // A template that changes takes milliseconds, and none of the vocabulary's caches.
+            let known = vocabulary.as_ref();
+            let known = known.filter(|(look, _)| before.has_vocabulary_of(look));
+            let known = known.map(|(_, tokenizer)| Arc::clone(tokenizer));
+            let mut loaded = self.load(known, folder).await;
             if loaded.is_ok() && look(folder, template).await != before {
                 loaded = Err(ModelError::Changed);
             }
             let again = match loaded {
                 Ok(model) => {
+                    vocabulary = Some((before.clone(), model.tokenizer.clone()));
                     self.loaded(model, folder);
                     None
                 }
@@ -107,7 +112,7 @@ impl Keeper {
             };
             match found {
                 Some(folder) if from.as_ref() != Some(&folder) => {
-                    match self.load(&folder).await {
+                    match self.load(None, &folder).await {
                         Ok(model) => {
                             self.loaded(model, &folder);
                             from = Some(folder);
@@ -134,12 +139,16 @@ impl Keeper {
     }
 
     /// One of few at a time, on a thread that may block.
-    async fn load(&self, folder: &Path) -> Result<Model, ModelError> {
+    async fn load(
+        &self,
+        vocabulary: Option<Arc<dyn Tokenizer>>,
+        folder: &Path,
+    ) -> Result<Model, ModelError> {
         // An error would mean that nobody may load any more, which nobody says.
         let _permit = self.shared.loads.acquire().await;
         let (folder, config) = (folder.to_owned(), self.config.clone());
         let cache = self.cache.clone();
-        let load = move || Model::load(&folder, &config, &cache);
+        let load = move || Model::load_around(vocabulary, &folder, &config, &cache);
         let loading = tokio::task::spawn_blocking(load);
         loading.await.unwrap_or(Err(ModelError::Panicked))
     }

@@ -48,6 +48,17 @@ pub(super) async fn look(folder: &Path, template: Option<&Path>) -> Look {
     looked.await.unwrap_or_default()
 }
 
+impl Look {
+    /// Whether the vocabulary is the same as in another look.
+    pub fn has_vocabulary_of(&self, other: &Self) -> bool {
+        let of = |look: &Self| {
+            let mut files = FILES.iter().zip(look.0);
+            files.find_map(|(file, stamp)| stamp.filter(|_| file.name == "tokenizer.json"))
+        };
+        of(self).is_some() && of(self) == of(other)
+    }
+}
+
 /// Decides when a folder is due: at once, then whenever it has changed and settled, and after a
 /// failure once it is time again.
 #[derive(Debug, Default)]
@@ -134,7 +145,9 @@ mod tests {
         let added = look().await;
         assert_ne!(swapped, added);
         std::fs::write(at("elsewhere.jinja"), "").unwrap();
-        assert_ne!(added, look().await);
+        let given = look().await;
+        assert_ne!(added, given);
+        assert!(given.has_vocabulary_of(&swapped) && !swapped.has_vocabulary_of(&before));
         assert_eq!(super::look(&at("nowhere"), None).await, Look::default());
     }
 }
