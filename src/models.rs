@@ -327,17 +327,6 @@ pub fn check(file: &Path, config: &Config) -> Result<(), Complaints> {
             problem: error.to_string(),
         })
     };
-    let complaints: Vec<_> = config
-        .models
-        .iter()
-        .enumerate()
-        .filter_map(complaint)
-        .collect();
-    if complaints.is_empty() {
-        return Ok(());
-    }
-    Err(Complaints {
-        file: file.display().to_string(),
-        complaints,
-    })
+    let models = config.models.iter().enumerate();
+    Complaints::unless_none(file, models.filter_map(complaint).collect())
 }

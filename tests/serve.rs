@@ -54,6 +54,17 @@ fn assert_checks(config: &str, found: &str) {
     assert!(checked.status.success() && said.contains(found), "{said}");
 }
 
+/// All of this is wrong with a configuration; what was said of it.
+fn assert_refuses(config: &str, parts: &[&str]) -> String {
+    let checked = output(&["check", config]);
+    let said = text(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    for part in parts {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    said
+}
+
 #[test]
 fn check_names_everything_that_is_wrong_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -62,15 +73,13 @@ fn check_names_everything_that_is_wrong_at_once() {
         "bad.yaml",
         "polcy: {}\nlisten: {admin: here}\n",
     );
-    let checked = output(&["check", &config]);
-    assert_eq!(checked.status.code(), Some(1));
-    let said = text(&checked.stderr);
-    for part in [
-        "line 1: polcy: is not a known key",
-        "line 2: listen.admin: \"here\"",
-    ] {
-        assert!(said.contains(part), "{part}\n{said}");
-    }
+    assert_refuses(
+        &config,
+        &[
+            "line 1: polcy: is not a known key",
+            "line 2: listen.admin: \"here\"",
+        ],
+    );
     write(
         folder.path(),
         "fleet.yaml",
@@ -95,19 +104,17 @@ fn check_looks_at_the_secrets_that_are_there_and_names_those_that_are_not() {
     let tls = "tls: {mode: files, cert: tls.crt, key: tls.key}\n";
     let bad = format!("{tls}listen: {{admin_token: token}}\nevents: {{keys_secret: short}}\n");
     let bad = write(folder.path(), "bad.yaml", &bad);
-    let checked = output(&["check", &bad]);
-    assert_eq!(checked.status.code(), Some(1));
-    let said = text(&checked.stderr);
-    for part in [
-        "bad.yaml: listen.admin_token: ",
-        "token is empty",
-        "bad.yaml: tls: ",
-        "tls.crt is not PEM with ",
-        "bad.yaml: events.keys_secret: ",
-        "holds 5 bytes",
-    ] {
-        assert!(said.contains(part), "{part}\n{said}");
-    }
+    assert_refuses(
+        &bad,
+        &[
+            "bad.yaml: listen.admin_token: ",
+            "token is empty",
+            "bad.yaml: tls: ",
+            "tls.crt is not PEM with ",
+            "bad.yaml: events.keys_secret: ",
+            "holds 5 bytes",
+        ],
+    );
     std::fs::remove_file(folder.path().join("tls.key")).expect("removed");
     let elsewhere =
         format!("{tls}events: {{source: nats, nats: {{credentials: /nowhere/user.creds}}}}\n");
@@ -188,17 +195,15 @@ fn check_loads_what_serve_would_load() {
     );
     let models = "models: [{names: [a], folder: nowhere}, {names: [b], folder: .}, {names: [c], hub: {repo: a/b}}]";
     let config = write(folder.path(), "bad.yaml", models);
-    let checked = output(&["check", &config]);
-    assert_eq!(checked.status.code(), Some(1));
-    let said = text(&checked.stderr);
-    for part in [
-        "bad.yaml: models[0].folder: ",
-        "nowhere/tokenizer_config.json",
-        "bad.yaml: models[1].folder: the chat template \"default\" does not compile",
-        "fleet.yaml: line 1: endpoints[0].address",
-    ] {
-        assert!(said.contains(part), "{part}\n{said}");
-    }
+    let said = assert_refuses(
+        &config,
+        &[
+            "bad.yaml: models[0].folder: ",
+            "nowhere/tokenizer_config.json",
+            "bad.yaml: models[1].folder: the chat template \"default\" does not compile",
+            "fleet.yaml: line 1: endpoints[0].address",
+        ],
+    );
     assert!(!said.contains("models[2]"), "the hub is not asked: {said}");
     write(folder.path(), "fleet.yaml", "endpoints: []");
     let qwen = harness::tokenizer();

@@ -41,6 +41,22 @@ pub struct Complaints {
     pub complaints: Vec<Complaint>,
 }
 
+impl Complaints {
+    /// Of a file with which these things are wrong.
+    ///
+    /// # Errors
+    /// Unless there are none.
+    pub fn unless_none(file: &Path, complaints: Vec<Complaint>) -> Result<(), Self> {
+        if complaints.is_empty() {
+            return Ok(());
+        }
+        Err(Self {
+            file: file.display().to_string(),
+            complaints,
+        })
+    }
+}
+
 impl fmt::Display for Complaints {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines: Vec<_> = self

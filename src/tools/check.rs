@@ -78,8 +78,7 @@ async fn files(file: &Path, config: &Config) -> Result<Vec<String>, Complaints> 
             problem,
         });
     };
-    let named = named(config);
-    for (field, path) in &named {
+    for (field, path) in named(config) {
         match std::fs::read(path) {
             Ok(bytes) if bytes.trim_ascii().is_empty() => {
                 complain(field, format!("{} is empty", path.display()));
@@ -95,7 +94,8 @@ async fn files(file: &Path, config: &Config) -> Result<Vec<String>, Complaints> 
         }
     }
     let is_there = |field: &str| !absent.iter().any(|one| one.starts_with(field));
-    if is_there("tls.")
+    if matches!(config.tls, Tls::Files { .. })
+        && is_there("tls.")
         && let Err(error) = tls::open(&config.tls, &[]).await
     {
         complain("tls", error.to_string());
@@ -106,13 +106,8 @@ async fn files(file: &Path, config: &Config) -> Result<Vec<String>, Complaints> 
     {
         complain("events.keys_secret", format!("{error:#}"));
     }
-    match complaints.is_empty() {
-        true => Ok(absent),
-        false => Err(Complaints {
-            file: file.display().to_string(),
-            complaints,
-        }),
-    }
+    Complaints::unless_none(file, complaints)?;
+    Ok(absent)
 }
 
 /// Files that are used, and the fields that name them.
