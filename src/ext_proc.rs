@@ -50,8 +50,8 @@ pub use health::Health;
 const REPLIES_MAX: usize = 8;
 /// Streams on one connection. Envoy opens another connection where it needs more.
 const CONNECTION_STREAMS_MAX: u32 = 16_384;
-/// What one stream may have in flight: four buffers of Envoy's.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// What one stream may have in flight: a body of 200,000 tokens comes without a wait for us to say that there is room.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// The same for all streams of a connection, so that one large body does not starve the others.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// After the grace, and the word to every exchange: for connections to close.

@@ -11,6 +11,7 @@
 
 mod child;
 mod churn;
+mod elsewhere;
 pub mod envoy;
 mod parts;
 mod ports;
@@ -31,6 +32,7 @@ use crate::outgoing;
 use crate::server::Bound;
 use crate::timing::Timing;
 use child::Child;
+use elsewhere::Elsewhere;
 pub use parts::{Parts, PartsArgs};
 pub use ports::Ports;
 pub use scrape::Scrape;
@@ -52,6 +54,9 @@ pub struct Plan {
     pub engine: EngineConfig,
     /// Their speed.
     pub timing: Timing,
+    /// Whether they leave the cores to whoever needs them, as machines of their own would: where others' latencies are
+    /// measured. On busy cores they hardly get on.
+    pub servers_give_way: bool,
     /// Where to listen.
     pub ports: Ports,
     /// How kvscout shows itself to Envoy.
@@ -70,6 +75,7 @@ impl Plan {
             pods,
             engine: EngineConfig::default(),
             timing: Timing::INSTANT,
+            servers_give_way: false,
             ports: Ports::FREE,
             tls: Tls::default(),
         }
@@ -109,6 +115,7 @@ pub struct Stack {
     envoy: Child,
     http: reqwest::Client,
     plan: Plan,
+    elsewhere: Elsewhere,
     /// Servers so far, those that left included.
     numbered: usize,
     /// Last, so that it goes when nobody writes into it any more.
@@ -131,7 +138,8 @@ impl Stack {
         plan.ports.check()?;
         let folder = tempfile::Builder::new().prefix("kvscout-").tempdir()?;
         let http = outgoing::client().timeout(LOOK_MAX).build()?;
-        let pods = start::pods(&plan).await?;
+        let elsewhere = Elsewhere::new(plan.servers_give_way)?;
+        let pods = start::pods(&plan, &elsewhere).await?;
         let (kvscout, ext_proc, admin) = start::kvscout(&plan, &pods, folder.path(), &http).await?;
         let (envoy, plain, routed) =
             start::envoy(&plan, &pods, ext_proc, folder.path(), &http).await?;
@@ -146,6 +154,7 @@ impl Stack {
             numbered: pods.len(),
             pods,
             plan,
+            elsewhere,
             folder,
         })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
@@ -40,7 +40,7 @@ pub struct Connection {
 
 enum Io {
     Plain(TcpStream),
-    Encrypted(Box<TlsStream<TcpStream>>),
+    Encrypted(Box<TlsStream<BufReader<TcpStream>>>),
 }
 
 impl Connection {
@@ -54,7 +54,7 @@ impl Connection {
     }
 
     pub(super) fn encrypted(
-        stream: TlsStream<TcpStream>,
+        stream: TlsStream<BufReader<TcpStream>>,
         patience: Patience,
         seat: OwnedSemaphorePermit,
         metrics: Arc<DoorMetrics>,

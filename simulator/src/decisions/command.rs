@@ -102,6 +102,10 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         false => {
             let held = with(plan.clone(), async |stack| hold(args, stack, &shown).await).await?;
             // By a process of its own: where a gigabyte was held, memory lies scattered.
+            let plan = Plan {
+                servers_give_way: true,
+                ..plan
+            };
             with(plan, async |stack| {
                 measure(args, stack, &shown, &held).await
             })

@@ -22,8 +22,12 @@ impl Perf {
     /// Begins to record a process's stacks into a file.
     ///
     /// # Errors
-    /// There is no perf, or it may not look.
+    /// There is no perf, it may not look, or there can be no such folder.
     pub fn record(process: u32, into: &Path) -> anyhow::Result<Self> {
+        if let Some(folder) = into.parent() {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("--perf {}", folder.display()))?;
+        }
         let (process, file) = (process.to_string(), into.display().to_string());
         let child = Command::new("perf")
             .args(["record", "--quiet", "-F", HERTZ, "--call-graph", STACK])

@@ -12,7 +12,8 @@ impl Stack {
     /// It does not start.
     pub async fn add_pod(&mut self) -> anyhow::Result<()> {
         self.numbered += 1;
-        self.pods.push(start::pod(&self.plan, self.numbered).await?);
+        let pod = start::pod(&self.plan, self.numbered, &self.elsewhere).await?;
+        self.pods.push(pod);
         start::write_fleet(&self.pods, self.folder.path())
     }
 

@@ -14,21 +14,22 @@ use kvscout::prompt::template::RenderSettings;
 use serde_json::Value;
 
 use super::child::{self, Child};
+use super::elsewhere::Elsewhere;
 use super::envoy as example;
 use super::{Plan, Pod};
 use crate::engine::EngineConfig;
 use crate::events::{EventConfig, Layout};
 use crate::server::{Config, Server};
 
-pub(super) async fn pods(plan: &Plan) -> anyhow::Result<Vec<Pod>> {
+pub(super) async fn pods(plan: &Plan, elsewhere: &Elsewhere) -> anyhow::Result<Vec<Pod>> {
     let mut pods = Vec::with_capacity(plan.pods);
     for number in 1..=plan.pods {
-        pods.push(pod(plan, number).await?);
+        pods.push(pod(plan, number, elsewhere).await?);
     }
     Ok(pods)
 }
 
-pub(super) async fn pod(plan: &Plan, number: usize) -> anyhow::Result<Pod> {
+pub(super) async fn pod(plan: &Plan, number: usize, elsewhere: &Elsewhere) -> anyhow::Result<Pod> {
     let any = "tcp://127.0.0.1:0";
     let config = Config {
         model: plan.model.clone(),
@@ -50,7 +51,8 @@ pub(super) async fn pod(plan: &Plan, number: usize) -> anyhow::Result<Pod> {
         ..Config::default()
     };
     let name = format!("pod-{number}");
-    let server = Server::start(config)
+    let server = elsewhere
+        .run(Server::start(config))
         .await
         .with_context(|| format!("{name} does not start"))?;
     Ok(Pod { name, server })
