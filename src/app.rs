@@ -145,7 +145,7 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
     }));
     let (ending, _) = watch::channel(Phase::Serving);
     let settings = settings(&config);
-    let capacity = Arc::new(Capacity::new(settings.limits));
+    let capacity = Arc::new(Capacity::new(settings.limits, config::threads()));
     let (certificates, renewal) = tls::open(&config.tls, &certificate_names()).await?.unzip();
     let connections_max = config.limits.connections_max;
     let door = |listener, port, patience, certificates| {
@@ -241,11 +241,6 @@ pub async fn build(config: Config) -> anyhow::Result<App> {
             Ok(())
         });
     }
-    let watched = capacity.clone();
-    app.spawn("core_wait", async move {
-        watched.delay().watch().await;
-        Ok(())
-    });
     // Probes are answered until the very end: health and admin are never told to end.
     let (health, never) = (app.health.clone(), std::future::pending());
     app.spawn("health", async move {

@@ -21,10 +21,13 @@ use tokio::task::JoinSet;
 use crate::metrics::DoorMetrics;
 
 mod connection;
+
 pub mod tls;
+mod usher;
 
 pub use connection::{Connection, Patience};
 pub use tls::{Certificates, TlsError};
+pub use usher::{Entrance, Usher};
 
 /// For a handshake, from the first byte to the last. A gateway in the same zone needs milliseconds.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -61,15 +64,42 @@ impl DoorRules {
 
 /// A listening port.
 pub struct Door {
+    front: Front,
+    hall: Hall,
+}
+
+/// Where sockets come in, and get a seat.
+struct Front {
     listener: TcpListener,
+    seats: Seats,
+    metrics: Arc<DoorMetrics>,
+}
+
+/// Where those who have a seat shake hands, each beside the others, on the runtime that they stay on.
+struct Hall {
     rules: DoorRules,
     certificates: Option<Certificates>,
-    seats: Seats,
     metrics: Arc<DoorMetrics>,
     /// A gateway's mistake has been told of: it would be made again with each connection.
     told: Arc<AtomicBool>,
-    entering: JoinSet<Option<(Connection, SocketAddr)>>,
+    entering: JoinSet<Option<Entered>>,
 }
+
+/// Who came, and is of no runtime yet.
+struct Guest {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    seat: Seat,
+}
+
+/// Dropping it gives it back.
+struct Seat {
+    _one: OwnedSemaphorePermit,
+    /// One of those of an entrance, where there are several.
+    entrance: Option<Arc<()>>,
+}
+
+type Entered = (Connection, SocketAddr);
 
 /// The connections that a door has.
 #[derive(Debug, Clone)]
@@ -95,25 +125,30 @@ impl Door {
         certificates: Option<Certificates>,
         metrics: DoorMetrics,
     ) -> Self {
-        let max = rules.connections_max;
+        let (max, metrics) = (rules.connections_max, Arc::new(metrics));
         Self {
-            listener,
-            rules,
-            certificates,
-            seats: Seats {
-                free: Arc::new(Semaphore::new(max)),
-                max,
+            front: Front {
+                listener,
+                seats: Seats {
+                    free: Arc::new(Semaphore::new(max)),
+                    max,
+                },
+                metrics: metrics.clone(),
             },
-            metrics: Arc::new(metrics),
-            told: Arc::default(),
-            entering: JoinSet::new(),
+            hall: Hall {
+                rules,
+                certificates,
+                metrics,
+                told: Arc::default(),
+                entering: JoinSet::new(),
+            },
         }
     }
 
     /// Its connections, for a scrape.
     #[must_use]
     pub fn seats(&self) -> Seats {
-        self.seats.clone()
+        self.front.seats.clone()
     }
 
     /// Those who came in, one after another; it has no end.
@@ -125,41 +160,84 @@ impl Door {
     }
 
     /// The next who comes in.
-    async fn enter(&mut self) -> (Connection, SocketAddr) {
+    async fn enter(&mut self) -> Entered {
         loop {
             tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.seat(stream, peer),
-                    Err(error) => {
-                        self.metrics.refused("accept");
-                        tracing::warn!(%error, port = self.metrics.port, "cannot take a connection; are there enough file descriptors (ulimit -n)?");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                    }
-                },
-                Some(entered) = self.entering.join_next() => if let Ok(Some(entered)) = entered {
-                    return entered;
+                guest = self.front.next() => self.hall.receive(guest),
+                entered = self.hall.entered() => return entered,
+            }
+        }
+    }
+}
+
+impl Front {
+    /// The next who gets a seat.
+    async fn next(&self) -> Guest {
+        loop {
+            match self.take().await {
+                Ok(Some(guest)) => return guest,
+                Ok(None) => self.metrics.refused("full"),
+                Err(error) => {
+                    self.metrics.refused("accept");
+                    tracing::warn!(%error, port = self.metrics.port, "cannot take a connection; are there enough file descriptors (ulimit -n)?");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
         }
     }
 
-    /// Gives a seat to who came, and lets the handshake go on beside those of others.
-    fn seat(&mut self, stream: TcpStream, peer: SocketAddr) {
+    /// Who comes next, unless there is no seat.
+    async fn take(&self) -> io::Result<Option<Guest>> {
+        let (stream, peer) = self.listener.accept().await?;
         let Ok(seat) = self.seats.free.clone().try_acquire_owned() else {
-            self.metrics.refused("full");
-            return;
+            return Ok(None);
         };
         // Small answers must not wait for more of them; where it fails the connection has gone already.
         let _ = stream.set_nodelay(true);
-        let (acceptor, rules) = (
-            self.certificates.as_ref().map(Certificates::acceptor),
-            self.rules,
-        );
-        let (metrics, told) = (self.metrics.clone(), self.told.clone());
+        Ok(Some(Guest {
+            stream: stream.into_std()?,
+            peer,
+            seat: Seat {
+                _one: seat,
+                entrance: None,
+            },
+        }))
+    }
+}
+
+impl Hall {
+    /// One like it, in which nobody is.
+    fn another(&self) -> Self {
+        Self {
+            rules: self.rules,
+            certificates: self.certificates.clone(),
+            metrics: self.metrics.clone(),
+            told: self.told.clone(),
+            entering: JoinSet::new(),
+        }
+    }
+
+    /// Lets a handshake go on beside those of others.
+    fn receive(&mut self, guest: Guest) {
+        let acceptor = self.certificates.as_ref().map(Certificates::acceptor);
+        let (rules, parts) = (self.rules, (self.metrics.clone(), self.told.clone()));
         self.entering.spawn(async move {
-            let connection = shake(stream, acceptor, rules, seat, (metrics, told)).await?;
-            Some((connection, peer))
+            // Where this runtime has no room for it, the connection ends as if it had never come.
+            let stream = TcpStream::from_std(guest.stream).ok()?;
+            let connection = shake(stream, acceptor, rules, guest.seat, parts).await?;
+            Some((connection, guest.peer))
         });
+    }
+
+    /// The next who is done.
+    async fn entered(&mut self) -> Entered {
+        loop {
+            match self.entering.join_next().await {
+                Some(Ok(Some(entered))) => return entered,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
     }
 }
 
@@ -168,7 +246,7 @@ async fn shake(
     stream: TcpStream,
     acceptor: Option<tokio_rustls::TlsAcceptor>,
     rules: DoorRules,
-    seat: OwnedSemaphorePermit,
+    seat: Seat,
     (metrics, told): (Arc<DoorMetrics>, Arc<AtomicBool>),
 ) -> Option<Connection> {
     let Some(acceptor) = acceptor else {
@@ -217,7 +295,7 @@ impl Listener for Door {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.front.listener.local_addr()
     }
 }
 

@@ -1,19 +1,20 @@
 //! The ext_proc server: streams, deadlines, back-pressure.
 //!
 //! Every request is one gRPC stream. A task drives it ([`drive`]) through the conversation
-//! ([`exchange`]); what Envoy hears is made in [`reply`].
+//! ([`exchange`]); what Envoy hears is made in [`reply`]. A connection and its streams live on one of a few
+//! threads ([`lane`]).
 
 use std::option;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::channel::mpsc;
-use futures::stream::{self, Chain, Iter, Map};
+use futures::stream::{self, Chain, FuturesUnordered, Iter, Map};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -22,7 +23,8 @@ use tonic::{Request, Response, Status, Streaming};
 use self::arriving::Counted;
 use self::authority::mend::Mended;
 use self::authority::{Shown, pool_hint};
-use crate::door::Door;
+use self::lane::{End, Lane};
+use crate::door::{Door, Entrance};
 use crate::metrics::Metrics;
 use crate::proto::ext_proc::external_processor_server::{
     ExternalProcessor, ExternalProcessorServer,
@@ -37,6 +39,7 @@ pub mod capacity;
 mod drive;
 pub mod exchange;
 pub mod health;
+mod lane;
 mod read;
 pub mod reply;
 pub mod restore;
@@ -119,9 +122,16 @@ pub enum ServeError {
     /// The server could not be made.
     #[error("the ext_proc server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
+    /// There is no thread for a lane.
+    #[error("no thread to serve ext_proc on: {0}")]
+    Thread(std::io::Error),
+    /// A bug of ours or of a library's; the panic's own message is on stderr.
+    #[error("a thread that serves ext_proc panicked")]
+    Panicked,
 }
 
 /// What a server works with.
+#[derive(Clone)]
 pub struct Parts {
     /// Who chooses.
     pub scheduler: Arc<Scheduler>,
@@ -145,51 +155,37 @@ pub async fn serve(
     spans: Option<Arc<Spans>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let (grace, keepalive) = (settings.grace, settings.patience.keepalive);
-    let mut server = Server::builder()
-        .max_concurrent_streams(CONNECTION_STREAMS_MAX)
-        // Against strangers h2 ends a connection at twenty; a gateway's is for all of its clients.
-        .http2_max_pending_accept_reset_streams(Some(CONNECTION_STREAMS_MAX as usize))
-        .http2_keepalive_interval(Some(keepalive.0))
-        .http2_keepalive_timeout(Some(keepalive.1))
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    let message_bytes_max =
-        settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
-    let (health, capacity) = (parts.health.service(), parts.capacity.clone());
-    let metrics = parts.metrics.clone();
+    let grace = settings.grace;
     let (exchanges, over) = (TaskTracker::new(), CancellationToken::new());
-    let service = Service {
+    let (ending, abandoned) = (CancellationToken::new(), CancellationToken::new());
+    // Whatever becomes of this future, no thread outlives it for long.
+    let _abandons = abandoned.clone().drop_guard();
+    let common = Common {
         parts,
         settings: Arc::new(settings),
         spans,
         exchanges: exchanges.clone(),
         over: over.clone(),
-        number: AtomicU64::new(0),
+        number: Arc::default(),
     };
-    let service =
-        ExternalProcessorServer::new(service).max_decoding_message_size(message_bytes_max);
-    let (began, ending) = oneshot::channel();
-    let shutdown = async move {
-        shutdown.await;
-        // Where the server has ended by itself, nobody waits for this.
-        let _ = began.send(());
+    let lanes = common.parts.capacity.delays().len();
+    let (usher, entrances) = door.split(lanes);
+    let mut lanes = Vec::with_capacity(entrances.len());
+    for (number, entrance) in entrances.into_iter().enumerate() {
+        let served = common.clone().serve(number, entrance, ending.clone());
+        let name = format!("ext_proc-{number}");
+        lanes.push(Lane::start(name, abandoned.clone(), served).map_err(ServeError::Thread)?);
+    }
+    let mut lanes: FuturesUnordered<_> = lanes.into_iter().map(Lane::end).collect();
+    // A lane that ends unbidden ends all of them.
+    let first = tokio::select! {
+        first = lanes.next() => first,
+        () = usher.run() => None,
+        () = shutdown => None,
     };
-    let connections = door.connections();
-    let connections = Box::pin(connections.map(|connection| connection.map(Mended::new)));
-    let served = server
-        .add_service(Shown(Counted {
-            service,
-            capacity,
-            metrics,
-        }))
-        .add_service(health)
-        .serve_with_incoming_shutdown(connections, shutdown);
-    let mut served = std::pin::pin!(served);
-    let mut ended = tokio::select! {
-        ended = &mut served => Some(ended),
-        () = grace_over(ending, grace) => None,
-    };
+    ending.cancel();
+    let mut rest = pin!(lanes.collect::<Vec<_>>());
+    let mut ended = timeout(grace, &mut rest).await.ok();
     if ended.is_none() {
         tracing::warn!(
             ?grace,
@@ -202,27 +198,82 @@ pub async fn serve(
     exchanges.close();
     exchanges.wait().await;
     if ended.is_none() {
-        ended = tokio::time::timeout(CLOSE_MAX, served).await.ok();
+        ended = timeout(CLOSE_MAX, &mut rest).await.ok();
     }
-    Ok(ended.unwrap_or(Ok(()))?)
+    abandoned.cancel();
+    let ended = match ended {
+        Some(ended) => ended,
+        None => rest.await,
+    };
+    for end in first.into_iter().chain(ended) {
+        match end {
+            End::Done(served) => served?,
+            End::Abandoned => {}
+            End::Panicked => return Err(ServeError::Panicked),
+        }
+    }
+    Ok(())
 }
 
-async fn grace_over(ending: oneshot::Receiver<()>, grace: Duration) {
-    match ending.await {
-        Ok(()) => tokio::time::sleep(grace).await,
-        Err(_) => std::future::pending().await,
-    }
-}
-
-/// The gRPC service.
-struct Service {
+/// What all lanes have in common.
+#[derive(Clone)]
+struct Common {
     parts: Parts,
     settings: Arc<ExtProcSettings>,
     spans: Option<Arc<Spans>>,
     exchanges: TaskTracker,
     /// The grace is over.
     over: CancellationToken,
-    number: AtomicU64,
+    /// The next exchange's.
+    number: Arc<AtomicU64>,
+}
+
+impl Common {
+    /// Serves who comes in by one entrance, until it is told to end, and then until their last stream has ended.
+    async fn serve(
+        self,
+        lane: usize,
+        entrance: Entrance,
+        ending: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        let (settings, capacity) = (&self.settings, self.parts.capacity.clone());
+        let (interval, patience) = settings.patience.keepalive;
+        let mut server = Server::builder()
+            .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+            // Against strangers h2 ends a connection at twenty; a gateway's is for all of its clients.
+            .http2_max_pending_accept_reset_streams(Some(CONNECTION_STREAMS_MAX as usize))
+            .http2_keepalive_interval(Some(interval))
+            .http2_keepalive_timeout(Some(patience))
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        let message_bytes_max =
+            settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
+        let (health, metrics) = (self.parts.health.service(), self.parts.metrics.clone());
+        let service = Service { common: self, lane };
+        let service =
+            ExternalProcessorServer::new(service).max_decoding_message_size(message_bytes_max);
+        let connections = entrance.connections();
+        let connections = Box::pin(connections.map(|connection| connection.map(Mended::new)));
+        let watched = capacity.clone();
+        let served = server
+            .add_service(Shown(Counted {
+                service,
+                capacity,
+                metrics,
+            }))
+            .add_service(health)
+            .serve_with_incoming_shutdown(connections, ending.cancelled_owned());
+        tokio::select! {
+            served = served => served,
+            never = watched.delays()[lane].watch() => match never {},
+        }
+    }
+}
+
+/// The gRPC service on one lane.
+struct Service {
+    common: Common,
+    lane: usize,
 }
 
 /// What Envoy hears, one after the other, of which the first is there; unpacked at the last moment.
@@ -262,23 +313,24 @@ impl Service {
         &self,
         request: Request<Streaming<ProcessingRequest>>,
     ) -> mpsc::Receiver<drive::Reply> {
-        let Some(place) = self.parts.capacity.enter() else {
+        let common = &self.common;
+        let Some(place) = common.parts.capacity.enter(self.lane) else {
             return self.refuse();
         };
         // And one more, which the channel keeps for its only sender.
         let (replies, heard) = mpsc::channel(REPLIES_MAX - 1);
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let number = common.number.fetch_add(1, Ordering::Relaxed);
         let id = format!("kvscout-{number}");
         let drive = Box::new(drive::Drive::new(
-            self.settings.clone(),
+            common.settings.clone(),
             (id, pool_hint(&request)),
-            self.parts.scheduler.clone(),
+            common.parts.scheduler.clone(),
             place,
-            drive::Tracing::of(request.metadata(), self.spans.clone()),
+            drive::Tracing::of(request.metadata(), common.spans.clone()),
         ));
-        let (metrics, over) = (self.parts.metrics.clone(), self.over.clone());
+        let (metrics, over) = (common.parts.metrics.clone(), common.over.clone());
         let mut said = request.into_inner();
-        self.exchanges.spawn(async move {
+        common.exchanges.spawn(async move {
             let ended = drive.run(&mut said, replies, &over).await;
             if let Some(reason) = ended.reason() {
                 metrics.exchange_given_up(reason);
@@ -289,9 +341,8 @@ impl Service {
 
     /// The answer to one too many: before it has said anything, so that it costs next to nothing.
     fn refuse(&self) -> mpsc::Receiver<drive::Reply> {
-        self.parts
-            .metrics
-            .answered(None, ("", "", Refusal::Overloaded.as_str()));
+        let metrics = &self.common.parts.metrics;
+        metrics.answered(None, ("", "", Refusal::Overloaded.as_str()));
         let (mut replies, heard) = mpsc::channel(0);
         let refused = Box::new(reply::refused(Refusal::Overloaded));
         replies.try_send(Ok(refused)).expect("it has room for one");

@@ -442,27 +442,45 @@ async fn one_request_too_many_is_refused_with_a_reason() {
     assert!(!third.picked().await.is_empty());
 }
 
+/// A picker that gives way at the least wait for a core, which there always is, once every lane has looked.
+async fn short_of_cores(limits: capacity::Limits) -> Kvscout {
+    let kvscout = kvscout(ExtProcSettings {
+        limits,
+        ..ExtProcSettings::default()
+    })
+    .await;
+    let looks = || {
+        kvscout
+            .capacity
+            .delays()
+            .iter()
+            .all(|d| !d.standing().is_zero())
+    };
+    until("every lane has looked", looks).await;
+    kvscout
+}
+
 #[tokio::test]
 async fn where_cores_are_short_reading_gives_way_first_and_requests_last() {
-    let kvscout = kvscout(ExtProcSettings::default()).await;
-    let channel = channel(kvscout.address).await;
-    let waits =
-        |ms| (0..10).for_each(|_| kvscout.capacity.delay().observe(Duration::from_millis(ms)));
-    waits(300);
-    let mut unread = Exchange::open(channel.clone()).await;
-    unread.say(headers("/v1/completions", false)).await;
+    let unread = short_of_cores(capacity::Limits {
+        unread_after: Duration::ZERO,
+        refused_after: PATIENCE,
+        ..Default::default()
+    })
+    .await;
+    let mut exchange = Exchange::open(channel(unread.address).await).await;
+    exchange.say(headers("/v1/completions", false)).await;
     assert!(
-        matches!(unread.hear().await, Reply::RequestHeaders(_)),
+        matches!(exchange.hear().await, Reply::RequestHeaders(_)),
         "before its body has begun"
     );
-    waits(1_000);
-    let mut refused = Exchange::open(channel.clone()).await;
-    assert!(matches!(refused.hear().await, Reply::ImmediateResponse(_)));
-    waits(0);
-    let mut read = Exchange::open(channel).await;
-    read.say(headers("/v1/completions", false)).await;
-    read.say(body("{}", true)).await;
-    assert!(matches!(read.hear().await, Reply::RequestHeaders(_)));
+    let refused = short_of_cores(capacity::Limits {
+        refused_after: Duration::ZERO,
+        ..Default::default()
+    })
+    .await;
+    let mut exchange = Exchange::open(channel(refused.address).await).await;
+    assert!(matches!(exchange.hear().await, Reply::ImmediateResponse(_)));
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ impl Sights {
             self.metrics.connections(port, seats.taken());
         }
         let capacity = &self.capacity;
-        let wait = capacity.delay().standing();
+        let wait = capacity.longest_delay();
         self.metrics
             .exchanges(capacity.open(), capacity.held_bytes(), wait);
         self.metrics.decisions_kept(self.decisions.kept_bytes());

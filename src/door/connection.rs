@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::Seat;
 use crate::metrics::DoorMetrics;
 
 /// How long a peer may be silent.
@@ -35,7 +35,7 @@ pub struct Connection {
     /// None where it may be silent for ever.
     silence: Option<Pin<Box<Sleep>>>,
     metrics: Arc<DoorMetrics>,
-    _seat: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
 enum Io {
@@ -47,7 +47,7 @@ impl Connection {
     pub(super) fn plain(
         stream: TcpStream,
         patience: Patience,
-        seat: OwnedSemaphorePermit,
+        seat: Seat,
         metrics: Arc<DoorMetrics>,
     ) -> Self {
         Self::new(Io::Plain(stream), patience, seat, metrics)
@@ -56,18 +56,13 @@ impl Connection {
     pub(super) fn encrypted(
         stream: TlsStream<BufReader<TcpStream>>,
         patience: Patience,
-        seat: OwnedSemaphorePermit,
+        seat: Seat,
         metrics: Arc<DoorMetrics>,
     ) -> Self {
         Self::new(Io::Encrypted(Box::new(stream)), patience, seat, metrics)
     }
 
-    fn new(
-        io: Io,
-        patience: Patience,
-        seat: OwnedSemaphorePermit,
-        metrics: Arc<DoorMetrics>,
-    ) -> Self {
+    fn new(io: Io, patience: Patience, seat: Seat, metrics: Arc<DoorMetrics>) -> Self {
         let (Patience::First(max) | Patience::Always(max)) = patience;
         Self {
             io,

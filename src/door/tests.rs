@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use futures::StreamExt;
+use futures::future::select_all;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -343,4 +345,38 @@ async fn what_is_wrong_with_a_certificate_is_said() {
         said.contains("tls.key") && said.contains("check the mount"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn who_comes_goes_where_fewest_are() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::default().door("ext_proc");
+    let door = Door::new(listener, rules(), None, metrics);
+    let seats = door.seats();
+    let (usher, entrances) = door.split(2);
+    let ushering = tokio::spawn(usher.run());
+    let mut entrances: Vec<_> = { entrances.into_iter() }
+        .map(|entrance| Box::pin(entrance.connections()))
+        .collect();
+    let mut come = async || {
+        let guest = soon(TcpStream::connect(address)).await.unwrap();
+        let ways = entrances.iter_mut().map(StreamExt::next);
+        let (connection, at, _) = soon(select_all(ways)).await;
+        (guest, connection.unwrap().unwrap(), at)
+    };
+    let first = come().await;
+    let second = come().await;
+    assert_ne!(first.2, second.2);
+    let third = come().await;
+    drop(third);
+    // One at each again.
+    let fourth = come().await;
+    let fifth = come().await;
+    assert_ne!(fourth.2, fifth.2);
+    assert_eq!(seats.taken(), 4);
+    ushering.abort();
+    // No usher brings more.
+    let _ = ushering.await;
+    assert!(soon(entrances[0].next()).await.is_none());
 }

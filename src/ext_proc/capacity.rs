@@ -6,8 +6,9 @@
 //! | `streams_max` exchanges, or `refused_after` of waiting for a core | new requests are refused: 503 |
 //!
 //! Waiting for a core is what a task that has work waits until it runs ([`Delay`]): with short prompts, which
-//! are read where they arrive, that is the only queue there is.
+//! are read where they arrive, that is the only queue there is. Each lane has one, and gives way by itself.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -54,7 +55,8 @@ pub struct Capacity {
     exchanges: Arc<Semaphore>,
     reading: Arc<Semaphore>,
     memory: Arc<Memory>,
-    delay: Delay,
+    /// Of each lane.
+    delays: Box<[Delay]>,
 }
 
 /// What one exchange has of it; dropping it gives it back.
@@ -67,21 +69,21 @@ pub(super) struct Place {
 }
 
 impl Capacity {
-    /// All of it.
+    /// All of it, for exchanges on so many lanes, at least one.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, lanes: usize) -> Self {
         Self {
             exchanges: Arc::new(Semaphore::new(limits.streams_max)),
             reading: Arc::new(Semaphore::new(limits.reading_max)),
             memory: Arc::new(Memory::new(limits.held_bytes_max)),
-            delay: Delay::default(),
+            delays: (0..lanes.max(1)).map(|_| Delay::default()).collect(),
             limits,
         }
     }
 
-    /// A place for one more, if there is one.
-    pub(super) fn enter(&self) -> Option<Place> {
-        let waited = self.delay.standing();
+    /// A place for one more on this lane, if there is one.
+    pub(super) fn enter(&self, lane: usize) -> Option<Place> {
+        let waited = self.delays[lane].standing();
         if waited > self.limits.refused_after {
             return None;
         }
@@ -126,10 +128,17 @@ impl Capacity {
         self.memory.held.load(Ordering::Relaxed)
     }
 
-    /// How long work waits for a core.
+    /// How long work waits for a core, of each lane.
     #[must_use]
-    pub fn delay(&self) -> &Delay {
-        &self.delay
+    pub fn delays(&self) -> &[Delay] {
+        &self.delays
+    }
+
+    /// The same of the lane where it waits longest.
+    #[must_use]
+    pub fn longest_delay(&self) -> Duration {
+        let all = self.delays.iter().map(Delay::standing);
+        all.max().unwrap_or_default()
     }
 }
 
@@ -213,7 +222,7 @@ impl Delay {
     }
 
     /// Looks again and again, for ever.
-    pub async fn watch(&self) {
+    pub async fn watch(&self) -> Infallible {
         loop {
             let due = Instant::now() + LOOK;
             tokio::time::sleep_until(due).await;
@@ -227,12 +236,12 @@ mod tests {
     use super::*;
 
     fn capacity(limits: Limits) -> Capacity {
-        Capacity::new(limits)
+        Capacity::new(limits, 2)
     }
 
     fn waits(capacity: &Capacity, wait: Duration) {
         for _ in 0..LOOKS {
-            capacity.delay().observe(wait);
+            capacity.delays()[0].observe(wait);
         }
     }
 
@@ -260,31 +269,33 @@ mod tests {
             streams_max: 1,
             ..Limits::default()
         });
-        let first = capacity.enter().expect("the only place");
-        assert!(capacity.enter().is_none());
+        let first = capacity.enter(0).expect("the only place");
+        assert!(capacity.enter(0).is_none());
         assert_eq!(capacity.open(), 1);
         drop(first);
-        assert!(capacity.enter().is_some());
+        assert!(capacity.enter(0).is_some());
     }
 
     #[test]
     fn reading_gives_way_before_a_request_does() {
         let capacity = capacity(Limits::default());
-        assert!(capacity.enter().expect("idle").reading.is_ok());
+        assert!(capacity.enter(0).expect("idle").reading.is_ok());
         waits(&capacity, Duration::from_millis(300));
-        let place = capacity.enter().expect("a place");
+        let place = capacity.enter(0).expect("a place");
         assert_eq!(place.reading.err(), Some("core_wait"));
         waits(&capacity, Duration::from_millis(600));
-        assert!(capacity.enter().is_none());
+        assert!(capacity.enter(0).is_none());
+        assert!(capacity.enter(1).expect("an idle lane").reading.is_ok());
+        assert_eq!(capacity.longest_delay(), Duration::from_millis(600));
         waits(&capacity, Duration::ZERO);
-        assert!(capacity.enter().expect("idle again").reading.is_ok());
+        assert!(capacity.enter(0).expect("idle again").reading.is_ok());
     }
 
     #[test]
     fn one_pause_of_the_whole_machine_refuses_nobody() {
         let capacity = capacity(Limits::default());
-        capacity.delay().observe(Duration::from_secs(30));
-        assert!(capacity.enter().expect("a place").reading.is_ok());
+        capacity.delays()[0].observe(Duration::from_secs(30));
+        assert!(capacity.enter(0).expect("a place").reading.is_ok());
     }
 
     #[tokio::test]

@@ -228,7 +228,7 @@ pub const SUBJECTS: &[Subject] = &[
             gauge(
                 "kvscout_core_wait_seconds",
                 &[],
-                "What work waits for a core, without bursts; past limits.core_wait_ms_max requests are refused",
+                "What work waits for a core, without bursts, on the thread where it waits longest; past limits.core_wait_ms_max requests are refused",
             ),
             counter(
                 "kvscout_certificate_reads_total",

@@ -136,7 +136,7 @@ impl Kvscout {
             certificates,
             metrics.door("ext_proc"),
         );
-        let capacity = Arc::new(Capacity::new(settings.limits));
+        let capacity = Arc::new(Capacity::new(settings.limits, LANES));
         let parts = ext_proc::Parts {
             scheduler,
             health: health.clone(),
@@ -185,6 +185,9 @@ impl Drop for Kvscout {
         }
     }
 }
+
+/// Threads that serve a gateway's connections.
+const LANES: usize = 2;
 
 /// As many as a test may want.
 pub fn door_rules() -> DoorRules {
