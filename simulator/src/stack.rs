@@ -11,7 +11,7 @@
 
 mod child;
 mod churn;
-mod elsewhere;
+pub(crate) mod elsewhere;
 pub mod envoy;
 mod parts;
 mod ports;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
+use kvscout::config;
 use tonic::transport::Channel;
 
 use super::stream::{self, Stream, Took};
@@ -20,7 +21,7 @@ const UNREACHED: u16 = 503;
 #[derive(Debug, Clone)]
 pub struct Asker {
     /// To kvscout.
-    pub channel: Channel,
+    channels: Vec<Channel>,
     http: reqwest::Client,
 }
 
@@ -46,15 +47,36 @@ impl Asked {
 }
 
 impl Asker {
-    /// Over a connection of its own, as one worker of Envoy's has.
+    /// Over a connection for each core, as each of Envoy's workers has one.
     ///
     /// # Errors
     /// The certificate cannot be read, or nobody answers.
     pub async fn connect(to: SocketAddr, certificate: &Path) -> anyhow::Result<Self> {
+        let mut channels = Vec::new();
+        for _core in 0..config::threads() {
+            channels.push(stream::connect(to, certificate).await?);
+        }
         Ok(Self {
-            channel: stream::connect(to, certificate).await?,
+            channels,
             http: outgoing::client().timeout(TAKES_MAX).build()?,
         })
+    }
+
+    /// The same, over one connection alone: one of kvscout's threads serves it.
+    #[must_use]
+    pub fn over_one(&self) -> Self {
+        Self {
+            channels: self.channels[..1].to_vec(),
+            http: self.http.clone(),
+        }
+    }
+
+    /// The connection of a request of this number.
+    #[must_use]
+    pub fn channel(&self, number: u64) -> &Channel {
+        let channels = self.channels.len() as u64;
+        let at = usize::try_from(number % channels).unwrap_or_default();
+        &self.channels[at]
     }
 
     /// A request of this number.
@@ -63,7 +85,7 @@ impl Asker {
     /// The stream is lost, takes too long, or is answered with no pick.
     pub async fn ask(&self, number: u64, body: Bytes) -> anyhow::Result<Asked> {
         let ask = async {
-            let mut stream = Stream::open(&self.channel, number, body.len()).await?;
+            let mut stream = Stream::open(self.channel(number), number, body.len()).await?;
             stream.send(&body, true).await?;
             let took = stream.placed(body.len()).await?;
             let to: SocketAddr = took.endpoint.parse()?;

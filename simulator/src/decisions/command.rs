@@ -95,7 +95,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         true => {
             with(plan, async |stack| {
                 let asker = Asker::connect(stack.ext_proc, &shown).await?;
-                overload::measure(stack, asker.channel, MODEL, args.seconds).await
+                overload::measure(stack, asker, MODEL, args.seconds).await
             })
             .await?
         }

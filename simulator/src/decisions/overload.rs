@@ -14,10 +14,9 @@ use futures::future::try_join_all;
 use serde_json::json;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::transport::Channel;
 
-use super::process;
 use super::stream::{Refused, Stream};
+use super::{ask, process};
 use crate::dice::Dice;
 use crate::load::Spread;
 use crate::stack::{Scrape, Stack};
@@ -37,9 +36,11 @@ const ANSWER: &[u8] = br#"{"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
 
 /// Who asks.
 struct Asker {
-    channel: Channel,
+    gateway: ask::Asker,
     model: &'static str,
     /// Prompts so far: each is new.
+    made: AtomicU64,
+    /// And of those, so many were asked.
     asked: AtomicU64,
 }
 
@@ -55,15 +56,16 @@ enum Came {
 /// A stream is lost, or takes too long.
 pub async fn measure(
     stack: &Stack,
-    channel: Channel,
+    gateway: ask::Asker,
     model: &'static str,
     seconds: f64,
 ) -> anyhow::Result<String> {
     let kvscout = *stack.process_ids().first().context("kvscout runs")?;
     on_one_core(kvscout).await?;
     let asker = Arc::new(Asker {
-        channel,
+        gateway,
         model,
+        made: AtomicU64::new(0),
         asked: AtomicU64::new(0),
     });
     // What is done once, for the first prompts, is not what it can do.
@@ -98,7 +100,7 @@ async fn on_one_core(process: u32) -> anyhow::Result<()> {
 
 impl Asker {
     fn body(&self) -> Bytes {
-        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
         let mut dice = Dice::new(number);
         let mut letter = || char::from(b'a' + dice.below(26) as u8);
         let mut text = String::with_capacity(NAMES * (LETTERS + 1));
@@ -112,8 +114,10 @@ impl Asker {
     }
 
     async fn ask(&self, body: &Bytes, due: Instant) -> anyhow::Result<Came> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
         let ask = async {
-            let mut stream = Stream::open(&self.channel, 0, body.len()).await?;
+            let channel = self.gateway.channel(number);
+            let mut stream = Stream::open(channel, number, body.len()).await?;
             stream.send(body, true).await?;
             let placed = stream.placed(body.len()).await;
             let took = due.elapsed();

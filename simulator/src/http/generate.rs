@@ -23,6 +23,7 @@ use super::ask::{Api, Ask};
 use super::error::{Refusal, json_body};
 use super::shape::{Shape, Tally};
 use crate::runner::Answers;
+use crate::stack::elsewhere::as_here;
 
 const REQUEST_ID: &str = "x-request-id";
 /// Pins a request to a data-parallel rank.
@@ -66,7 +67,8 @@ async fn generate(app: Arc<App>, api: Api, headers: &HeaderMap, body: Bytes) -> 
 
 /// Long prompts take milliseconds to tokenize: not on a thread that serves others.
 async fn parse(app: Arc<App>, api: Api, body: Bytes) -> Result<Ask, Refusal> {
-    let parsed = READERS.run(body.len(), move || Ask::parse(&app, api, &body));
+    let bytes = body.len();
+    let parsed = READERS.run(bytes, as_here(move || Ask::parse(&app, api, &body)));
     parsed
         .await
         .unwrap_or_else(|_| Err(Refusal::shutting_down()))

@@ -6,11 +6,25 @@
 use std::future::Future;
 
 use anyhow::Context as _;
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::runtime::{Builder, Runtime};
 
 /// The last in line for a core (setpriority(2), which is a thread's own on Linux).
 const LAST: i32 = 19;
+
+/// The same work, for another thread that is as much in the way as this one, or less: it stays so.
+pub(crate) fn as_here<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let here = getpriority_process(None);
+    move || {
+        if let (Ok(here), Ok(there)) = (here, getpriority_process(None))
+            && there < here
+        {
+            // As above: then it is in the way, and nothing else is wrong.
+            let _ = setpriority_process(None, here);
+        }
+        work()
+    }
+}
 
 /// Threads that end with this, and with what runs on them.
 #[derive(Debug)]
