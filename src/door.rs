@@ -222,8 +222,10 @@ impl Hall {
         let acceptor = self.certificates.as_ref().map(Certificates::acceptor);
         let (rules, parts) = (self.rules, (self.metrics.clone(), self.told.clone()));
         self.entering.spawn(async move {
-            // Where this runtime has no room for it, the connection ends as if it had never come.
-            let stream = TcpStream::from_std(guest.stream).ok()?;
+            let Ok(stream) = TcpStream::from_std(guest.stream) else {
+                parts.0.refused("accept");
+                return None;
+            };
             let connection = shake(stream, acceptor, rules, guest.seat, parts).await?;
             Some((connection, guest.peer))
         });
