@@ -179,7 +179,9 @@ INFERNO := 0.12.4
 $(TOOLS)/bin/inferno-flamegraph:
 	@cargo install --quiet --root $(TOOLS) --version $(INFERNO) --locked inferno
 
-# Release builds have symbols and no frame pointers, so stacks are unwound by .eh_frame.
+# Release builds have symbols and no frame pointers, so stacks are unwound by .eh_frame. Both sizes are drawn in equal
+# widths (millionths of their samples), without the frames of the runtime, which are every stack's.
+RUNTIME_FRAMES := ^<?(&mut |&)?(std|core|alloc|tokio|tokio_util|clone3|start_thread|__rust)
 .PHONY: flame
 flame: setup $(TOOLS)/bin/inferno-flamegraph ## Draw where a decision's CPU time goes, with perf: docs/img/flame-after.svg (two minutes).
 	@command -v perf >/dev/null || { echo "flame: perf is missing: apt-get install linux-perf" >&2; exit 1; }
@@ -187,10 +189,13 @@ flame: setup $(TOOLS)/bin/inferno-flamegraph ## Draw where a decision's CPU time
 	@for size in 1k 100k; do \
 	  target/release/kvscout-sim bench-decision --only $$size --perf target/flame && \
 	  perf script --no-inline -i target/flame/$$size.perf 2>/dev/null | $(TOOLS)/bin/inferno-collapse-perf | \
-	    sed "s/^/$$size tokens;/" > target/flame/$$size.folded || exit 1; \
+	    awk -v size=$$size '{ count = $$NF; sub(/ [0-9]+$$/, ""); frames = split($$0, frame, ";"); stack = size " tokens"; \
+	      for (at = 2; at <= frames; at++) if (frame[at] !~ /$(RUNTIME_FRAMES)/) stack = stack ";" frame[at]; \
+	      counts[stack] += count; all += count } \
+	      END { for (stack in counts) printf "%s %d\n", stack, counts[stack] * 1e6 / all }' > target/flame/$$size.folded || exit 1; \
 	done
 	@cat target/flame/*.folded | $(TOOLS)/bin/inferno-flamegraph --title "Where a decision's CPU time goes" \
-	  --minwidth 0.3 > docs/img/flame-after.svg
+	  --countname ppm --minwidth 0.3 > docs/img/flame-after.svg
 
 # Mooncake's scenarios need TRACE=conversation_trace.jsonl, from its repository (FAST25-release/traces);
 # without it, they are left out.
