@@ -21,7 +21,6 @@ use tokio::task::JoinSet;
 use crate::metrics::DoorMetrics;
 
 mod connection;
-
 pub mod tls;
 mod usher;
 

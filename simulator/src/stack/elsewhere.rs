@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 /// The last in line for a core (setpriority(2), which is a thread's own on Linux).
 const LAST: i32 = 19;
 
-/// The same work, for another thread that is as much in the way as this one, or less: it stays so.
+/// This work for another thread, which first gives way as much as this one does, and goes on to.
 pub(crate) fn as_here<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
     let here = getpriority_process(None);
     move || {
