@@ -19,7 +19,7 @@ pub(crate) fn as_here<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
         if let (Ok(here), Ok(there)) = (here, getpriority_process(None))
             && there < here
         {
-            // As above: then it is in the way, and nothing else is wrong.
+            // Without it that thread is in the way, and nothing else is wrong.
             let _ = setpriority_process(None, here);
         }
         work()
