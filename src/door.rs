@@ -17,6 +17,7 @@ use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use crate::metrics::DoorMetrics;
 
@@ -70,6 +71,8 @@ pub struct Door {
 /// Where sockets come in, and get a seat.
 struct Front {
     listener: TcpListener,
+    /// While it rests after a failure: until then.
+    rests: Option<Instant>,
     seats: Seats,
     metrics: Arc<DoorMetrics>,
 }
@@ -128,6 +131,7 @@ impl Door {
         Self {
             front: Front {
                 listener,
+                rests: None,
                 seats: Seats {
                     free: Arc::new(Semaphore::new(max)),
                     max,
@@ -170,16 +174,19 @@ impl Door {
 }
 
 impl Front {
-    /// The next who gets a seat.
-    async fn next(&self) -> Guest {
+    /// The next who gets a seat. May be given up and asked again, also while it rests.
+    async fn next(&mut self) -> Guest {
         loop {
+            if let Some(rests) = self.rests {
+                sleep_until(rests).await;
+                self.rests = None;
+            }
             match self.take().await {
                 Ok(Some(guest)) => return guest,
                 Ok(None) => self.metrics.refused("full"),
                 Err(error) => {
-                    self.metrics.refused("accept");
-                    tracing::warn!(%error, port = self.metrics.port, "cannot take a connection; are there enough file descriptors (ulimit -n)?");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    not_accepted(&self.metrics, &error);
+                    self.rests = Some(Instant::now() + ACCEPT_RETRY);
                 }
             }
         }
@@ -221,10 +228,9 @@ impl Hall {
         let acceptor = self.certificates.as_ref().map(Certificates::acceptor);
         let (rules, parts) = (self.rules, (self.metrics.clone(), self.told.clone()));
         self.entering.spawn(async move {
-            let Ok(stream) = TcpStream::from_std(guest.stream) else {
-                parts.0.refused("accept");
-                return None;
-            };
+            let stream = TcpStream::from_std(guest.stream)
+                .inspect_err(|error| not_accepted(&parts.0, error))
+                .ok()?;
             let connection = shake(stream, acceptor, rules, guest.seat, parts).await?;
             Some((connection, guest.peer))
         });
@@ -240,6 +246,12 @@ impl Hall {
             }
         }
     }
+}
+
+/// A connection could not be taken.
+fn not_accepted(metrics: &DoorMetrics, error: &io::Error) {
+    metrics.refused("accept");
+    tracing::warn!(%error, port = metrics.port, "cannot take a connection; are there enough file descriptors (ulimit -n)?");
 }
 
 /// A handshake, where there is one.

@@ -1,36 +1,28 @@
 //! The ext_proc server: streams, deadlines, back-pressure.
 //!
-//! Every request is one gRPC stream. A task drives it ([`drive`]) through the conversation
+//! Every request is one gRPC stream ([`service`]). A task drives it ([`drive`]) through the conversation
 //! ([`exchange`]); what Envoy hears is made in [`reply`]. A connection and its streams live on one of a few
 //! threads ([`lane`]).
 
-use std::option;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::channel::mpsc;
-use futures::stream::{self, Chain, FuturesUnordered, Iter, Map};
+use futures::stream::FuturesUnordered;
 use thiserror::Error;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
 
-use self::arriving::Counted;
 use self::authority::mend::Mended;
-use self::authority::{Shown, pool_hint};
 use self::lane::{End, Lane};
+use self::service::Service;
 use crate::door::{Door, Entrance};
 use crate::metrics::Metrics;
-use crate::proto::ext_proc::external_processor_server::{
-    ExternalProcessor, ExternalProcessorServer,
-};
-use crate::proto::ext_proc::{ProcessingRequest, ProcessingResponse};
-use crate::scheduler::{Refusal, Scheduler};
+use crate::scheduler::Scheduler;
 use crate::spans::Spans;
 
 mod arriving;
@@ -43,14 +35,13 @@ mod lane;
 mod read;
 pub mod reply;
 pub mod restore;
+mod service;
 pub mod usage;
 
 pub use capacity::Capacity;
 pub use exchange::Rules;
 pub use health::Health;
 
-/// Replies between a driver and its gRPC stream. Eight chunks of 62 kB keep a connection busy.
-const REPLIES_MAX: usize = 8;
 /// Streams on one connection. Envoy opens another connection where it needs more.
 const CONNECTION_STREAMS_MAX: u32 = 16_384;
 /// What one stream may have in flight: a body of 200,000 tokens comes without a wait for us to say that there is room.
@@ -59,12 +50,6 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// After the grace, and the word to every exchange: for connections to close.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
-/// What a message may have beyond a body: headers and framing.
-const MESSAGE_SLACK_BYTES: usize = 1024 * 1024;
-/// The largest message at least. In buffered mode a whole body is one message, and one beyond the
-/// limit for reading must still be heard to be passed on.
-const MESSAGE_BYTES_MIN: usize = 64 * 1024 * 1024;
-
 /// What the operator decides about the ext_proc server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExtProcSettings {
@@ -160,14 +145,14 @@ pub async fn serve(
     let (ending, abandoned) = (CancellationToken::new(), CancellationToken::new());
     // Whatever becomes of this future, no thread outlives it for long.
     let _abandons = abandoned.clone().drop_guard();
-    let common = Common {
+    let common = Arc::new(Common {
         parts,
         settings: Arc::new(settings),
         spans,
         exchanges: exchanges.clone(),
         over: over.clone(),
-        number: Arc::default(),
-    };
+        number: AtomicU64::new(0),
+    });
     let lanes = common.parts.capacity.delays().len();
     let (usher, entrances) = door.split(lanes);
     let mut lanes = Vec::with_capacity(entrances.len());
@@ -216,7 +201,6 @@ pub async fn serve(
 }
 
 /// What all lanes have in common.
-#[derive(Clone)]
 struct Common {
     parts: Parts,
     settings: Arc<ExtProcSettings>,
@@ -225,20 +209,20 @@ struct Common {
     /// The grace is over.
     over: CancellationToken,
     /// The next exchange's.
-    number: Arc<AtomicU64>,
+    number: AtomicU64,
 }
 
 impl Common {
     /// Serves who comes in by one entrance, until it is told to end, and then until their last stream has ended.
     async fn serve(
-        self,
+        self: Arc<Self>,
         lane: usize,
         entrance: Entrance,
         ending: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
         let (settings, capacity) = (&self.settings, self.parts.capacity.clone());
         let (interval, patience) = settings.patience.keepalive;
-        let mut server = Server::builder()
+        let server = Server::builder()
             .max_concurrent_streams(CONNECTION_STREAMS_MAX)
             // Against strangers h2 ends a connection at twenty; a gateway's is for all of its clients.
             .http2_max_pending_accept_reset_streams(Some(CONNECTION_STREAMS_MAX as usize))
@@ -246,106 +230,15 @@ impl Common {
             .http2_keepalive_timeout(Some(patience))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        let message_bytes_max =
-            settings.rules.body_bytes_max.max(MESSAGE_BYTES_MIN) + MESSAGE_SLACK_BYTES;
-        let (health, metrics) = (self.parts.health.service(), self.parts.metrics.clone());
-        let service = Service { common: self, lane };
-        let service =
-            ExternalProcessorServer::new(service).max_decoding_message_size(message_bytes_max);
+        let health = self.parts.health.service();
         let connections = entrance.connections();
         let connections = Box::pin(connections.map(|connection| connection.map(Mended::new)));
-        let watched = capacity.clone();
-        let served = server
-            .add_service(Shown(Counted {
-                service,
-                capacity,
-                metrics,
-            }))
-            .add_service(health)
-            .serve_with_incoming_shutdown(connections, ending.cancelled_owned());
+        let service = Service::new(self, lane, health);
+        let served =
+            server.serve_with_incoming_shutdown(service, connections, ending.cancelled_owned());
         tokio::select! {
             served = served => served,
-            never = watched.delays()[lane].watch() => match never {},
+            never = capacity.delays()[lane].watch() => match never {},
         }
-    }
-}
-
-/// The gRPC service on one lane.
-struct Service {
-    common: Common,
-    lane: usize,
-}
-
-/// What Envoy hears, one after the other, of which the first is there; unpacked at the last moment.
-type Replies = Map<
-    Chain<Iter<option::IntoIter<drive::Reply>>, mpsc::Receiver<drive::Reply>>,
-    fn(drive::Reply) -> Result<ProcessingResponse, Status>,
->;
-
-#[tonic::async_trait]
-impl ExternalProcessor for Service {
-    type ProcessStream = Replies;
-
-    /// Written out as `async_trait` would: an `async fn` keeps room for its request until the first reply, 0.5 kB a stream.
-    fn process<'life0, 'async_trait>(
-        &'life0 self,
-        request: Request<Streaming<ProcessingRequest>>,
-    ) -> Pin<Box<dyn Future<Output = Result<Response<Replies>, Status>> + Send + 'async_trait>>
-    where
-        'life0: 'async_trait,
-    {
-        Box::pin(answer(self.begin(request)))
-    }
-}
-
-/// Answers the call with its first reply, and not before: until then Envoy can ask another picker where this
-/// one dies (`retry_policy`), and no longer once it has seen response headers.
-async fn answer(mut replies: mpsc::Receiver<drive::Reply>) -> Result<Response<Replies>, Status> {
-    let first = replies.next().await.transpose()?.map(Ok);
-    let all = stream::iter(first).chain(replies);
-    let unpacked: fn(drive::Reply) -> _ = |reply| reply.map(|reply| *reply);
-    Ok(Response::new(all.map(unpacked)))
-}
-
-impl Service {
-    /// Begins an exchange; where its replies will be.
-    fn begin(
-        &self,
-        request: Request<Streaming<ProcessingRequest>>,
-    ) -> mpsc::Receiver<drive::Reply> {
-        let common = &self.common;
-        let Some(place) = common.parts.capacity.enter(self.lane) else {
-            return self.refuse();
-        };
-        // And one more, which the channel keeps for its only sender.
-        let (replies, heard) = mpsc::channel(REPLIES_MAX - 1);
-        let number = common.number.fetch_add(1, Ordering::Relaxed);
-        let id = format!("kvscout-{number}");
-        let drive = Box::new(drive::Drive::new(
-            common.settings.clone(),
-            (id, pool_hint(&request)),
-            common.parts.scheduler.clone(),
-            place,
-            drive::Tracing::of(request.metadata(), common.spans.clone()),
-        ));
-        let (metrics, over) = (common.parts.metrics.clone(), common.over.clone());
-        let mut said = request.into_inner();
-        common.exchanges.spawn(async move {
-            let ended = drive.run(&mut said, replies, &over).await;
-            if let Some(reason) = ended.reason() {
-                metrics.exchange_given_up(reason);
-            }
-        });
-        heard
-    }
-
-    /// The answer to one too many: before it has said anything, so that it costs next to nothing.
-    fn refuse(&self) -> mpsc::Receiver<drive::Reply> {
-        let metrics = &self.common.parts.metrics;
-        metrics.answered(None, ("", "", Refusal::Overloaded.as_str()));
-        let (mut replies, heard) = mpsc::channel(0);
-        let refused = Box::new(reply::refused(Refusal::Overloaded));
-        replies.try_send(Ok(refused)).expect("it has room for one");
-        heard
     }
 }

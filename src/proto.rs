@@ -1,6 +1,6 @@
 //! Generated words: Envoy's external processing protocol, from `proto/`.
 
-mod codec;
+pub(crate) mod codec;
 
 #[allow(
     missing_docs,

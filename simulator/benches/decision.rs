@@ -70,8 +70,7 @@ async fn sink() -> anyhow::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let served = tonic::transport::Server::builder()
-        .add_service(TraceServiceServer::new(Sink))
-        .serve_with_incoming(TcpIncoming::from(listener));
+        .serve_with_incoming(TraceServiceServer::new(Sink), TcpIncoming::from(listener));
     tokio::spawn(served);
     Ok(address)
 }

@@ -51,7 +51,7 @@ impl Door {
 
 impl Usher {
     /// Leads everybody to an entrance, until one has closed.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         loop {
             let mut guest = self.front.next().await;
             let fewest = |way: &&Way| Arc::strong_count(&way.counted);

@@ -12,50 +12,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use tonic::Status;
-use tonic::codegen::{Service, http};
-use tonic::server::NamedService;
 
-use super::capacity::{Capacity, Held};
+use super::capacity::Held;
 use crate::metrics::Metrics;
 
 /// Before each message: whether it is compressed, and its length in four bytes (gRPC over HTTP/2, Length-Prefixed-Message).
 const PREFIX_BYTES: usize = 5;
-
-/// Counts what a gRPC service's streams have of messages under way.
-#[derive(Clone)]
-pub struct Counted<S> {
-    pub service: S,
-    pub capacity: Arc<Capacity>,
-    pub metrics: Arc<Metrics>,
-}
-
-impl<S, B> Service<http::Request<B>> for Counted<S>
-where
-    S: Service<http::Request<Arriving<B>>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.service.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let (held, metrics) = (self.capacity.arriving(), self.metrics.clone());
-        self.service.call(request.map(|body| Arriving {
-            body,
-            frame: Bytes::new(),
-            message: Message::default(),
-            held,
-            metrics,
-        }))
-    }
-}
-
-impl<S: NamedService> NamedService for Counted<S> {
-    const NAME: &'static str = S::NAME;
-}
 
 /// A stream's bytes.
 pub struct Arriving<B> {
@@ -65,6 +27,19 @@ pub struct Arriving<B> {
     message: Message,
     held: Held,
     metrics: Arc<Metrics>,
+}
+
+impl<B> Arriving<B> {
+    /// Of this stream, counted in this place.
+    pub fn new(body: B, held: Held, metrics: Arc<Metrics>) -> Self {
+        Self {
+            body,
+            frame: Bytes::new(),
+            message: Message::default(),
+            held,
+            metrics,
+        }
+    }
 }
 
 impl<B> Body for Arriving<B>

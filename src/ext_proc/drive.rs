@@ -11,7 +11,7 @@ use futures::channel::mpsc;
 use opentelemetry::trace::SpanContext;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataMap;
+use tonic::codegen::http::HeaderMap;
 use tonic::{Status, Streaming};
 
 use super::ExtProcSettings;
@@ -68,9 +68,9 @@ pub struct Tracing {
 }
 
 impl Tracing {
-    /// Of a stream with that metadata: Envoy's span, where it traces, and else the client's is the parent of ours.
-    pub fn of(metadata: &MetadataMap, spans: Option<Arc<Spans>>) -> Self {
-        let text = |name: &str| Some(metadata.get(name)?.to_str().ok()?.to_owned());
+    /// Of a stream with these headers: Envoy's span, where it traces, and else the client's is the parent of ours.
+    pub fn of(headers: &HeaderMap, spans: Option<Arc<Spans>>) -> Self {
+        let text = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
         Self {
             caller: spans::caller(text).map(Box::new),
             spans,

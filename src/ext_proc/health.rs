@@ -63,8 +63,7 @@ impl Health {
             .max_concurrent_streams(CONNECTION_STREAMS_MAX)
             .http2_keepalive_interval(Some(keepalive.0))
             .http2_keepalive_timeout(Some(keepalive.1))
-            .add_service(self.service())
-            .serve_with_incoming_shutdown(Box::pin(door.connections()), shutdown)
+            .serve_with_incoming_shutdown(self.service(), Box::pin(door.connections()), shutdown)
             .await
     }
 

@@ -71,14 +71,13 @@ impl Collector {
         let address = listener.local_addr().expect("bound");
         let kept = Arc::<Kept>::default();
         let mut server = Server::builder();
+        let service = TraceServiceServer::new(Service(kept.clone()));
         let mut of = String::new();
         if let Some((pem, key)) = certificate {
             let tls = ServerTlsConfig::new().identity(Identity::from_pem(&pem, key));
             (server, of) = (server.tls_config(tls).expect("it fits"), pem);
         }
-        let served = server
-            .add_service(TraceServiceServer::new(Service(kept.clone())))
-            .serve_with_incoming(TcpIncoming::from(listener));
+        let served = server.serve_with_incoming(service, TcpIncoming::from(listener));
         Self {
             address,
             pem: of,
