@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// What all exchanges together may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Exchanges at once, of which an idle one takes some 6 kB; more are refused.
+    /// Exchanges at once, of which an idle one takes some 5 kB; more are refused.
     pub streams_max: usize,
     /// Exchanges that may read their bodies at once. Beyond it nothing is refused, but requests
     /// are placed by load, so that memory has a limit: this many bodies.

@@ -52,11 +52,17 @@ impl Cached {
 }
 
 impl Index {
+    /// How these endpoints cut prompts, each way once.
+    #[must_use]
+    pub fn shapes_of(&self, endpoints: impl Iterator<Item = EndpointId>) -> Vec<Shape> {
+        self.shared.seats.read().shapes_of(endpoints)
+    }
+
     /// How much of a prompt's start each of these endpoints holds, in their order.
     #[must_use]
     pub fn cached(&self, endpoints: &[EndpointId], prompt: &mut Chains<'_>) -> Vec<Cached> {
         // A long prompt is hashed before anything is locked.
-        let shapes = self.shared.seats.read().shapes_of(endpoints);
+        let shapes = self.shapes_of(endpoints.iter().copied());
         for shape in &shapes {
             prompt.of(*shape);
         }

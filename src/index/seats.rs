@@ -156,11 +156,11 @@ impl Seats {
     }
 
     /// How these endpoints cut prompts: of a fleet that does so in one way nobody is asked.
-    pub fn shapes_of(&self, endpoints: &[EndpointId]) -> Vec<Shape> {
+    pub fn shapes_of(&self, endpoints: impl Iterator<Item = EndpointId>) -> Vec<Shape> {
         if self.shapes.len() <= 1 {
             return self.shapes.clone();
         }
-        shapes(endpoints.iter().filter_map(|id| self.by_endpoint.get(id)))
+        shapes(endpoints.filter_map(|id| self.by_endpoint.get(&id)))
     }
 
     pub fn count_shapes(&mut self) {

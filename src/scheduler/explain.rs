@@ -81,7 +81,7 @@ impl Scheduler {
         let choice = case.choose().ok_or(Refusal::NoEndpoint)?;
         took.choose = lap(&mut since);
         let reading = readings.at(choice.prompt);
-        let blocks = prompts[usize::from(choice.prompt)].all_made().iter();
+        let blocks = prompts[usize::from(choice.prompt)].all_made();
         Ok(Explanation {
             class: intent.class,
             outlook: self.admission.outlook(intent.class, scope),

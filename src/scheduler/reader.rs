@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::Ask;
 use super::reading::Reading;
-use crate::blocks::Identity;
+use crate::blocks::{Identity, Shape};
 use crate::choice::Basis;
 use crate::config::ReadsAs;
 use crate::models::{Missing, Models, Named};
@@ -28,12 +28,12 @@ impl Reader {
     }
 
     /// Reads one request's prompt, as far as that is possible: as the target does, where one serves it
-    /// in place of the model that it names, and as an endpoint does.
+    /// in place of the model that it names, and as endpoints do that cut it in these shapes.
     pub(super) async fn read(
         &self,
         ask: &Ask,
         target: Option<Arc<str>>,
-        reads_as: ReadsAs,
+        (reads_as, shapes): (ReadsAs, Vec<Shape>),
         deadline: Instant,
     ) -> Reading {
         let models = self.models.borrow().clone();
@@ -45,7 +45,10 @@ impl Reader {
         };
         // What would come too late is not begun.
         let work = move || match Instant::now() < deadline {
-            true => read(&models, (&path, &body), target.as_deref(), reads_as),
+            true => {
+                let read = read(&models, (&path, &body), target.as_deref(), reads_as);
+                read.map(|reading| reading.cut(&shapes))
+            }
             false => Err("deadline"),
         };
         match self.pool.run(work_bytes, work).await {
@@ -118,6 +121,7 @@ fn read_by(
             adapter: named.adapter.clone(),
             cache_salt: prompt.cache_salt.clone(),
         },
+        chains: Vec::new(),
         reads_cache: prompt.reads_cache,
         answers: request.answers(),
         wants_report: request.wants_cache_report(),

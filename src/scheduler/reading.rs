@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::blocks::{Identity, TokenId};
+use crate::blocks::{Chain, Identity, Shape, TokenId};
 use crate::choice::Basis;
 use crate::fleet::load::ENGINE_REQUESTS_MAX;
 use crate::parity;
@@ -23,6 +23,9 @@ pub(super) struct Reading {
     /// Of all prompts of a batch, or an estimate.
     pub prompt_tokens: u64,
     pub identity: Identity,
+    /// Its blocks in the shapes of those it may go to, where they were known: made by the thread that has just made the tokens, since
+    /// another waits for 0.4 MB of them from its cache.
+    pub chains: Vec<Chain>,
     /// The engine may serve it from its cache.
     pub reads_cache: bool,
     /// Prompts, of which `tokens` are the first one's.
@@ -49,6 +52,7 @@ impl Reading {
             tokens: Arc::default(),
             prompt_tokens: body_bytes as u64 / 4,
             identity: Identity::default(),
+            chains: Vec::new(),
             reads_cache: false,
             prompts: 1,
             answers: 1,
@@ -57,6 +61,14 @@ impl Reading {
             rendered_in: Duration::ZERO,
             tokenized_in: Duration::ZERO,
         }
+    }
+
+    /// With its blocks in these shapes, where somebody looks for them.
+    pub fn cut(self, shapes: &[Shape]) -> Self {
+        let shapes = shapes.iter().filter(|_| self.reads_cache);
+        let chain = |shape: &Shape| Chain::of_prompt(&self.tokens, *shape, &self.identity);
+        let chains = shapes.map(chain).collect();
+        Self { chains, ..self }
     }
 
     /// What the engine makes of the request: a request for each answer to each prompt.

@@ -73,7 +73,7 @@ impl Readings {
     /// The blocks of each.
     pub fn chains(&self) -> SmallVec<[Chains<'_>; 1]> {
         let all = self.all.iter();
-        all.map(|reading| Chains::new(&reading.tokens, &reading.identity))
+        all.map(|reading| Chains::new(&reading.tokens, &reading.identity).with(&reading.chains))
             .collect()
     }
 
@@ -164,10 +164,12 @@ impl Scheduler {
             places: SmallVec::new(),
             conversation: None,
         };
+        let endpoints = allowed.endpoints.iter().map(|endpoint| endpoint.id);
+        let shapes = self.parts.index.shapes_of(endpoints);
         for reads_as in readings.missing(allowed) {
             if !readings.has(reads_as) {
-                let target = intent.target.clone();
-                let read = self.parts.reader.read(ask, target, reads_as, deadline);
+                let (target, shapes) = (intent.target.clone(), shapes.clone());
+                let read = (self.parts.reader).read(ask, target, (reads_as, shapes), deadline);
                 let read = tokio::time::timeout_at(deadline.into(), read).await;
                 let late = |_| Reading::load_only("deadline", ask.body.len());
                 readings.add(reads_as, read.unwrap_or_else(late));

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use kvscout::config;
 use tonic::transport::Channel;
 
+pub use super::stream::Link;
 use super::stream::{self, Stream, Took};
 use crate::outgoing;
 
@@ -79,14 +80,14 @@ impl Asker {
         &self.channels[at]
     }
 
-    /// A request of this number.
+    /// A request of this number, whose body comes so fast.
     ///
     /// # Errors
     /// The stream is lost, takes too long, or is answered with no pick.
-    pub async fn ask(&self, number: u64, body: Bytes) -> anyhow::Result<Asked> {
+    pub async fn ask(&self, number: u64, body: Bytes, link: Link) -> anyhow::Result<Asked> {
         let ask = async {
             let mut stream = Stream::open(self.channel(number), number, body.len()).await?;
-            stream.send(&body, true).await?;
+            stream.send(&body, true, link).await?;
             let took = stream.placed(body.len()).await?;
             let to: SocketAddr = took.endpoint.parse()?;
             let (status, answer) = match self.post(to, body).await {

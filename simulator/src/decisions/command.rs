@@ -23,7 +23,7 @@ use crate::table::table;
 /// The flags of `bench-decision`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Seconds for each of a size's two parts
+    /// Seconds for each of a size's three parts
     #[arg(long, value_name = "SECONDS", default_value_t = 8.0)]
     seconds: f64,
     /// Only sizes whose name has this in it
@@ -248,7 +248,7 @@ fn heading() -> [String; 12] {
         "asked",
         "pick p50",
         "p99",
-        "body back p50",
+        "after its end p50",
         "p99",
         "warm",
         "held",
@@ -267,8 +267,8 @@ fn row(size: &Size, held: f64, found: &Found, [plain, routed]: [Spread; 2]) -> [
         format!("{:.0}/s", found.rate),
         millis(found.pick.p50),
         millis(found.pick.p99),
-        millis(found.back.p50),
-        millis(found.back.p99),
+        millis(found.after.p50),
+        millis(found.after.p99),
         format!("{:.0} %", 100.0 * found.warm),
         format!("{held:.2}x"),
         format!("{}, {}", millis(plain.p50), millis(routed.p50)),

@@ -15,7 +15,7 @@ use super::ask::Asker;
 use super::bodies::Conversation;
 use super::perf::Perf;
 use super::process;
-use super::stream::{Stream, Took};
+use super::stream::{Link, Stream, Took};
 use crate::dice::Dice;
 use crate::load::Spread;
 use crate::stack::Stack;
@@ -44,10 +44,10 @@ pub struct Found {
     pub requests: u64,
     /// Requests a second in the second part.
     pub rate: f64,
-    /// From a stream's begin to the pick, and to the body's return, at that rate.
+    /// From a stream's begin to the pick, at that rate, where all of the body is there.
     pub pick: Spread,
-    /// See `pick`.
-    pub back: Spread,
+    /// From the body's end to the pick, where it comes by a link of 1 Gbit/s: what kvscout adds.
+    pub after: Spread,
     /// Requests that went where their conversation had been.
     pub warm: f64,
 }
@@ -116,18 +116,20 @@ impl Bench {
             perf.stop().await?;
         }
         let rate = ASKED * requests as f64 / self.seconds;
-        let took = self.now_and_then(&conversations, rate).await?;
+        let [instant, linked] = [Link::Instant, Link::Gigabit]
+            .map(|link| self.now_and_then(&conversations, rate, link));
+        let (instant, linked) = (instant.await?, linked.await?);
+        let all = || instant.iter().chain(&linked);
         let is_warm = |(at, took): &&(usize, Took)| homes[*at] == took.endpoint;
-        let warm = took.iter().filter(is_warm).count();
-        let of = |part: fn(&Took) -> Duration| took.iter().map(|(_, took)| part(took)).collect();
+        let warm = all().filter(is_warm).count();
         Ok(Found {
             body,
             cpu,
             requests,
             rate,
-            pick: Spread::of(of(|took| took.pick)),
-            back: Spread::of(of(|took| took.body)),
-            warm: warm as f64 / took.len().max(1) as f64,
+            pick: Spread::of(instant.iter().map(|(_, took)| took.pick).collect()),
+            after: Spread::of(linked.iter().map(|(_, took)| took.after).collect()),
+            warm: warm as f64 / all().count().max(1) as f64,
         })
     }
 
@@ -138,7 +140,8 @@ impl Bench {
     pub async fn first(&self, size: &Size) -> anyhow::Result<Vec<String>> {
         let mut homes = Vec::new();
         for conversation in self.conversations(size).iter() {
-            homes.push(self.ask(&self.asker, conversation).await?.endpoint);
+            let asked = self.ask(&self.asker, conversation, Link::Instant).await?;
+            homes.push(asked.endpoint);
         }
         Ok(homes)
     }
@@ -151,9 +154,14 @@ impl Bench {
     }
 
     /// A new question.
-    async fn ask(&self, asker: &Asker, conversation: &Conversation) -> anyhow::Result<Took> {
+    async fn ask(
+        &self,
+        asker: &Asker,
+        conversation: &Conversation,
+        link: Link,
+    ) -> anyhow::Result<Took> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
-        let asked = asker.ask(number, conversation.body(number)).await?;
+        let asked = asker.ask(number, conversation.body(number), link).await?;
         asked.answered()
     }
 
@@ -175,7 +183,7 @@ impl Bench {
                 let mut dice = Dice::new(stream);
                 while Instant::now() < ends {
                     let conversation = &conversations[dice.below(conversations.len())];
-                    bench.ask(&asker, conversation).await?;
+                    bench.ask(&asker, conversation, Link::Instant).await?;
                 }
                 anyhow::Ok(())
             });
@@ -198,6 +206,7 @@ impl Bench {
         self: &Arc<Self>,
         conversations: &Arc<[Conversation]>,
         rate: f64,
+        link: Link,
     ) -> anyhow::Result<Vec<(usize, Took)>> {
         let (mut dice, mut at) = (Dice::new(7), 0.0);
         let began = Instant::now();
@@ -207,7 +216,7 @@ impl Bench {
             let which = dice.below(conversations.len());
             let (bench, conversations) = (Arc::clone(self), Arc::clone(conversations));
             sleep_until(began + Duration::from_secs_f64(at)).await;
-            let asked = async move { bench.ask(&bench.asker, &conversations[which]).await };
+            let asked = async move { bench.ask(&bench.asker, &conversations[which], link).await };
             let asked = tokio::spawn(asked);
             requests.push(async move { anyhow::Ok((which, asked.await??)) });
         }
@@ -231,8 +240,8 @@ impl Bench {
         let bytes: usize = bodies.iter().map(Bytes::len).sum();
         let mut streams = Vec::new();
         for (number, body) in (0..).zip(&bodies) {
-            let stream = Stream::open(channel, number, body.len() + 1).await?;
-            stream.send(body, false).await?;
+            let mut stream = Stream::open(channel, number, body.len() + 1).await?;
+            stream.send(body, false, Link::Instant).await?;
             streams.push(stream);
         }
         let all_have_come = async {

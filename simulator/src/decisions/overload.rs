@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::stream::{Refused, Stream};
+use super::stream::{Link, Refused, Stream};
 use super::{ask, process};
 use crate::dice::Dice;
 use crate::load::Spread;
@@ -118,7 +118,7 @@ impl Asker {
         let ask = async {
             let channel = self.gateway.channel(number);
             let mut stream = Stream::open(channel, number, body.len()).await?;
-            stream.send(body, true).await?;
+            stream.send(body, true, Link::Instant).await?;
             let placed = stream.placed(body.len()).await;
             let took = due.elapsed();
             match placed {

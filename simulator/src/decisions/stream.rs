@@ -17,11 +17,14 @@ use kvscout::proto::ext_proc::{
 use kvscout::proto::filter::processing_mode::BodySendMode;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Response, Status, Streaming};
 
 /// Bytes of a body in one message. Envoy sends what it has read: of a client nearby 16 to 64 KiB.
 const CHUNK_BYTES: usize = 32 << 10;
+/// Bytes a second.
+const GIGABIT: f64 = 125e6;
 /// What the header that names the pick is called.
 const PICK: &str = "x-gateway-destination-endpoint";
 /// Messages that wait to be sent: Envoy does not wait for answers between chunks.
@@ -44,13 +47,22 @@ pub async fn connect(to: std::net::SocketAddr, certificate: &Path) -> anyhow::Re
     endpoint.connect().await.context("kvscout does not answer")
 }
 
+/// How fast a client's bytes come to Envoy, which passes them on as they come.
+#[derive(Debug, Clone, Copy)]
+pub enum Link {
+    /// All of them are there.
+    Instant,
+    /// At 1 Gbit/s, a millisecond's at a time (tokio's timer).
+    Gigabit,
+}
+
 /// How long kvscout took.
 #[derive(Debug, Clone)]
 pub struct Took {
     /// From the stream's begin to the pick.
     pub pick: Duration,
-    /// From the stream's begin until all of the body had come back.
-    pub body: Duration,
+    /// From when all of the body was said to the pick.
+    pub after: Duration,
     /// The pick.
     pub endpoint: String,
 }
@@ -66,6 +78,8 @@ pub struct Stream {
     say: mpsc::Sender<ProcessingRequest>,
     hear: Hear,
     began: Instant,
+    /// All of the body was said.
+    said: Instant,
 }
 
 #[derive(Debug)]
@@ -120,16 +134,21 @@ impl Stream {
             say,
             hear: Hear::Asked(opened),
             began,
+            said: began,
         })
     }
 
-    /// Sends a body; `ends` where there is no more.
+    /// Sends a body as its client's link brings it; `ends` where there is no more.
     ///
     /// # Errors
     /// The stream is lost.
-    pub async fn send(&self, body: &Bytes, ends: bool) -> anyhow::Result<()> {
+    pub async fn send(&mut self, body: &Bytes, ends: bool, link: Link) -> anyhow::Result<()> {
         for from in (0..body.len()).step_by(CHUNK_BYTES) {
             let to = body.len().min(from + CHUNK_BYTES);
+            if let Link::Gigabit = link {
+                let takes = Duration::from_secs_f64(to as f64 / GIGABIT);
+                sleep_until((self.began + takes).into()).await;
+            }
             let chunk = HttpBody {
                 body: body.slice(from..to),
                 end_of_stream: ends && to == body.len(),
@@ -138,6 +157,7 @@ impl Stream {
             let said = self.say.send(request(Say::RequestBody(chunk))).await;
             said.context("kvscout hung up")?;
         }
+        self.said = Instant::now();
         Ok(())
     }
 
@@ -155,7 +175,7 @@ impl Stream {
                         .response
                         .and_then(pick)
                         .context("a reply without a pick")?;
-                    picked = Some((self.began.elapsed(), endpoint));
+                    picked = Some((self.began.elapsed(), self.said.elapsed(), endpoint));
                 }
                 Reply::RequestBody(body) => {
                     let mutation = body.response.and_then(|common| common.body_mutation);
@@ -168,12 +188,11 @@ impl Stream {
                     if !chunk.end_of_stream {
                         continue;
                     }
-                    let (pick, endpoint) = picked.context("a body before the pick")?;
+                    let (pick, after, endpoint) = picked.context("a body before the pick")?;
                     anyhow::ensure!(back == bytes, "{back} of {bytes} bytes came back");
-                    let body = self.began.elapsed();
                     return Ok(Took {
                         pick,
-                        body,
+                        after,
                         endpoint,
                     });
                 }

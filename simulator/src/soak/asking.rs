@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::audited::Restart;
-use crate::decisions::ask::Asker;
+use crate::decisions::ask::{Asker, Link};
 use crate::decisions::bodies::Conversation;
 use crate::dice::Dice;
 
@@ -103,7 +103,7 @@ impl Shared {
         let mut seen = Tally::default();
         let failure = loop {
             let asker = self.asker.borrow().clone();
-            match asker.ask(number, body.clone()).await {
+            match asker.ask(number, body.clone(), Link::Instant).await {
                 Ok(asked) => {
                     seen.picks.push(asked.took.pick);
                     match asked.status {
