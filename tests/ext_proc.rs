@@ -284,6 +284,32 @@ async fn until_its_first_reply_a_call_is_not_answered() {
     assert!(matches!(first, Some(Reply::RequestHeaders(_))), "{first:?}");
 }
 
+#[tokio::test]
+async fn compressed_messages_are_refused_before_any_is_read() {
+    let kvscout = kvscout(ExtProcSettings::default()).await;
+    let mut client = ExternalProcessorClient::new(channel(kvscout.address).await);
+    for (encoding, code) in [("gzip", Some(Code::Unimplemented)), ("identity", None)] {
+        let mut call = tonic::Request::new(stream::empty());
+        let encoding = encoding.parse().expect("plain text");
+        call.metadata_mut().insert("grpc-encoding", encoding);
+        let answer = soon("an answer", client.process(call)).await;
+        assert_eq!(answer.err().map(|status| status.code()), code);
+    }
+}
+
+#[tokio::test]
+async fn a_method_that_nobody_knows_is_unimplemented() {
+    let kvscout = kvscout(ExtProcSettings::default()).await;
+    let mut client = tonic::client::Grpc::new(channel(kvscout.address).await);
+    client.ready().await.expect("it is connected");
+    let path = PathAndQuery::from_static("/envoy.service.ext_proc.v3.ExternalProcessor/Other");
+    let codec = ProstCodec::<ProcessingRequest, ProcessingRequest>::default();
+    let call = tonic::Request::new(ProcessingRequest::default());
+    let answer = soon("an answer", client.unary(call, path, codec)).await;
+    let code = answer.err().map(|status| status.code());
+    assert_eq!(code, Some(Code::Unimplemented));
+}
+
 /// A buffered body is one gRPC message, which the decoder keeps until its last byte is there.
 #[tokio::test]
 async fn what_has_come_of_a_message_is_counted_and_bounded() {
