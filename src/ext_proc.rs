@@ -50,6 +50,7 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// After the grace, and the word to every exchange: for connections to close.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+
 /// What the operator decides about the ext_proc server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExtProcSettings {

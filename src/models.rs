@@ -54,6 +54,9 @@ pub enum ModelError {
     /// Somebody writes them.
     #[error("the files changed while they were read")]
     Changed,
+    /// The system has no more threads.
+    #[error("no thread to load it on: {0}")]
+    Thread(std::io::Error),
     /// A bug of ours or of the tokenizer's.
     #[error("loading panicked; the panic's own message is on stderr")]
     Panicked,

@@ -199,8 +199,10 @@ async fn measure(
         .map(|verdict| since("kvscout_predictions_total", &format!("verdict={verdict:?}")));
     let [all, known] =
         ["", "basis=\"overlap\""].map(|label| since("kvscout_requests_total", label));
+    let waited = since("kvscout_admission_wait_seconds_count", "");
     Ok(format!(
-        "\n{}\n  {known} of {all} requests read to the token; predictions: {exact} exact, {over} over, {under} under\n",
+        "\n{}\n  {known} of {all} requests read to the token; predictions: {exact} exact, {over} over, {under} under; {waited} \
+         waited for a server\n",
         table(1, &rows)
     ))
 }
