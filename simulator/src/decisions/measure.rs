@@ -42,7 +42,7 @@ pub struct Found {
     pub cpu: Duration,
     /// Requests that this comes from: as many as this machine, pods and all, carried in that time.
     pub requests: u64,
-    /// Requests a second in the second part.
+    /// Requests a second in the second and third part.
     pub rate: f64,
     /// From a stream's begin to the pick, at that rate, where all of the body is there.
     pub pick: Spread,
@@ -116,9 +116,9 @@ impl Bench {
             perf.stop().await?;
         }
         let rate = ASKED * requests as f64 / self.seconds;
-        let [instant, linked] = [Link::Instant, Link::Gigabit]
-            .map(|link| self.now_and_then(&conversations, rate, link));
-        let (instant, linked) = (instant.await?, linked.await?);
+        let now_and_then = async |link| self.now_and_then(&conversations, rate, link).await;
+        let instant = now_and_then(Link::Instant).await?;
+        let linked = now_and_then(Link::Gigabit).await?;
         let all = || instant.iter().chain(&linked);
         let is_warm = |(at, took): &&(usize, Took)| homes[*at] == took.endpoint;
         let warm = all().filter(is_warm).count();
