@@ -36,6 +36,7 @@
 //! * Everything has a limit; every limit is in [`config`].
 
 pub mod config;
+pub mod log;
 pub mod metrics;
 pub mod readiness;
 pub mod gather;

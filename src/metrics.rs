@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::{
 };
 use metrics_util::MetricKindMask;
 
-use crate::config;
+use crate::{config, log};
 
 mod endpoint;
 mod endpoints;
@@ -149,12 +149,14 @@ fn builder() -> PrometheusBuilder {
 pub struct Handle {
     all: PrometheusHandle,
     endpoints: Arc<Recorders>,
+    log_lines_lost: Counter,
 }
 
 impl Handle {
     /// Prometheus' text.
     #[must_use]
     pub fn render(&self) -> String {
+        self.log_lines_lost.absolute(log::lines_lost());
         self.all.render() + &self.endpoints.render()
     }
 
@@ -239,6 +241,7 @@ impl Metrics {
         Handle {
             all: self.recorder.handle(),
             endpoints: self.endpoints.clone(),
+            log_lines_lost: self.counter("kvscout_log_lines_lost_total", &[]),
         }
     }
 

@@ -105,6 +105,51 @@ async fn names_that_do_not_resolve_stop_nobody() {
     .await;
 }
 
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_nobody() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(
+        folder.path(),
+        "fleet.yaml",
+        "endpoints: [{address: '127.0.0.1:1'}]",
+    );
+    let config = format!("{ANY_PORT}tls: {{mode: off}}\nload: {{scrape_interval_ms: 0}}\n");
+    let config = write(folder.path(), "kvscout.yaml", &config);
+    let talkative = [("RUST_LOG", "kvscout=debug".to_owned())];
+    let mut served = Served::start_unheard(&["--config", &config], &talkative);
+    let (ext_proc, admin) = served.addresses();
+    let gateway = channel(ext_proc).await;
+    let lost = async || {
+        let metrics = text(&http::get(admin, "/metrics").await.body);
+        let mut lines = metrics.lines();
+        let lost = lines.find_map(|line| line.strip_prefix("kvscout_log_lines_lost_total "));
+        lost.expect("it is counted")
+            .parse::<u64>()
+            .expect("a number")
+    };
+    assert_eq!(lost().await, 0);
+    soon("lines are lost, and no request is", async {
+        while lost().await == 0 {
+            for _request in 0..100 {
+                let mut exchange = Exchange::open(gateway.clone()).await;
+                assert_eq!(exchange.picked().await, "127.0.0.1:1");
+            }
+        }
+    })
+    .await;
+    // Nor does it wait for that reader at its end.
+    served.terminate();
+    let ended = soon("its end", async {
+        loop {
+            if let Some(status) = served.child.try_wait().expect("a child") {
+                return status;
+            }
+            tokio::time::sleep(PATIENCE / 1000).await;
+        }
+    });
+    assert!(ended.await.success());
+}
+
 #[test]
 fn a_crash_leaves_no_prompt_on_disk() {
     let folder = tempfile::tempdir().expect("a folder");

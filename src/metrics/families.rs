@@ -536,6 +536,11 @@ pub const SUBJECTS: &[Subject] = &[
                 "Lines of the decision log (decisions.log), by outcome: written, lost",
             ),
             counter(
+                "kvscout_log_lines_lost_total",
+                &[],
+                "Lines of the log on standard error that were lost because its reader takes them too slowly, or not at all",
+            ),
+            counter(
                 "kvscout_traces_total",
                 &["outcome"],
                 "Requests whose spans (tracing) were sent, failed (the collector did not take them) or dropped (the queue was full)",

@@ -11,9 +11,10 @@ use crate::config::{Config, Model};
 use crate::discovery::Discovery;
 use crate::events::listen::{Listeners, Way};
 use crate::events::nats::Cluster;
+use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
-use crate::tools::{Common, process, start_log, told_to_end};
+use crate::tools::{Common, process, told_to_end};
 
 /// Publishes servers' KV cache events into NATS JetStream, for any number of pickers.
 ///
@@ -50,7 +51,7 @@ impl Args {
 /// Bridges until a signal says to end.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config()?;
-    start_log(config.log);
+    let _log = Log::start(config.log);
     process::prepare();
     // What a bridge keeps is for others to read: with a secret of its own nobody could.
     if config.events.keys_secret.is_some() {

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 
 use crate::app;
 use crate::config::{Config, Engine, Model, RenderSettings, Source, Tls};
+use crate::log::Log;
 use crate::metrics::families;
-use crate::tools::{Common, process, start_log, told_to_end};
+use crate::tools::{Common, process, told_to_end};
 use anyhow::bail;
 
 /// Answers Envoy over ext_proc with the endpoint that holds the longest cached prefix.
@@ -93,7 +94,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
             .write_all(config.to_yaml().as_bytes())?;
         return Ok(());
     }
-    start_log(config.log);
+    let _log = Log::start(config.log);
     process::prepare();
     process::mix_block_keys(&config)?;
     let app = app::build(config).await?;

@@ -35,6 +35,9 @@ pub fn write(folder: &Path, name: &str, text: &str) -> String {
 /// A configuration that listens where nobody else does.
 pub const ANY_PORT: &str = "listen: {ext_proc: '127.0.0.1:0', health: '127.0.0.1:0', admin: '127.0.0.1:0'}\nlimits: {drain_notice_ms: 0}\n";
 
+/// What a process may have said that no test has taken.
+const LINES_MAX: usize = 100_000;
+
 /// A running `kvscout serve`, killed when dropped.
 pub struct Served {
     pub child: Child,
@@ -76,14 +79,25 @@ impl Served {
         Self::of(command)
     }
 
-    fn of(mut command: Command) -> Self {
+    /// The same with a reader that takes no line before it is asked for one.
+    pub fn start_unheard(args: &[&str], environment: &[(&str, String)]) -> Self {
+        let mut command = kvscout(&["serve"]);
+        command.args(args);
+        command.envs(environment.iter().map(|(name, value)| (*name, value)));
+        Self::of_heard(command, 0)
+    }
+
+    fn of(command: Command) -> Self {
+        Self::of_heard(command, LINES_MAX)
+    }
+
+    fn of_heard(mut command: Command, lines_max: usize) -> Self {
         let mut child = command
             .stderr(Stdio::piped())
             .spawn()
             .expect("kvscout runs");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        // Without a limit: a process whose words nobody takes would wait.
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(lines_max);
         std::thread::spawn(move || {
             let mut all = stderr.lines().map_while(Result::ok);
             all.all(|line| sender.send(line).is_ok())
