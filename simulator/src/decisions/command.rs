@@ -185,8 +185,10 @@ async fn measure(
             .await
             .with_context(|| size.name)?;
         say(&format!(
-            "  {} done: {} requests\n",
-            size.name, found.requests
+            "  {} done: {} requests; who asks was {:.0} ms late at most\n",
+            size.name,
+            found.requests,
+            1e3 * found.late.as_secs_f64()
         ))?;
         rows.push(row(size, *held, &found, added));
     }

@@ -48,6 +48,8 @@ pub struct Found {
     pub pick: Spread,
     /// From the body's end to the pick, where it comes by a link of 1 Gbit/s: what kvscout adds.
     pub after: Spread,
+    /// How late who asks was with a request, at most: so long the machine, and not kvscout alone, stood still.
+    pub late: Duration,
     /// Requests that went where their conversation had been.
     pub warm: f64,
 }
@@ -117,8 +119,8 @@ impl Bench {
         }
         let rate = ASKED * requests as f64 / self.seconds;
         let now_and_then = async |link| self.now_and_then(&conversations, rate, link).await;
-        let instant = now_and_then(Link::Instant).await?;
-        let linked = now_and_then(Link::Gigabit).await?;
+        let (instant, late) = now_and_then(Link::Instant).await?;
+        let (linked, later) = now_and_then(Link::Gigabit).await?;
         let all = || instant.iter().chain(&linked);
         let is_warm = |(at, took): &&(usize, Took)| homes[*at] == took.endpoint;
         let warm = all().filter(is_warm).count();
@@ -129,6 +131,7 @@ impl Bench {
             rate,
             pick: Spread::of(instant.iter().map(|(_, took)| took.pick).collect()),
             after: Spread::of(linked.iter().map(|(_, took)| took.after).collect()),
+            late: late.max(later),
             warm: warm as f64 / all().count().max(1) as f64,
         })
     }
@@ -201,26 +204,29 @@ impl Bench {
         Ok((each, requests))
     }
 
-    /// At this rate, by chance, over as many connections as Envoy would have: which conversation, and how long it took.
+    /// At this rate, by chance, over as many connections as Envoy would have: which conversation, and how long it took;
+    /// and by how much a request began too late, at most.
     async fn now_and_then(
         self: &Arc<Self>,
         conversations: &Arc<[Conversation]>,
         rate: f64,
         link: Link,
-    ) -> anyhow::Result<Vec<(usize, Took)>> {
-        let (mut dice, mut at) = (Dice::new(7), 0.0);
+    ) -> anyhow::Result<(Vec<(usize, Took)>, Duration)> {
+        let (mut dice, mut at, mut late) = (Dice::new(7), 0.0, Duration::ZERO);
         let began = Instant::now();
         let mut requests = Vec::new();
         while at < self.seconds {
             at += -(1.0 - dice.share()).ln() / rate;
             let which = dice.below(conversations.len());
             let (bench, conversations) = (Arc::clone(self), Arc::clone(conversations));
-            sleep_until(began + Duration::from_secs_f64(at)).await;
+            let due = began + Duration::from_secs_f64(at);
+            sleep_until(due).await;
+            late = late.max(due.elapsed());
             let asked = async move { bench.ask(&bench.asker, &conversations[which], link).await };
             let asked = tokio::spawn(asked);
             requests.push(async move { anyhow::Ok((which, asked.await??)) });
         }
-        try_join_all(requests).await
+        Ok((try_join_all(requests).await?, late))
     }
 
     /// What kvscout takes beside `idle` bytes for each byte of bodies that are not all there yet, all on one channel.
