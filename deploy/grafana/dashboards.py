@@ -217,7 +217,7 @@ DASHBOARDS = {
         timeseries("Text found tokenized, by model", "percentunit", (share(total("kvscout_token_cache_text_bytes_total", "model", 'result="hit"'), total("kvscout_token_cache_text_bytes_total", "model")), "{{model}}"), why="Empty without requests, or without a configured model."),
         timeseries("Segment caches", "bytes", (most("kvscout_token_cache_bytes", "model"), "{{model}}"), why="Empty without a configured model."),
         timeseries("Waits for room, by what ended them", "s", (quantile(0.99, "kvscout_admission_wait_seconds", "outcome"), "p99 {{outcome}}"), why="Empty where nobody had to wait."),
-        timeseries("Logs", "ops", (total("kvscout_decision_log_lines_total", "outcome"), "decision log, {{outcome}}"), (total("kvscout_log_lines_lost_total"), "standard error, lost"), why="Shows the decision log only with decisions.log."),
+        timeseries("Logs", "ops", (total("kvscout_decision_log_lines_total", "outcome"), "decision log, {{outcome}}"), (total("kvscout_log_lines_lost_total"), "standard error, lost"), why="Empty of decisions without decisions.log."),
     ),
 }
 
