@@ -229,12 +229,7 @@ async fn a_decision_is_found_by_its_request_id_and_replayed_from_the_log() {
         world.ask(id, 96).await;
     }
     world.served.terminate();
-    soon("kvscout ends", async {
-        while world.served.child.try_wait().expect("a child").is_none() {
-            tokio::time::sleep(harness::PATIENCE / 1000).await;
-        }
-    })
-    .await;
+    world.served.ended().await;
     let lines = std::fs::read_to_string(&log).expect("a log");
     assert_eq!(lines.lines().count(), 5, "{lines}");
     assert!(lines.trim_end().ends_with('}') && lines.contains("\"id-5\""));

@@ -2,6 +2,7 @@
 
 mod harness;
 
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use harness::envoy::Bodies;
@@ -28,16 +29,21 @@ fn cpu(process: &Served) -> Duration {
     Duration::from_millis(10 * ticks)
 }
 
-#[tokio::test]
-async fn without_file_descriptors_it_waits_and_goes_on() {
-    let folder = tempfile::tempdir().expect("a folder");
+/// A configuration with one endpoint, 127.0.0.1:1, which nobody asks how it is; and with `more` besides.
+fn of_one_endpoint(folder: &Path, more: &str) -> String {
     write(
-        folder.path(),
+        folder,
         "fleet.yaml",
         "endpoints: [{address: '127.0.0.1:1'}]",
     );
-    let config = format!("{ANY_PORT}tls: {{mode: off}}\nload: {{scrape_interval_ms: 0}}\n");
-    let config = write(folder.path(), "kvscout.yaml", &config);
+    let config = format!("{ANY_PORT}tls: {{mode: off}}\nload: {{scrape_interval_ms: 0}}\n{more}");
+    write(folder, "kvscout.yaml", &config)
+}
+
+#[tokio::test]
+async fn without_file_descriptors_it_waits_and_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = of_one_endpoint(folder.path(), "");
     let served = Served::start_with_descriptors(80, &["--config", &config]);
     let (ext_proc, admin) = served.addresses();
     let known = channel(ext_proc).await;
@@ -77,17 +83,11 @@ async fn without_file_descriptors_it_waits_and_goes_on() {
 #[tokio::test]
 async fn names_that_do_not_resolve_stop_nobody() {
     let folder = tempfile::tempdir().expect("a folder");
-    write(
+    let config = of_one_endpoint(
         folder.path(),
-        "fleet.yaml",
-        "endpoints: [{address: '127.0.0.1:1'}]",
+        "events: {source: nats, nats: {servers: ['nats://nowhere.invalid:4222']}}\n\
+         models: [{names: [a], hub: {repo: a/b}}]\nmodels_cache: cache\n",
     );
-    let config = format!(
-        "{ANY_PORT}tls: {{mode: off}}\nload: {{scrape_interval_ms: 0}}\n\
-         events: {{source: nats, nats: {{servers: ['nats://nowhere.invalid:4222']}}}}\n\
-         models: [{{names: [a], hub: {{repo: a/b}}}}]\nmodels_cache: cache\n"
-    );
-    let config = write(folder.path(), "kvscout.yaml", &config);
     let hub = [("HF_ENDPOINT", "http://nowhere.invalid".to_owned())];
     let served = Served::start_with(&["--config", &config], &hub);
     let (ext_proc, admin) = served.addresses();
@@ -108,15 +108,9 @@ async fn names_that_do_not_resolve_stop_nobody() {
 #[tokio::test]
 async fn a_log_that_nobody_reads_stops_nobody() {
     let folder = tempfile::tempdir().expect("a folder");
-    write(
-        folder.path(),
-        "fleet.yaml",
-        "endpoints: [{address: '127.0.0.1:1'}]",
-    );
-    let config = format!("{ANY_PORT}tls: {{mode: off}}\nload: {{scrape_interval_ms: 0}}\n");
-    let config = write(folder.path(), "kvscout.yaml", &config);
+    let config = of_one_endpoint(folder.path(), "");
     let talkative = [("RUST_LOG", "kvscout=debug".to_owned())];
-    let mut served = Served::start_unheard(&["--config", &config], &talkative);
+    let mut served = Served::run_unheard(&["serve", "--config", &config], &talkative);
     let (ext_proc, admin) = served.addresses();
     let gateway = channel(ext_proc).await;
     let lost = async || {
@@ -139,15 +133,7 @@ async fn a_log_that_nobody_reads_stops_nobody() {
     .await;
     // Nor does it wait for that reader at its end.
     served.terminate();
-    let ended = soon("its end", async {
-        loop {
-            if let Some(status) = served.child.try_wait().expect("a child") {
-                return status;
-            }
-            tokio::time::sleep(PATIENCE / 1000).await;
-        }
-    });
-    assert!(ended.await.success());
+    assert!(served.ended().await.success());
 }
 
 #[test]

@@ -3,15 +3,22 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 
-use super::PATIENCE;
+use super::{PATIENCE, until};
 
 /// The command line tool.
 pub fn kvscout(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvscout"));
     command.args(args);
+    command
+}
+
+/// The same with an environment.
+fn in_environment(args: &[&str], environment: &[(&str, String)]) -> Command {
+    let mut command = kvscout(args);
+    command.envs(environment.iter().map(|(name, value)| (*name, value)));
     command
 }
 
@@ -74,17 +81,12 @@ impl Served {
 
     /// The same with an environment.
     pub fn run_with(args: &[&str], environment: &[(&str, String)]) -> Self {
-        let mut command = kvscout(args);
-        command.envs(environment.iter().map(|(name, value)| (*name, value)));
-        Self::of(command)
+        Self::of(in_environment(args, environment))
     }
 
     /// The same with a reader that takes no line before it is asked for one.
-    pub fn start_unheard(args: &[&str], environment: &[(&str, String)]) -> Self {
-        let mut command = kvscout(&["serve"]);
-        command.args(args);
-        command.envs(environment.iter().map(|(name, value)| (*name, value)));
-        Self::of_heard(command, 0)
+    pub fn run_unheard(args: &[&str], environment: &[(&str, String)]) -> Self {
+        Self::of_heard(in_environment(args, environment), 0)
     }
 
     fn of(command: Command) -> Self {
@@ -127,6 +129,13 @@ impl Served {
         let pid = self.child.id().to_string();
         let told = Command::new("kill").args(["-TERM", &pid]).status();
         assert!(told.expect("kill runs").success());
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let has_ended = || self.child.try_wait().expect("a child").is_some();
+        until("it ends", has_ended).await;
+        self.child.wait().expect("it has ended")
     }
 
     /// Where it listens: ext_proc and admin.

@@ -178,11 +178,7 @@ impl World {
     pub async fn kill_picker(&mut self, number: usize, load: &Load) -> usize {
         let ports = self.ports[number];
         self.pickers[number].child.kill().expect("it runs");
-        until("it is dead", || {
-            let status = self.pickers[number].child.try_wait();
-            status.expect("a child").is_some()
-        })
-        .await;
+        self.pickers[number].ended().await;
         // Each client has had the answer to what it had asked, and asked again.
         load.goes_on().await;
         let failed = load.failures();
