@@ -11,12 +11,15 @@
 //! bounded, and vLLM waits for nobody.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{Fuse, FusedFuture as _};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -38,6 +41,8 @@ use crate::fleet::{Endpoint, Trust};
 const TAPPED_MAX: usize = 256;
 /// Batches on their way to the stream at once, of one server.
 const IN_FLIGHT_MAX: usize = 256;
+/// How often a bucket is asked for what to begin with.
+const SNAPSHOT_TRIES: u32 = 3;
 
 /// The publishers of all servers; dropping it ends them.
 #[derive(Debug, Clone)]
@@ -75,6 +80,7 @@ impl Bridge {
             published: None,
             life: 0,
             stored: (0, 0),
+            to_keep: None,
         };
         let mut publishers = self.publishers.lock();
         // Those of servers that left have ended.
@@ -99,6 +105,8 @@ struct Publisher {
     life: u64,
     /// The stream, by its time of birth, and the place in it of the last batch confirmed.
     stored: (i64, u64),
+    /// The newest snapshot, where the one before is still being written.
+    to_keep: Option<Snapshot>,
 }
 
 /// A batch on its way.
@@ -122,7 +130,15 @@ impl Publisher {
         let mut asks = self.asks().await;
         let mut beats = interval(BEAT_EVERY);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Beside batches and beats: a bucket that is slow, or does not answer, holds up neither.
+        let mut keeping = pin!(Fuse::terminated());
         loop {
+            if keeping.is_terminated()
+                && let Some(snapshot) = self.to_keep.take()
+            {
+                let (cluster, endpoint) = (self.cluster.clone(), self.endpoint.clone());
+                keeping.set(keep(cluster, endpoint, snapshot).fuse());
+            }
             tokio::select! {
                 // Confirmations first, so that what is on its way stays little.
                 Some(confirmed) = first_ack(&mut self.in_flight) => self.on_confirmed(confirmed).await,
@@ -132,25 +148,32 @@ impl Publisher {
                 },
                 _ = beats.tick() => self.beat().await,
                 Some(_ask) = asks.next() => self.beat().await,
+                () = &mut keeping => {}
             }
         }
     }
 
-    /// Finds out what is in the stream already; tries until it is known.
+    /// Finds out what is in the stream already; tries until it is known. The bucket is asked a few
+    /// times: without a snapshot of its own this bridge knows what the server still replays.
     async fn begin(&mut self) -> Option<Snapshot> {
         let mut backoff = backoff();
-        loop {
-            match self.read_state().await {
-                Ok(snapshot) => return snapshot,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot begin; trying again");
-                    sleep(backoff.after(Duration::ZERO)).await;
-                }
-            }
+        while let Err(error) = self.read_place().await {
+            tracing::warn!(%error, "cannot begin; trying again");
+            sleep(backoff.after(Duration::ZERO)).await;
         }
+        let mut backoff = self::backoff();
+        for _ in 0..SNAPSHOT_TRIES {
+            match self.cluster.read_snapshot(&self.endpoint).await {
+                Ok(snapshot) => return snapshot,
+                Err(error) => tracing::warn!(%error, "snapshots cannot be read"),
+            }
+            sleep(backoff.after(Duration::ZERO)).await;
+        }
+        None
     }
 
-    async fn read_state(&mut self) -> Result<Option<Snapshot>, NatsError> {
+    /// Finds this server's last batch in the stream.
+    async fn read_place(&mut self) -> Result<(), NatsError> {
         let stream = self.cluster.stream().await?;
         let created = born(&stream);
         self.stored = (created, 0);
@@ -159,11 +182,11 @@ impl Publisher {
             Ok(last) => {
                 self.stored = (created, last.sequence);
                 self.published = of_headers(&last.headers).map(|stamp| (stamp.epoch, stamp.seq));
+                Ok(())
             }
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {}
-            Err(error) => return Err(NatsError::new("the last batch in the stream", &error)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(()),
+            Err(error) => Err(NatsError::new("the last batch in the stream", &error)),
         }
-        self.cluster.read_snapshot(&self.endpoint).await
     }
 
     /// Questions for a beat; tries until they can be heard.
@@ -226,7 +249,7 @@ impl Publisher {
                     return;
                 }
                 self.flush().await;
-                let snapshot = Snapshot {
+                self.to_keep = Some(Snapshot {
                     keys: keys_version(),
                     epoch,
                     seq,
@@ -236,8 +259,7 @@ impl Publisher {
                     whole: verdict.trust == Trust::Live,
                     reason: verdict.reason,
                     picture,
-                };
-                self.keep(snapshot).await;
+                });
             }
         }
     }
@@ -332,25 +354,24 @@ impl Publisher {
             }
         }
     }
+}
 
-    /// Keeps a snapshot in place of the one before. One that cannot be kept is let go: the next
-    /// comes soon.
-    async fn keep(&mut self, snapshot: Snapshot) {
-        let begun = Instant::now();
-        match self.write(snapshot).await {
-            Ok(bytes) => {
-                let ms = begun.elapsed().as_millis();
-                tracing::debug!(bytes, ms, "a snapshot is kept");
-            }
-            Err(error) => tracing::warn!(%error, "a snapshot is not kept"),
-        }
-    }
-
-    async fn write(&mut self, snapshot: Snapshot) -> Result<usize, NatsError> {
+/// Keeps a snapshot in place of the one before. One that cannot be kept is let go: the next comes
+/// soon.
+async fn keep(cluster: Cluster, endpoint: Arc<Endpoint>, snapshot: Snapshot) {
+    let write = async {
         let bytes = tokio::task::spawn_blocking(move || snapshot.to_bytes()).await;
         let bytes = bytes.map_err(|error| NatsError::new("a snapshot", &error))?;
-        self.cluster.write_snapshot(&self.endpoint, &bytes).await?;
-        Ok(bytes.len())
+        cluster.write_snapshot(&endpoint, &bytes).await?;
+        Ok::<_, NatsError>(bytes.len())
+    };
+    let begun = Instant::now();
+    match write.await {
+        Ok(bytes) => {
+            let ms = begun.elapsed().as_millis();
+            tracing::debug!(bytes, ms, "a snapshot is kept");
+        }
+        Err(error) => tracing::warn!(%error, "a snapshot is not kept"),
     }
 }
 

@@ -302,6 +302,25 @@ async fn a_lost_cluster_comes_back_with_or_without_what_it_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_snapshots_the_stream_alone_is_enough() {
+    let Plane {
+        nats: _nats,
+        settings,
+        cluster,
+        pod,
+        bridge: _bridge,
+    } = Plane::start().await;
+    let bucket = format!("{}_SNAPSHOTS", settings.stream.name);
+    let gone = cluster.jetstream().delete_object_store(&bucket).await;
+    gone.expect("it was there");
+    ask(&pod, 0..30).await;
+    let picker = Ears::picker(&pod, &settings).await;
+    picker.knows("from the stream's start", &pod).await;
+    ask(&pod, 30..60).await;
+    picker.knows("on from there", &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_with_tls_and_an_nkey_lets_in_who_has_the_seed() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);

@@ -21,6 +21,7 @@ use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions, Event, HeaderMap};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::backoff::Backoff;
@@ -78,6 +79,8 @@ pub struct Cluster {
     client: Client,
     jetstream: Context,
     settings: Nats,
+    /// How often it was made, again or for the first time.
+    connections: watch::Receiver<u64>,
 }
 
 /// What a bridge knows of one server.
@@ -121,13 +124,20 @@ impl Cluster {
     }
 
     async fn connect_by(options: ConnectOptions, settings: &Nats) -> Result<Self, NatsError> {
+        let (connected, connections) = watch::channel(0);
         let mut options = options
             .name("kvscout")
             .retry_on_initial_connect()
             .max_reconnects(None)
             .ping_interval(Duration::from_secs(10))
             .request_timeout(Some(ANSWER_MAX))
-            .event_callback(|event| async move { report(&event) });
+            .event_callback(move |event| {
+                report(&event);
+                if event == Event::Connected {
+                    connected.send_modify(|connections| *connections += 1);
+                }
+                std::future::ready(())
+            });
         if let Some(file) = &settings.credentials {
             let what = format!("events.nats.credentials: {}", file.display());
             let read = options.credentials_file(file).await;
@@ -157,6 +167,7 @@ impl Cluster {
             client,
             jetstream,
             settings: settings.clone(),
+            connections,
         })
     }
 

@@ -1,6 +1,7 @@
 //! One endpoint's batches out of the stream: the newest snapshot first, then what followed it.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +10,8 @@ use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::{Message, jetstream};
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{Fuse, FusedFuture as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -124,6 +127,8 @@ enum Ended {
     Unwanted,
     /// Something is missing for good, or a snapshot was found.
     Again,
+    /// The connection is another one.
+    Reconnected,
     Failed(NatsError),
 }
 
@@ -146,6 +151,8 @@ impl Reader {
             match ended {
                 Ended::Unwanted => return,
                 Ended::Again => {}
+                // What was held for want of something before it comes again with that.
+                Ended::Reconnected => self.links = Links::after(self.links.last()),
                 Ended::Failed(error) => {
                     tracing::debug!(%error, "not read");
                     let reason = format!("not read from NATS: {error}");
@@ -160,6 +167,8 @@ impl Reader {
 
     /// Reads until something ends it.
     async fn read(&mut self) -> Result<Infallible, Ended> {
+        let mut connections = self.cluster.connections.clone();
+        connections.mark_unchanged();
         let stream = self.cluster.stream().await?;
         let created = born(&stream);
         let beats = self.cluster.beat_subject(&self.endpoint);
@@ -184,8 +193,12 @@ impl Reader {
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = Instant::now() + LOOK_EVERY;
+        let mut looking = pin!(Fuse::terminated());
         loop {
             tokio::select! {
+                // The consumer lives in a server's memory. One that started again has it no more,
+                // and async-nats 0.51 takes 16 s to say so: it asks for it five times before.
+                Ok(()) = connections.changed() => return Err(Ended::Reconnected),
                 message = messages.next() => match message {
                     Some(Ok(message)) => self.on_message(created, message).await?,
                     Some(Err(error)) => return Err(failed("the stream", &error)),
@@ -197,11 +210,14 @@ impl Reader {
                 },
                 _ = ticks.tick() => {
                     self.on_tick().await?;
-                    if self.is_snapshot_wanted() && Instant::now() > look {
+                    let due = Instant::now() > look && looking.is_terminated();
+                    if due && self.is_snapshot_wanted() {
                         look = Instant::now() + LOOK_EVERY;
-                        self.look(created).await?;
+                        looking.set(self.newest(created).fuse());
                     }
                 }
+                // Beside the stream: a bucket that does not answer holds up nothing.
+                newest = &mut looking => self.on_newest(newest)?,
             }
         }
     }
@@ -209,13 +225,21 @@ impl Reader {
     /// Finds where to read from: on where we were, or after the newest snapshot.
     async fn start(&mut self, created: i64) -> Result<(), Ended> {
         let known = self.at.is_some_and(|(stream, _)| stream == created);
-        let snapshot = match (self.found.take(), known) {
-            (Some(found), _) => Some(found),
-            (None, true) if !self.is_snapshot_wanted() => None,
-            (None, _) => self.newest(created).await?,
+        let found = self.found.take();
+        let newest = match (found.filter(|found| found.stream_created == created), known) {
+            (Some(found), _) => Ok(Some(found)),
+            (None, true) if !self.is_snapshot_wanted() => Ok(None),
+            (None, _) => self.newest(created).await,
+        };
+        let none = match &newest {
+            Err(error) => {
+                tracing::warn!(%error, "snapshots cannot be read; going by the stream alone");
+                format!("no snapshot ({error})")
+            }
+            Ok(_) => "no snapshot".to_owned(),
         };
         (self.late_since, self.awaited) = (None, None);
-        if let Some(snapshot) = snapshot {
+        if let Ok(Some(snapshot)) = newest {
             self.used = Some((created, snapshot.stream_seq, snapshot.seq));
             self.links = Links::after(Some((snapshot.epoch, snapshot.seq)));
             self.at = Some((created, snapshot.stream_seq));
@@ -229,7 +253,7 @@ impl Reader {
                 self.tell(Delivery::Restarted).await?;
             }
             (self.links, self.at, self.whole) = (Links::after(None), Some((created, 0)), false);
-            self.doubt(false, "no snapshot, and no event seen yet".to_owned())
+            self.doubt(false, format!("{none}, and no event seen yet"))
                 .await?;
         } else if self.links.waits() {
             // What is missing is gone: the next batch shows how much.
@@ -239,27 +263,36 @@ impl Reader {
     }
 
     /// The newest snapshot, if it belongs to this stream and was not used already.
-    async fn newest(&self, created: i64) -> Result<Option<Snapshot>, Ended> {
-        let newest = self.cluster.read_snapshot(&self.endpoint).await?;
-        Ok(newest.filter(|snapshot| {
-            let here = (snapshot.stream_created, snapshot.stream_seq, snapshot.seq);
-            here.0 == created && self.used != Some(here)
-        }))
+    fn newest(
+        &self,
+        created: i64,
+    ) -> impl Future<Output = Result<Option<Snapshot>, NatsError>> + use<> {
+        let (cluster, endpoint, used) = (self.cluster.clone(), self.endpoint.clone(), self.used);
+        async move {
+            let newest = cluster.read_snapshot(&endpoint).await?;
+            Ok(newest.filter(|snapshot| {
+                let here = (snapshot.stream_created, snapshot.stream_seq, snapshot.seq);
+                here.0 == created && used != Some(here)
+            }))
+        }
     }
 
     fn is_snapshot_wanted(&self) -> bool {
         !self.whole || self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Looks for a snapshot that makes the picture whole.
-    async fn look(&mut self, created: i64) -> Result<(), Ended> {
-        let found = self.newest(created).await?;
-        match found.filter(|snapshot| snapshot.whole) {
-            Some(snapshot) => {
+    /// Goes on from a snapshot that makes the picture whole.
+    fn on_newest(&mut self, newest: Result<Option<Snapshot>, NatsError>) -> Result<(), Ended> {
+        match newest {
+            Ok(Some(snapshot)) if snapshot.whole && self.is_snapshot_wanted() => {
                 self.found = Some(snapshot);
                 Err(Ended::Again)
             }
-            None => Ok(()),
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "no snapshot");
+                Ok(())
+            }
         }
     }
 
