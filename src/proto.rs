@@ -1,6 +1,6 @@
 //! Generated words: Envoy's external processing protocol, from `proto/`.
 
-pub(crate) mod codec;
+pub mod codec;
 
 #[allow(
     missing_docs,

@@ -137,7 +137,7 @@ async fn stored(cluster: &Cluster) -> (u64, u64) {
     (state.messages, state.last_sequence)
 }
 
-async fn until_async<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+async fn until_async(what: &str, condition: impl AsyncFn() -> bool) {
     let polled = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -299,6 +299,53 @@ async fn a_lost_cluster_comes_back_with_or_without_what_it_kept() {
     .await;
     ask(&pod, 50..60).await;
     picker.knows("without what it kept", &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_replaced_while_it_is_read_is_not_waited_for() {
+    let Plane {
+        nats: _nats,
+        settings,
+        cluster,
+        pod,
+        bridge,
+    } = Plane::start().await;
+    ask(&pod, 0..30).await;
+    let endpoint = bridge.endpoint.clone();
+    let kept = soon("a snapshot is kept", async {
+        loop {
+            match cluster.read_snapshot(&endpoint).await {
+                Ok(Some(kept)) => break kept,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    })
+    .await;
+    drop(bridge);
+    // Between a reader's look at what there is and its first part, another takes its place.
+    let bucket = format!("{}_SNAPSHOTS", settings.stream.name);
+    let stream = async || {
+        cluster
+            .jetstream()
+            .get_stream(format!("OBJ_{bucket}"))
+            .await
+    };
+    let parts = stream().await.expect("a bucket");
+    let purged = parts.purge().filter(format!("$O.{bucket}.C.>")).await;
+    assert!(purged.expect("purged").success);
+    let reading = tokio::spawn({
+        let (cluster, endpoint) = (cluster.clone(), endpoint.clone());
+        async move { cluster.read_snapshot(&endpoint).await }
+    });
+    until_async("it waits for parts", async || {
+        let now = stream().await.expect("a bucket");
+        now.cached_info().state.consumer_count > 0
+    })
+    .await;
+    let written = cluster.write_snapshot(&endpoint, &kept.to_bytes()).await;
+    written.expect("kept again");
+    let read = soon("the other is read", reading).await.expect("it ends");
+    assert_eq!(read.expect("a bucket"), Some(kept));
 }
 
 #[tokio::test(flavor = "multi_thread")]

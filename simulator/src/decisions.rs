@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! conversation → body → ext_proc stream, as Envoy's → pick, body again → CPU, latency, memory
+//!                     → the same at a picker that reads nothing ────────→ latency
 //!                     → Envoy plain, Envoy routed ──────────────────────→ latency added
 //! ```
 
 pub mod ask;
+mod bare;
 pub mod bodies;
 pub mod certificate;
 pub mod command;

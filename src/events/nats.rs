@@ -15,21 +15,18 @@
 use std::fmt;
 use std::time::Duration;
 
-use async_nats::jetstream::object_store::{self, ObjectStore};
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions, Event, HeaderMap};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::order::Stamp;
-use super::snapshot::{self, Snapshot};
 use crate::config::Nats;
 use crate::fleet::{Endpoint, Trust};
 
+mod bucket;
 mod source;
 
 pub use source::NatsSource;
@@ -39,9 +36,6 @@ pub const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// From request to answer; past it a call is made again.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// To write or read a snapshot: 20 MB over a slow link.
-const SNAPSHOT_MAX: Duration = Duration::from_secs(20);
-
 /// How long to wait for a cluster that is away.
 #[must_use]
 pub fn backoff() -> Backoff {
@@ -217,10 +211,6 @@ impl Cluster {
         object(&self.settings, endpoint)
     }
 
-    fn bucket(&self) -> String {
-        format!("{}_SNAPSHOTS", self.settings.stream.name)
-    }
-
     /// Says what is known of an endpoint, to whoever listens.
     ///
     /// # Errors
@@ -243,65 +233,6 @@ impl Cluster {
         let what = format!("the stream {name} (`kvscout bridge --init` makes it)");
         let found = self.jetstream.get_stream(name).await;
         found.map_err(|error| NatsError::new(&what, &error))
-    }
-
-    async fn snapshots(&self) -> Result<ObjectStore, NatsError> {
-        let what = format!(
-            "the bucket {} (`kvscout bridge --init` makes it)",
-            self.bucket()
-        );
-        let found = self.jetstream.get_object_store(self.bucket()).await;
-        found.map_err(|error| NatsError::new(&what, &error))
-    }
-
-    /// An endpoint's newest snapshot, if there is one to use.
-    ///
-    /// # Errors
-    /// There is no bucket, or nobody answers.
-    pub async fn read_snapshot(&self, endpoint: &Endpoint) -> Result<Option<Snapshot>, NatsError> {
-        let bucket = self.snapshots().await?;
-        let read = async {
-            let object = bucket.get(self.object(endpoint)).await.ok()?;
-            let size = object.info().size;
-            if size > snapshot::BYTES_MAX {
-                return Some(Err(format!("{size} bytes are more than any picture takes")));
-            }
-            let mut bytes = Vec::with_capacity(size);
-            // Where another took its place meanwhile, the reading fails.
-            let mut object = object.take(size as u64);
-            Some(match object.read_to_end(&mut bytes).await {
-                Ok(_) => Snapshot::from_bytes(&bytes).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            })
-        };
-        match timeout(SNAPSHOT_MAX, read).await {
-            Ok(Some(Ok(snapshot))) => Ok(Some(snapshot)),
-            Ok(Some(Err(error))) => {
-                tracing::warn!(endpoint = endpoint.name, error, "a snapshot is of no use");
-                Ok(None)
-            }
-            Ok(None) | Err(_) => Ok(None),
-        }
-    }
-
-    /// Keeps an endpoint's snapshot in place of the one before.
-    ///
-    /// # Errors
-    /// There is no bucket, nobody answers, or not in time.
-    pub async fn write_snapshot(
-        &self,
-        endpoint: &Endpoint,
-        snapshot: &[u8],
-    ) -> Result<(), NatsError> {
-        let write = async {
-            let (bucket, mut bytes) = (self.snapshots().await?, snapshot);
-            let put = bucket.put(self.object(endpoint).as_str(), &mut bytes).await;
-            put.map_err(|error| NatsError::new("a snapshot", &error))
-        };
-        match timeout(SNAPSHOT_MAX, write).await {
-            Ok(done) => done.map(|_info| ()),
-            Err(late) => Err(NatsError::new("a snapshot", &late)),
-        }
     }
 
     /// Makes the stream and the bucket, or gives them the settings; says what it did.
@@ -368,20 +299,6 @@ impl Cluster {
             allow_direct: true,
             placement: self.placement(),
             ..stream::Config::default()
-        }
-    }
-
-    fn bucket_config(&self) -> object_store::Config {
-        object_store::Config {
-            bucket: self.bucket(),
-            description: Some("what vLLM's KV caches held, for kvscout".to_owned()),
-            storage: self.storage(),
-            num_replicas: self.settings.stream.replicas,
-            placement: self.placement(),
-            // A server that is gone for a day does not come back as it was.
-            max_age: Duration::from_secs(86_400),
-            max_bytes: -1,
-            ..object_store::Config::default()
         }
     }
 

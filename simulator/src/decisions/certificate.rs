@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kvscout::config::Tls;
 use tempfile::TempDir;
+use tonic::transport::Identity;
 
 /// A self-signed one, gone with its folder.
 #[derive(Debug)]
@@ -47,6 +48,15 @@ impl Certificate {
             key: self.key(),
             client_ca: None,
         }
+    }
+
+    /// How a server of our own shows it.
+    ///
+    /// # Errors
+    /// The disk does not give it.
+    pub fn identity(&self) -> anyhow::Result<Identity> {
+        let (cert, key) = (std::fs::read(self.path())?, std::fs::read(self.key())?);
+        Ok(Identity::from_pem(cert, key))
     }
 
     fn key(&self) -> PathBuf {

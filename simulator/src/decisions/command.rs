@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::ask::Asker;
+use super::bare::Bare;
 use super::bodies::Conversation;
 use super::certificate::Certificate;
 use super::measure::{Bench, Found, Size};
@@ -90,16 +91,16 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         tls: certificate.tls(),
         ..Plan::new(args.parts.parts()?, MODEL, PODS)
     };
-    let shown = certificate.path();
     let measured = match args.overload {
         true => {
             with(plan, async |stack| {
-                let asker = Asker::connect(stack.ext_proc, &shown).await?;
+                let asker = Asker::connect(stack.ext_proc, &certificate.path()).await?;
                 overload::measure(stack, asker, MODEL, args.seconds).await
             })
             .await?
         }
         false => {
+            let shown = certificate.path();
             let held = with(plan.clone(), async |stack| hold(args, stack, &shown).await).await?;
             // By a process of its own: where a gigabyte was held, memory lies scattered.
             let plan = Plan {
@@ -107,7 +108,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
                 ..plan
             };
             with(plan, async |stack| {
-                measure(args, stack, &shown, &held).await
+                measure(args, stack, &certificate, &held).await
             })
             .await?
         }
@@ -173,14 +174,20 @@ async fn hold(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<
 async fn measure(
     args: &Args,
     stack: &Stack,
-    certificate: &Path,
+    certificate: &Certificate,
     held: &[f64],
 ) -> anyhow::Result<String> {
-    let bench = warmed(args, stack, certificate).await?;
+    let bench = warmed(args, stack, &certificate.path()).await?;
+    let pods = stack.pods.iter().map(|pod| pod.address()).collect();
+    let bare = Bare::start(certificate, pods)?;
+    let bare_asker = Asker::connect(bare.address, &certificate.path()).await?;
     let mut rows = vec![heading()];
     let before = stack.scrape().await?;
     for (size, held) in sizes(args).zip(held) {
-        let found = bench.measure(size).await.with_context(|| size.name)?;
+        let found = bench
+            .measure(size, &bare_asker)
+            .await
+            .with_context(|| size.name)?;
         let added = through_envoy(stack, size)
             .await
             .with_context(|| size.name)?;
@@ -243,7 +250,7 @@ async fn send(
     Ok(began.elapsed())
 }
 
-fn heading() -> [String; 12] {
+fn heading() -> [String; 14] {
     [
         "prompt",
         "body",
@@ -254,6 +261,8 @@ fn heading() -> [String; 12] {
         "p99",
         "after its end p50",
         "p99",
+        "reading nothing p50",
+        "p99",
         "warm",
         "held",
         "Envoy: plain, routed",
@@ -261,7 +270,7 @@ fn heading() -> [String; 12] {
     .map(str::to_owned)
 }
 
-fn row(size: &Size, held: f64, found: &Found, [plain, routed]: [Spread; 2]) -> [String; 12] {
+fn row(size: &Size, held: f64, found: &Found, [plain, routed]: [Spread; 2]) -> [String; 14] {
     let millis = |of: Duration| format!("{:.2} ms", 1e3 * of.as_secs_f64());
     [
         size.name.to_owned(),
@@ -273,6 +282,8 @@ fn row(size: &Size, held: f64, found: &Found, [plain, routed]: [Spread; 2]) -> [
         millis(found.pick.p99),
         millis(found.after.p50),
         millis(found.after.p99),
+        millis(found.bare.p50),
+        millis(found.bare.p99),
         format!("{:.0} %", 100.0 * found.warm),
         format!("{held:.2}x"),
         format!("{}, {}", millis(plain.p50), millis(routed.p50)),

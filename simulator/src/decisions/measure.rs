@@ -48,6 +48,8 @@ pub struct Found {
     pub pick: Spread,
     /// From the body's end to the pick, where it comes by a link of 1 Gbit/s: what kvscout adds.
     pub after: Spread,
+    /// The same at a picker that reads nothing, on this machine and at this rate.
+    pub bare: Spread,
     /// How late who asks was with a request, at most: so long the machine, and not kvscout alone, stood still.
     pub late: Duration,
     /// Requests that went where their conversation had been.
@@ -100,11 +102,11 @@ impl Bench {
         }
     }
 
-    /// All of one size.
+    /// All of one size, and what `bare`, a picker that reads nothing, is asked besides.
     ///
     /// # Errors
     /// A stream is lost, or a pod does not answer.
-    pub async fn measure(self: &Arc<Self>, size: &Size) -> anyhow::Result<Found> {
+    pub async fn measure(self: &Arc<Self>, size: &Size, bare: &Asker) -> anyhow::Result<Found> {
         let conversations = self.conversations(size);
         let homes = self.first(size).await?;
         let body = conversations[0].body(0).len();
@@ -118,9 +120,13 @@ impl Bench {
             perf.stop().await?;
         }
         let rate = ASKED * requests as f64 / self.seconds;
-        let now_and_then = async |link| self.now_and_then(&conversations, rate, link).await;
-        let (instant, late) = now_and_then(Link::Instant).await?;
-        let (linked, later) = now_and_then(Link::Gigabit).await?;
+        let now_and_then =
+            async |asker, link| self.now_and_then(asker, &conversations, rate, link).await;
+        let (instant, late) = now_and_then(&self.asker, Link::Instant).await?;
+        let (linked, later) = now_and_then(&self.asker, Link::Gigabit).await?;
+        let (bare, _) = now_and_then(bare, Link::Gigabit).await?;
+        let after =
+            |took: &[(usize, Took)]| Spread::of(took.iter().map(|(_, took)| took.after).collect());
         let all = || instant.iter().chain(&linked);
         let is_warm = |(at, took): &&(usize, Took)| homes[*at] == took.endpoint;
         let warm = all().filter(is_warm).count();
@@ -130,7 +136,8 @@ impl Bench {
             requests,
             rate,
             pick: Spread::of(instant.iter().map(|(_, took)| took.pick).collect()),
-            after: Spread::of(linked.iter().map(|(_, took)| took.after).collect()),
+            after: after(&linked),
+            bare: after(&bare),
             late: late.max(later),
             warm: warm as f64 / all().count().max(1) as f64,
         })
@@ -208,6 +215,7 @@ impl Bench {
     /// and by how much a request began too late, at most.
     async fn now_and_then(
         self: &Arc<Self>,
+        asker: &Asker,
         conversations: &Arc<[Conversation]>,
         rate: f64,
         link: Link,
@@ -219,10 +227,11 @@ impl Bench {
             at += -(1.0 - dice.share()).ln() / rate;
             let which = dice.below(conversations.len());
             let (bench, conversations) = (Arc::clone(self), Arc::clone(conversations));
+            let asker = asker.clone();
             let due = began + Duration::from_secs_f64(at);
             sleep_until(due).await;
             late = late.max(due.elapsed());
-            let asked = async move { bench.ask(&bench.asker, &conversations[which], link).await };
+            let asked = async move { bench.ask(&asker, &conversations[which], link).await };
             let asked = tokio::spawn(asked);
             requests.push(async move { anyhow::Ok((which, asked.await??)) });
         }

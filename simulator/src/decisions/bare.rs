@@ -1,0 +1,168 @@
+//! A picker that reads nothing and knows nothing: every request goes to the next pod. What it adds to one is what gRPC,
+//! TLS and this machine add, whoever picks.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use futures::future::{BoxFuture, Ready, ready};
+use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use kvscout::config;
+use kvscout::ext_proc::reply::{self, Pick, Side};
+use kvscout::proto::codec::Codec;
+use kvscout::proto::ext_proc::processing_request::Request as Said;
+use kvscout::proto::ext_proc::{HttpBody, ProcessingRequest, ProcessingResponse};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::server::Grpc;
+use tonic::transport::{Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::certificate::Certificate;
+
+/// One that runs, on threads of its own.
+#[derive(Debug)]
+pub struct Bare {
+    /// Where it is asked.
+    pub address: SocketAddr,
+    runtime: Option<Runtime>,
+}
+
+impl Bare {
+    /// Starts one with as many threads as kvscout has.
+    ///
+    /// # Errors
+    /// No port, or a certificate that cannot be read.
+    pub fn start(certificate: &Certificate, pods: Vec<SocketAddr>) -> anyhow::Result<Self> {
+        let tls = ServerTlsConfig::new().identity(certificate.identity()?);
+        let server = Server::builder().tls_config(tls)?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(config::threads())
+            .thread_name("bare")
+            .enable_all()
+            .build()
+            .context("no threads for a bare picker")?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let next = Next {
+            pods: pods.into(),
+            picked: Arc::default(),
+        };
+        runtime.spawn(async move {
+            let connections = TcpListenerStream::new(TcpListener::from_std(listener)?);
+            let never = std::future::pending();
+            let served = server.serve_with_incoming_shutdown(next, connections, never);
+            anyhow::Ok(served.await?)
+        });
+        Ok(Self {
+            address,
+            runtime: Some(runtime),
+        })
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        // Threads are not waited for on a thread that runs tasks.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Picks the next pod.
+#[derive(Debug, Clone)]
+struct Next {
+    pods: Arc<[SocketAddr]>,
+    picked: Arc<AtomicUsize>,
+}
+
+impl Next {
+    fn pick(&self) -> Pick {
+        let at = self.picked.fetch_add(1, Ordering::Relaxed);
+        Pick {
+            address: self.pods[at % self.pods.len()],
+            fallbacks: Vec::new(),
+            rank: None,
+        }
+    }
+}
+
+/// As HTTP asks.
+impl Service<http::Request<Body>> for Next {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let next = self.clone();
+        async move {
+            let codec = Codec::<ProcessingResponse, ProcessingRequest>::default();
+            Ok(Grpc::new(codec).streaming(next, request).await)
+        }
+        .boxed()
+    }
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<ProcessingResponse, Status>> + Send>>;
+
+/// As gRPC asks.
+impl Service<Request<Streaming<ProcessingRequest>>> for Next {
+    type Response = Response<Replies>;
+    type Error = Status;
+    type Future = Ready<Result<Self::Response, Status>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Streaming<ProcessingRequest>>) -> Self::Future {
+        let (pick, mut held) = (self.pick(), Vec::new());
+        let replies = request.into_inner().flat_map(move |said| {
+            let replies = said.map(|said| replies(&pick, &mut held, said));
+            match replies {
+                Ok(replies) => stream::iter(replies).map(Ok).left_stream(),
+                Err(status) => stream::iter([Err(status)]).right_stream(),
+            }
+        });
+        ready(Ok(Response::new(replies.boxed())))
+    }
+}
+
+/// A request's body is held until its end, as by a picker that reads it, and then passes after the pick.
+fn replies(
+    pick: &Pick,
+    held: &mut Vec<HttpBody>,
+    said: ProcessingRequest,
+) -> Vec<ProcessingResponse> {
+    let passed = |side, chunk: HttpBody| reply::body_chunks(side, chunk.body, chunk.end_of_stream);
+    match said.request {
+        Some(Said::RequestBody(chunk)) => {
+            let ends = chunk.end_of_stream;
+            held.push(chunk);
+            if !ends {
+                return Vec::new();
+            }
+            let chunks = std::mem::take(held).into_iter();
+            let chunks = chunks.flat_map(|chunk| passed(Side::Request, chunk));
+            std::iter::once(reply::headers_with_pick(pick, None))
+                .chain(chunks)
+                .collect()
+        }
+        Some(Said::ResponseHeaders(_)) => vec![reply::headers(Side::Response, &[], &[])],
+        Some(Said::ResponseBody(chunk)) => passed(Side::Response, chunk).collect(),
+        _ => Vec::new(),
+    }
+}
