@@ -1,10 +1,11 @@
 //! Where prompts are read, so that a long one does not stall the runtime.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
+use crossbeam_channel::Sender;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -55,7 +56,7 @@ pub struct TokenPool {
     wait_max: Duration,
     measured: TokenizerMetrics,
     /// To whichever thread is free. They end with it.
-    threads: mpsc::SyncSender<Work>,
+    threads: Sender<Work>,
 }
 
 struct Rooms {
@@ -149,19 +150,15 @@ impl TokenPool {
     }
 }
 
-/// So many threads that work until the sender is dropped, and what was begun is done.
-fn start(threads: usize) -> io::Result<mpsc::SyncSender<Work>> {
-    let (sender, receiver) = mpsc::sync_channel::<Work>(threads);
-    let receiver = Arc::new(Mutex::new(receiver));
+/// So many threads that work until the sender is dropped, and what was begun is done. None of them holds what another
+/// needs to take work: one whose core stands still, as a virtual machine's may, keeps no work from the others.
+fn start(threads: usize) -> io::Result<Sender<Work>> {
+    let (sender, receiver) = crossbeam_channel::bounded::<Work>(threads);
     for number in 0..threads {
         let receiver = receiver.clone();
-        let next = move || {
-            let receiver = receiver.lock().unwrap_or_else(PoisonError::into_inner);
-            receiver.recv()
-        };
         let thread = thread::Builder::new().name(format!("tokenizer-{number}"));
         thread.spawn(move || {
-            while let Ok(work) = next() {
+            while let Ok(work) = receiver.recv() {
                 work();
             }
         })?;

@@ -42,7 +42,11 @@ impl Bare {
     /// No port, or a certificate that cannot be read.
     pub fn start(certificate: &Certificate, pods: Vec<SocketAddr>) -> anyhow::Result<Self> {
         let tls = ServerTlsConfig::new().identity(certificate.identity()?);
-        let server = Server::builder().tls_config(tls)?;
+        // Room for a body of any size, as kvscout has it: none waits for a window.
+        let server = Server::builder()
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20)
+            .tls_config(tls)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(config::threads())
             .thread_name("bare")
