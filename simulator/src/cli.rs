@@ -82,7 +82,8 @@ pub enum Command {
     ///
     /// Conversations of 1,000 to 100,000 tokens, each asked one new question after the other, over TLS
     /// and full-duplex bodies, at four simulated servers that answer. CPU time is kvscout's alone, from
-    /// /proc, with as many requests as go at once; latencies are of half as many.
+    /// /proc, with as many requests as go at once; latencies are of half as many, and beside them stand those
+    /// of a picker that reads nothing.
     BenchDecision(decisions::command::Args),
     /// Keep kvscout under load for an hour while pods, adapters, vocabularies and certificates come and go
     ///
