@@ -16,6 +16,7 @@ use harness::sim;
 use harness::{PATIENCE, soon};
 use kvscout::config::Nats;
 use kvscout::events::nats::Cluster;
+use kvscout::events::snapshot::Snapshot;
 use kvscout::fleet::{EventAddress, Publisher, Trust};
 use kvscout_sim::server;
 use serde_json::json;
@@ -137,6 +138,25 @@ async fn stored(cluster: &Cluster) -> (u64, u64) {
     (state.messages, state.last_sequence)
 }
 
+/// Where snapshots are.
+fn bucket(settings: &Nats) -> String {
+    format!("{}_SNAPSHOTS", settings.stream.name)
+}
+
+/// The first snapshot of a bridge's server that will do.
+async fn kept(cluster: &Cluster, bridge: &Ears, will_do: impl Fn(&Snapshot) -> bool) -> Snapshot {
+    soon("a snapshot is kept", async {
+        loop {
+            let newest = cluster.read_snapshot(&bridge.endpoint).await;
+            match newest.expect("a bucket") {
+                Some(kept) if will_do(&kept) => break kept,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    })
+    .await
+}
+
 async fn until_async(what: &str, condition: impl AsyncFn() -> bool) {
     let polled = async {
         while !condition().await {
@@ -165,20 +185,8 @@ async fn a_picker_behind_nats_knows_what_the_server_holds() {
     late.knows("it goes on, too", &pod).await;
 
     // A snapshot stands for batches that are gone.
-    until_async("a snapshot is kept", || async {
-        let kept = cluster
-            .read_snapshot(&bridge.endpoint)
-            .await
-            .expect("a bucket");
-        kept.is_some_and(|kept| kept.whole && kept.stream_seq > 20)
-    })
-    .await;
+    let kept = kept(&cluster, &bridge, |kept| kept.whole && kept.stream_seq > 20).await;
     let stream = cluster.stream().await.expect("a stream");
-    let kept = cluster
-        .read_snapshot(&bridge.endpoint)
-        .await
-        .expect("a bucket");
-    let kept = kept.expect("kept");
     stream
         .purge()
         .sequence(kept.stream_seq)
@@ -312,18 +320,10 @@ async fn a_snapshot_that_was_replaced_while_it_is_read_is_not_waited_for() {
     } = Plane::start().await;
     ask(&pod, 0..30).await;
     let endpoint = bridge.endpoint.clone();
-    let kept = soon("a snapshot is kept", async {
-        loop {
-            match cluster.read_snapshot(&endpoint).await {
-                Ok(Some(kept)) => break kept,
-                _ => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        }
-    })
-    .await;
+    let kept = kept(&cluster, &bridge, |_any| true).await;
     drop(bridge);
     // Between a reader's look at what there is and its first part, another takes its place.
-    let bucket = format!("{}_SNAPSHOTS", settings.stream.name);
+    let bucket = bucket(&settings);
     let stream = async || {
         cluster
             .jetstream()
@@ -357,7 +357,7 @@ async fn without_snapshots_the_stream_alone_is_enough() {
         pod,
         bridge: _bridge,
     } = Plane::start().await;
-    let bucket = format!("{}_SNAPSHOTS", settings.stream.name);
+    let bucket = bucket(&settings);
     let gone = cluster.jetstream().delete_object_store(&bucket).await;
     gone.expect("it was there");
     ask(&pod, 0..30).await;

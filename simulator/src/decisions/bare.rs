@@ -8,16 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use anyhow::Context as _;
 use futures::future::{BoxFuture, Ready, ready};
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
-use kvscout::config;
 use kvscout::ext_proc::reply::{self, Pick, Side};
 use kvscout::proto::codec::Codec;
 use kvscout::proto::ext_proc::processing_request::Request as Said;
 use kvscout::proto::ext_proc::{HttpBody, ProcessingRequest, ProcessingResponse};
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
@@ -26,59 +23,51 @@ use tonic::transport::{Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::certificate::Certificate;
+use crate::stack::elsewhere::Elsewhere;
 
-/// One that runs, on threads of its own.
+/// One that runs, on threads of its own, until it is dropped.
 #[derive(Debug)]
 pub struct Bare {
     /// Where it is asked.
     pub address: SocketAddr,
-    runtime: Option<Runtime>,
+    _threads: Elsewhere,
 }
 
 impl Bare {
-    /// Starts one with as many threads as kvscout has.
+    /// Starts one.
     ///
     /// # Errors
     /// No port, or a certificate that cannot be read.
-    pub fn start(certificate: &Certificate, pods: Vec<SocketAddr>) -> anyhow::Result<Self> {
+    pub async fn start(certificate: &Certificate, pods: Vec<SocketAddr>) -> anyhow::Result<Self> {
         let tls = ServerTlsConfig::new().identity(certificate.identity()?);
         // Room for a body of any size, as kvscout has it: none waits for a window.
         let server = Server::builder()
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(16 << 20)
             .tls_config(tls)?;
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(config::threads())
-            .thread_name("bare")
-            .enable_all()
-            .build()
-            .context("no threads for a bare picker")?;
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
         let next = Next {
             pods: pods.into(),
             picked: Arc::default(),
         };
-        runtime.spawn(async move {
-            let connections = TcpListenerStream::new(TcpListener::from_std(listener)?);
-            let never = std::future::pending();
-            let served = server.serve_with_incoming_shutdown(next, connections, never);
-            anyhow::Ok(served.await?)
-        });
+        let threads = Elsewhere::new(false)?;
+        let begin = async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let address = listener.local_addr()?;
+            tokio::spawn(serve(server, next, listener));
+            Ok(address)
+        };
         Ok(Self {
-            address,
-            runtime: Some(runtime),
+            address: threads.run(begin).await?,
+            _threads: threads,
         })
     }
 }
 
-impl Drop for Bare {
-    fn drop(&mut self) {
-        // Threads are not waited for on a thread that runs tasks.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+async fn serve(server: Server, next: Next, listener: TcpListener) {
+    let (connections, never) = (TcpListenerStream::new(listener), std::future::pending());
+    let served = server.serve_with_incoming_shutdown(next, connections, never);
+    if let Err(error) = served.await {
+        tracing::warn!(%error, "the picker that reads nothing has ended");
     }
 }
 

@@ -179,7 +179,7 @@ async fn measure(
 ) -> anyhow::Result<String> {
     let bench = warmed(args, stack, &certificate.path()).await?;
     let pods = stack.pods.iter().map(|pod| pod.address()).collect();
-    let bare = Bare::start(certificate, pods)?;
+    let bare = Bare::start(certificate, pods).await?;
     let bare_asker = Asker::connect(bare.address, &certificate.path()).await?;
     let mut rows = vec![heading()];
     let before = stack.scrape().await?;

@@ -28,7 +28,7 @@ pub(crate) fn as_here<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
 
 /// Threads that end with this, and with what runs on them.
 #[derive(Debug)]
-pub(super) struct Elsewhere(Option<Runtime>);
+pub(crate) struct Elsewhere(Option<Runtime>);
 
 impl Elsewhere {
     /// As many threads as there are cores, that leave these to everybody else if they are to give way.

@@ -231,23 +231,23 @@ impl Reader {
             (None, true) if !self.is_snapshot_wanted() => Ok(None),
             (None, _) => self.newest(created).await,
         };
-        let none = match &newest {
+        (self.late_since, self.awaited) = (None, None);
+        let none = match newest {
+            Ok(Some(snapshot)) => {
+                self.used = Some((created, snapshot.stream_seq, snapshot.seq));
+                self.links = Links::after(Some((snapshot.epoch, snapshot.seq)));
+                self.at = Some((created, snapshot.stream_seq));
+                self.whole = snapshot.whole;
+                self.doubt(false, "catching up with the stream".to_owned())
+                    .await?;
+                return self.tell(Delivery::Snapshot(Box::new(snapshot))).await;
+            }
+            Ok(None) => "no snapshot".to_owned(),
             Err(error) => {
                 tracing::warn!(%error, "snapshots cannot be read; going by the stream alone");
                 format!("no snapshot ({error})")
             }
-            Ok(_) => "no snapshot".to_owned(),
         };
-        (self.late_since, self.awaited) = (None, None);
-        if let Ok(Some(snapshot)) = newest {
-            self.used = Some((created, snapshot.stream_seq, snapshot.seq));
-            self.links = Links::after(Some((snapshot.epoch, snapshot.seq)));
-            self.at = Some((created, snapshot.stream_seq));
-            self.whole = snapshot.whole;
-            self.doubt(false, "catching up with the stream".to_owned())
-                .await?;
-            return self.tell(Delivery::Snapshot(Box::new(snapshot))).await;
-        }
         if !known {
             if self.at.is_some() {
                 self.tell(Delivery::Restarted).await?;
