@@ -128,7 +128,7 @@ heap-profile: setup $(JEMALLOC)/usr/bin/jeprof ## What holds memory that it did 
 	  'exec $(CURDIR)/target/release/examples/system_allocator "$$@"' > $(HEAP)/kvscout && chmod +x $(HEAP)/kvscout
 	@target/release/kvscout-sim soak --seconds 600 --churn-seconds 5 --kvscout $(HEAP)/kvscout $(FLAGS) || true
 	@dumps=($$(ls -tr $(HEAP)/*.heap)); early=$${dumps[$${#dumps[@]}/2]}; late=$${dumps[-2]}; \
-	  $(JEMALLOC)/usr/bin/jeprof --text --cum --base=$$early target/release/examples/system_allocator $$late | head -40
+	  $(JEMALLOC)/usr/bin/jeprof --text --cum --base=$$early target/release/examples/system_allocator $$late | sed -n 1,40p
 
 $(JEMALLOC)/usr/bin/jeprof:
 	@echo "heap-profile: jemalloc and jeprof, out of Debian's packages"

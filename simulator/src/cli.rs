@@ -84,6 +84,7 @@ pub enum Command {
     /// and full-duplex bodies, at four simulated servers that answer. CPU time is kvscout's alone, from
     /// /proc, with as many requests as go at once; latencies are of half as many, and beside them stand those
     /// of a picker that reads nothing.
+    #[command(args_override_self = true)]
     BenchDecision(decisions::command::Args),
     /// Keep kvscout under load for an hour while pods, adapters, vocabularies and certificates come and go
     ///
@@ -91,6 +92,7 @@ pub enum Command {
     /// in the first half minute. Exit status 1, with the reason, where a request failed, a prediction that
     /// claimed certainty was wrong, a stream stayed open, or memory, descriptors, threads, latency or the
     /// events' lag grew: the median of the last quarter is held against that of the second.
+    #[command(args_override_self = true)]
     Soak(soak::command::Args),
     /// Show kvscout at work: four servers, Envoy, a chat of two rounds, a load
     ///
@@ -112,7 +114,7 @@ pub enum Command {
     ///
     ///   kvscout-sim compare --workload mooncake --trace conversation.jsonl.zst --rate 6.8
     ///     --routers 4 --change 60:reset:0 --html report.html
-    #[command(verbatim_doc_comment)]
+    #[command(verbatim_doc_comment, args_override_self = true)]
     Compare(Box<compare::command::Args>),
 }
 
@@ -302,6 +304,20 @@ mod tests {
         let config = serve("--seed 3 --fault-seed 5");
         assert_eq!((config.engine.hash_seed, config.faults.seed), (3, 5));
         assert!(!config.seed_drawn);
+    }
+
+    /// `make heap-profile FLAGS="--seconds 60"` has a soak of its own length.
+    #[test]
+    fn what_make_is_told_may_repeat_its_own_flags() {
+        for line in [
+            "soak --seconds 600 --seconds 60",
+            "bench-decision --seconds 4 --seconds 6",
+            "compare --html docs/policies.html --html other.html",
+        ] {
+            let line = format!("kvscout-sim {line}");
+            let parsed = Cli::try_parse_from(line.split_whitespace());
+            assert!(parsed.is_ok(), "{line}: {parsed:?}");
+        }
     }
 
     #[test]
