@@ -215,7 +215,7 @@ impl Listener {
         }
     }
 
-    fn hold_against_capacity(&self, follower: &mut Follower) {
+    pub(super) fn hold_against_capacity(&self, follower: &mut Follower) {
         let Some(blocks_max) = self.capacity else {
             return;
         };

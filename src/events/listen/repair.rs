@@ -94,6 +94,8 @@ impl Listener {
         self.metrics.relearnt.increment(1);
         follower.on_restarted(&self.index);
         if self.take_replay(follower, &fetched.replay).await.is_ok() {
+            // A past that cannot be true is no more so for having been told twice.
+            self.hold_against_capacity(follower);
             let verdict = follower.verdict();
             self.trust(verdict.trust, &verdict.reason);
         }
