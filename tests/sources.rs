@@ -494,11 +494,17 @@ async fn an_engine_is_not_believed_to_hold_more_than_it_says_it_can() {
     for seq in 0..4 {
         stage.act(&send(seq, seq + 1));
     }
-    let doubted = || {
-        let trust = ears.endpoint.trust_since();
-        trust.trust == Trust::Doubtful && trust.reason == "4 blocks were counted in a cache of 3"
+    let doubts = |blocks| {
+        let (trust, reason) = (
+            ears.endpoint.trust_since(),
+            "blocks were counted in a cache of 3",
+        );
+        trust.trust == Trust::Doubtful && trust.reason == format!("{blocks} {reason}")
     };
-    harness::until("one block too many", doubted).await;
+    harness::until("one block too many", || doubts(4)).await;
+    // A doubtful picture is learnt again: then this one is heard of too, and no event comes after it.
+    stage.act(&Act::Lose(4, stores(5)));
+    harness::until("what it tells again is no more believed", || doubts(5)).await;
 }
 
 /// A server that publishes, and replays if it is asked to.
