@@ -458,12 +458,12 @@ fn tickets(fleet: &Fleet, way: &Way, readiness: &Readiness) -> HashMap<EndpointI
 fn settings(config: &Config) -> ExtProcSettings {
     let limits = &config.limits;
     ExtProcSettings {
-        rules: Rules {
+        rules: Arc::new(Rules {
             body_bytes_max: limits.body_bytes_max,
             decision_header: config.replies.decision_header,
             conformance: config.replies.conformance_tests,
             session_headers: config.policy.session_headers.clone().into(),
-        },
+        }),
         limits: capacity::Limits {
             streams_max: limits.streams_max,
             reading_max: limits.exchanges_max,

@@ -55,7 +55,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExtProcSettings {
     /// How exchanges go.
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
     /// How much all exchanges together may take.
     pub limits: capacity::Limits,
     /// How long an exchange waits for whom.
@@ -94,7 +94,7 @@ impl Default for Patience {
 impl Default for ExtProcSettings {
     fn default() -> Self {
         Self {
-            rules: Rules::default(),
+            rules: Arc::default(),
             limits: capacity::Limits::default(),
             patience: Patience::default(),
             grace: Duration::from_secs(30),

@@ -32,6 +32,7 @@ mod pool;
 mod reader;
 mod reading;
 mod readings;
+mod seen;
 mod settle;
 
 pub use ask::{Ask, ByLoad, PoolHint, Refusal};

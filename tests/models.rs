@@ -16,7 +16,7 @@ use kvscout::metrics::Metrics;
 use kvscout::models::{Hub, Loader, Missing, Models};
 use kvscout::readiness::Readiness;
 use kvscout::scheduler::{Ask, Scheduler};
-use kvscout::tokens::TokenPool;
+use kvscout::tokens::{Size, TokenPool};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -544,7 +544,10 @@ async fn what_no_core_begins_in_time_goes_by_load_and_says_so() {
     let (go, held) = std::sync::mpsc::sync_channel::<()>(1);
     let holding = tokio::spawn({
         let pool = pool.clone();
-        async move { pool.run(TokenPool::LONG, move || held.recv().is_ok()).await }
+        async move {
+            pool.run(Size::new(TokenPool::LONG), move || held.recv().is_ok())
+                .await
+        }
     });
     soon("the only core is taken", async {
         while pool.working() == 0 {

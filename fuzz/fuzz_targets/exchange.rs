@@ -123,7 +123,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
     let mode = i32::from(input.byte() % 7);
     let rules = Rules { body_bytes_max: 200, decision_header: mode == 3, conformance: mode == 2, ..Rules::default() };
-    let mut exchange = Exchange::new(rules, "fallback".into());
+    let mut exchange = Exchange::new(rules, 1);
     let config = ProtocolConfiguration {
         request_body_mode: mode,
         response_body_mode: i32::from(input.byte() % 7),

@@ -125,14 +125,14 @@ impl Drive {
     /// An exchange of which nothing was heard, with its place; without the right to read it holds nothing.
     pub fn new(
         settings: Arc<ExtProcSettings>,
-        (id, pool): (String, PoolHint),
+        (number, pool): (u64, PoolHint),
         scheduler: Arc<Scheduler>,
         room: Room,
         tracing: Tracing,
     ) -> Self {
         let now = Instant::now();
         Self {
-            exchange: Exchange::new(settings.rules.clone(), id).for_pool(pool),
+            exchange: Exchange::new(settings.rules.clone(), number).for_pool(pool),
             scheduler,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -395,6 +395,6 @@ mod tests {
     /// Thousands hold bodies at once, most of them short ones.
     #[test]
     fn an_exchange_takes_less_than_a_short_body() {
-        assert!(size_of::<Drive>() <= 768, "{}", size_of::<Drive>());
+        assert!(size_of::<Drive>() <= 512, "{}", size_of::<Drive>());
     }
 }

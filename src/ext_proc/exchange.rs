@@ -99,24 +99,25 @@ pub struct OutOfOrder(&'static str);
 /// One request's conversation.
 #[derive(Debug)]
 pub struct Exchange {
-    rules: Rules,
-    fallback_id: String,
+    rules: Arc<Rules>,
+    number: u64,
     request: Request,
-    response: Response,
-    summary: Option<Box<str>>,
+    response_mode: Mode,
+    /// Of use from the pick on: thousands hold a body and have none.
+    response: Option<Box<Response>>,
 }
 
 impl Exchange {
-    /// A conversation of which nothing was said; `fallback_id` names a request without an
-    /// `x-request-id`.
+    /// A conversation of which nothing was said; a request without an `x-request-id` is called `kvscout-` and this
+    /// number.
     #[must_use]
-    pub fn new(rules: Rules, fallback_id: String) -> Self {
+    pub fn new(rules: impl Into<Arc<Rules>>, number: u64) -> Self {
         Self {
-            rules,
-            fallback_id,
+            rules: rules.into(),
+            number,
             request: Request::default(),
-            response: Response::default(),
-            summary: None,
+            response_mode: Mode::default(),
+            response: None,
         }
     }
 
@@ -139,23 +140,27 @@ impl Exchange {
         match request {
             Message::RequestHeaders(headers) => {
                 let (mode, response_mode) = read::modes(message.protocol_config);
-                let head = Head::of(&headers, metadata.as_ref(), &self.rules, &self.fallback_id);
+                let head = Head::of(&headers, metadata.as_ref(), &self.rules, self.number);
                 let steps = self.request.headers(&headers, mode, head)?;
-                self.response = Response::new(response_mode);
+                (self.response_mode, self.response) = (response_mode, None);
                 Ok(steps)
             }
             Message::RequestBody(body) => self.request.body(body, self.rules.body_bytes_max),
             Message::RequestTrailers(_) => self.request.trailers(),
             Message::ResponseHeaders(headers) => {
-                let tell = response::Tell {
-                    summary: self.summary.take().map(String::from),
-                    served: self.rules.conformance,
-                };
-                Ok(self.response.headers(&headers, metadata.as_ref(), tell))
+                let tells_served = self.rules.conformance;
+                let response = self.response();
+                Ok(response.headers(&headers, metadata.as_ref(), tells_served))
             }
-            Message::ResponseBody(body) => Ok(self.response.body(body, metadata.as_ref())),
-            Message::ResponseTrailers(_) => Ok(self.response.trailers(metadata.as_ref())),
+            Message::ResponseBody(body) => Ok(self.response().body(body, metadata.as_ref())),
+            Message::ResponseTrailers(_) => Ok(self.response().trailers(metadata.as_ref())),
         }
+    }
+
+    fn response(&mut self) -> &mut Response {
+        let mode = self.response_mode;
+        let new = || Box::new(Response::new(mode));
+        self.response.get_or_insert_with(new)
     }
 
     /// Whether the response says why the request went where it did.
@@ -180,10 +185,12 @@ impl Exchange {
                 return vec![send(reply::refused(refusal))];
             }
         };
-        self.summary = summary.map(String::into_boxed_str);
+        if summary.is_some() {
+            self.response().tells(summary);
+        }
         // The body for another model, whose answer is to bear the name that this one asks for.
         let new = rewrite.zip(owed.body()).map(|(rewrite, body)| {
-            self.response.restores(rewrite.before(body));
+            self.response().restores(rewrite.before(body));
             rewrite.apply(body)
         });
         self.request.paid(owed, &pick, new)
@@ -218,7 +225,9 @@ impl Exchange {
     /// up.
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
-        self.response.has_begun().then(|| self.response.outcome())
+        let response = self.response.as_ref();
+        let begun = response.filter(|response| response.has_begun());
+        begun.map(|response| response.outcome())
     }
 }
 

@@ -83,7 +83,7 @@ impl<H> Service<H> {
         let number = common.number.fetch_add(1, Ordering::Relaxed);
         let drive = Box::new(Drive::new(
             settings.clone(),
-            (format!("kvscout-{number}"), pool_hint(&head)),
+            (number, pool_hint(&head)),
             parts.scheduler.clone(),
             place,
             Tracing::of(&head.headers, common.spans.clone()),

@@ -1,5 +1,6 @@
 //! Where prompts are read, so that a long one does not stall the runtime.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,17 @@ use crate::metrics::TokenizerMetrics;
 
 /// Texts shorter than this are encoded where they are: 16 KiB take 0.1 ms.
 const INLINE_BYTES_MAX: usize = 16 << 10;
+/// Beside so many that were read before, which takes a tenth of the time: 1 MiB takes a millisecond. The way to another thread
+/// and back takes 0.2 ms where cores are busy.
+const KNOWN_BYTES_MAX: usize = 1 << 20;
+/// How far ahead a thread may read such texts of the half of its time that it has for them: it serves others too, and may be the
+/// only one that has anything to serve.
+const AHEAD_MAX: Duration = Duration::from_millis(4);
+
+thread_local! {
+    /// Until when this thread has spent half of its time.
+    static SPENT_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+}
 
 /// Why work was not done. Load decides, then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +50,68 @@ impl NotDone {
             Self::Panicked => "tokenizer_panic",
         }
     }
+}
+
+/// How much there is to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes that are new, as far as anybody can tell.
+    pub new_bytes: usize,
+    /// Bytes that were read before.
+    pub known_bytes: usize,
+}
+
+impl Size {
+    /// Of a text of which nothing is known.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            new_bytes: bytes,
+            known_bytes: 0,
+        }
+    }
+
+    /// Of a text of which so many bytes were read before.
+    #[must_use]
+    pub fn known(bytes: usize, known_bytes: usize) -> Self {
+        Self {
+            new_bytes: bytes - known_bytes,
+            known_bytes,
+        }
+    }
+}
+
+/// Where work is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Where {
+    /// Here, and it is not worth counting.
+    Here,
+    /// Here, out of the time that this thread has for such work.
+    HereCounted,
+    Elsewhere,
+}
+
+impl Where {
+    fn of(size: Size) -> Self {
+        if size.new_bytes >= INLINE_BYTES_MAX || size.known_bytes > KNOWN_BYTES_MAX {
+            return Self::Elsewhere;
+        }
+        if size.known_bytes < INLINE_BYTES_MAX {
+            return Self::Here;
+        }
+        let spent_until = SPENT_UNTIL.get();
+        match spent_until.is_none_or(|until| until < Instant::now() + AHEAD_MAX) {
+            true => Self::HereCounted,
+            false => Self::Elsewhere,
+        }
+    }
+}
+
+/// This thread has read for so long.
+fn spend(time: Duration) {
+    let now = Instant::now();
+    let from = SPENT_UNTIL.get().map_or(now, |until| until.max(now));
+    SPENT_UNTIL.set(Some(from + time * 2));
 }
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -108,7 +182,7 @@ impl TokenPool {
         (self.places_max - self.rooms.places.available_permits()).saturating_sub(self.working())
     }
 
-    /// Runs `work` on a text of so many bytes: here if it is short, on a thread of the pool's if it is long.
+    /// Runs `work` on a text: here if it takes little time, on a thread of the pool's if it takes longer.
     ///
     /// Dropping the future takes waiting work out of the queue; work that has begun runs to its
     /// end and keeps its permit until then.
@@ -117,11 +191,18 @@ impl TokenPool {
     /// [`NotDone`]: the caller chooses by load alone.
     pub async fn run<T: Send + 'static>(
         &self,
-        text_bytes: usize,
+        size: Size,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NotDone> {
-        if text_bytes < INLINE_BYTES_MAX {
-            return measure(&self.measured, work);
+        match Where::of(size) {
+            Where::Here => return measure(&self.measured, work),
+            Where::HereCounted => {
+                let began = Instant::now();
+                let done = measure(&self.measured, work);
+                spend(began.elapsed());
+                return done;
+            }
+            Where::Elsewhere => {}
         }
         let place = self.rooms.places.try_acquire().map_err(|_| NotDone::Full)?;
         let asked = Instant::now();
@@ -191,7 +272,14 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    const LONG: usize = TokenPool::LONG;
+    const LONG: Size = Size {
+        new_bytes: TokenPool::LONG,
+        known_bytes: 0,
+    };
+    const SHORT: Size = Size {
+        new_bytes: TokenPool::LONG - 1,
+        known_bytes: 0,
+    };
     const WAITING: usize = 64;
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -204,9 +292,7 @@ mod tests {
     async fn a_short_text_is_done_where_it_is() {
         let pool = pool(1, PATIENCE);
         let here = std::thread::current().id();
-        let there = pool
-            .run(LONG - 1, move || std::thread::current().id())
-            .await;
+        let there = pool.run(SHORT, move || std::thread::current().id()).await;
         assert_eq!(there, Ok(here));
     }
 
@@ -216,6 +302,36 @@ mod tests {
         let here = std::thread::current().id();
         let there = pool.run(LONG, move || std::thread::current().id()).await;
         assert_ne!(there, Ok(here));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_is_read_where_it_is_for_half_of_a_threads_time() {
+        let pool = pool(1, PATIENCE);
+        let here = std::thread::current().id();
+        let size = |known_bytes| Size {
+            known_bytes,
+            ..SHORT
+        };
+        let busy = |time: Duration| {
+            move || {
+                let began = Instant::now();
+                while began.elapsed() < time {}
+                std::thread::current().id()
+            }
+        };
+        let long = 500_000;
+        let run = |known, time| pool.run(size(known), busy(time));
+        assert_eq!(run(long, AHEAD_MAX).await, Ok(here));
+        // Twice as long ahead as it may be: nothing of that kind until as much time has gone by.
+        let again = run(long, Duration::ZERO).await;
+        assert_ne!(again, Ok(here));
+        assert_eq!(run(0, Duration::ZERO).await, Ok(here), "short texts always");
+        while SPENT_UNTIL.get().expect("it has read") > Instant::now() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(run(long, Duration::ZERO).await, Ok(here));
+        let too_long = run(KNOWN_BYTES_MAX + 1, Duration::ZERO).await;
+        assert_ne!(too_long, Ok(here));
     }
 
     /// Work that ends when told to.
@@ -257,7 +373,11 @@ mod tests {
         }
         assert_eq!((pool.working(), pool.waiting()), (1, WAITING));
         assert_eq!(pool.run(LONG, || 0).await, Err(NotDone::Full));
-        assert_eq!(pool.run(1, || 0).await, Ok(0), "short texts need no place");
+        assert_eq!(
+            pool.run(SHORT, || 0).await,
+            Ok(0),
+            "short texts need no place"
+        );
         go.send(()).unwrap();
         assert!(first.await.unwrap());
         for (number, done) in waiting.into_iter().enumerate() {
@@ -295,8 +415,8 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_gives_its_permit_back() {
         let pool = pool(1, PATIENCE);
-        for bytes in [LONG, 1] {
-            let failed: Result<(), _> = pool.run(bytes, || panic!("as a test")).await;
+        for size in [LONG, SHORT] {
+            let failed: Result<(), _> = pool.run(size, || panic!("as a test")).await;
             assert_eq!(failed, Err(NotDone::Panicked));
         }
         assert_eq!(pool.run(LONG, || 1).await, Ok(1));

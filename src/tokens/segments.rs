@@ -37,7 +37,8 @@ pub struct Segmented<E> {
     cuts: Cuts,
     /// By keyed hash of the text.
     cache: Cache<u64, Arc<Segment>, Unhashed>,
-    /// Random for each loaded tokenizer, so that nobody can prepare texts that collide.
+    /// Random for each loaded tokenizer, so that nobody can prepare texts that collide. Mixed with a tenant's salt, so that
+    /// nobody can tell by the time that another tenant has asked for the same text.
     seed: u64,
     /// Ids that the post-processor puts in front, such as BOS, and behind.
     frame: (Vec<TokenId>, Vec<TokenId>),
@@ -85,14 +86,14 @@ impl<E: Tokenizer> Segmented<E> {
         })
     }
 
-    /// Appends a text's ids: those that are known, or what `tokenize` appends, and keeps them.
+    /// Appends a text's ids: those that are known under this seed, or what `tokenize` appends, and keeps them.
     fn append(
         &self,
-        text: &str,
+        (text, seed): (&str, u64),
         ids: &mut Vec<TokenId>,
         tokenize: impl FnOnce(&mut Vec<TokenId>) -> Result<(), TokenizeError>,
     ) -> Result<(), TokenizeError> {
-        let hash = xxh3_64_with_seed(text.as_bytes(), self.seed);
+        let hash = xxh3_64_with_seed(text.as_bytes(), seed);
         // A collision finds another text: it is tokenized, and takes the place.
         if let Some(known) = self.cache.get(&hash).filter(|known| *known.text == *text) {
             let bytes = text.len() as u64;
@@ -112,7 +113,11 @@ impl<E: Tokenizer> Segmented<E> {
     }
 
     /// Appends the ids of a text, segment by segment.
-    fn append_segments(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TokenizeError> {
+    fn append_segments(
+        &self,
+        (text, seed): (&str, u64),
+        ids: &mut Vec<TokenId>,
+    ) -> Result<(), TokenizeError> {
         // What a template prints between messages is the same between all of them.
         let mut short: Option<(&str, Range<usize>)> = None;
         for span in self.cuts.spans(text) {
@@ -124,7 +129,7 @@ impl<E: Tokenizer> Segmented<E> {
                 (Span::Text(text), _) => {
                     self.cuts.check(text)?;
                     let start = ids.len();
-                    self.append(text, ids, |ids| {
+                    self.append((text, seed), ids, |ids| {
                         let bytes = text.len() as u64;
                         self.counts.misses.fetch_add(1, Ordering::Relaxed);
                         self.counts.missed_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -150,6 +155,18 @@ impl Segment {
 
 impl<E: Tokenizer> Tokenizer for Segmented<E> {
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizeError> {
+        self.encode_salted(text, add_special_tokens, None)
+    }
+
+    fn encode_salted(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        salt: Option<&str>,
+    ) -> Result<Vec<TokenId>, TokenizeError> {
+        let seed = salt.map_or(self.seed, |salt| {
+            xxh3_64_with_seed(salt.as_bytes(), self.seed)
+        });
         // English has about four bytes a token, code and Chinese three and more.
         let mut ids = Vec::with_capacity(text.len() / 3 + 16);
         let (front, back) = &self.frame;
@@ -158,10 +175,11 @@ impl<E: Tokenizer> Tokenizer for Segmented<E> {
         }
         let mut rest = text;
         while let Some(page) = self.cuts.page(rest, PAGE_BYTES) {
+            let page = (page, seed);
             self.append(page, &mut ids, |ids| self.append_segments(page, ids))?;
-            rest = &rest[page.len()..];
+            rest = &rest[page.0.len()..];
         }
-        self.append_segments(rest, &mut ids)?;
+        self.append_segments((rest, seed), &mut ids)?;
         if add_special_tokens {
             ids.extend_from_slice(back);
         }

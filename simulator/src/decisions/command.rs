@@ -14,7 +14,7 @@ use super::bare::Bare;
 use super::bodies::Conversation;
 use super::certificate::Certificate;
 use super::measure::{Bench, Found, Size};
-use super::{overload, process, stream};
+use super::{overload, stream};
 use crate::engine::EngineConfig;
 use crate::load::Spread;
 use crate::outgoing;
@@ -161,7 +161,7 @@ async fn warmed(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Resul
 async fn hold(args: &Args, stack: &Stack, certificate: &Path) -> anyhow::Result<Vec<f64>> {
     let bench = warmed(args, stack, certificate).await?;
     // What was held once may stay the process's own: so each size holds many times what the one before did.
-    let (mut held, idle) = (Vec::new(), process::resident(bench.process)?);
+    let (mut held, idle) = (Vec::new(), bench.settled(stack).await?);
     for size in sizes(args) {
         // Streams that are given up all at once may take their connection with them, at our end (h2).
         let channel = stream::connect(stack.ext_proc, certificate).await?;

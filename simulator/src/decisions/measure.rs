@@ -64,6 +64,11 @@ const ASKED: f64 = 0.5;
 /// Until all bodies have come that are to be held: kvscout gives up a slow one after ten seconds.
 const HELD_MAX: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_millis(20);
+/// After so long without giving memory back a process has none left of what it took to start: mimalloc gives it back after a second,
+/// when it is asked for more.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Less than this is no change.
+const SETTLED_BYTES: u64 = 1 << 20;
 
 /// Who asks.
 #[derive(Debug)]
@@ -238,6 +243,23 @@ impl Bench {
         Ok((try_join_all(requests).await?, late))
     }
 
+    /// What kvscout takes, in bytes, once it has given back what it needs no more.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn settled(&self, stack: &Stack) -> anyhow::Result<u64> {
+        let (mut least, mut since) = (process::resident(self.process)?, Instant::now());
+        while since.elapsed() < SETTLED {
+            sleep(LOOK).await;
+            stack.scrape().await?;
+            let now = process::resident(self.process)?;
+            if now + SETTLED_BYTES < least {
+                (least, since) = (now, Instant::now());
+            }
+        }
+        process::resident(self.process)
+    }
+
     /// What kvscout takes beside `idle` bytes for each byte of bodies that are not all there yet, all on one channel.
     ///
     /// # Errors
@@ -265,11 +287,14 @@ impl Bench {
             {
                 sleep(LOOK).await;
             }
-            anyhow::Ok(())
+            // Tables of streams have grown, and left their last places.
+            let resident = self.settled(stack).await?;
+            let still = stack.scrape().await?.sum("kvscout_exchange_held_bytes", "");
+            ensure!(still == Some(bytes as f64), "some were given up meanwhile");
+            Ok(resident)
         };
         let held = timeout(HELD_MAX, all_have_come).await;
-        held.with_context(|| format!("kvscout does not hold {bytes} bytes"))??;
-        let resident = process::resident(self.process)?;
+        let resident = held.with_context(|| format!("kvscout does not hold {bytes} bytes"))??;
         Ok(resident.saturating_sub(idle) as f64 / bytes as f64)
     }
 }

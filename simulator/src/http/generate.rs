@@ -15,7 +15,7 @@ use futures::stream;
 use kvscout::blocks::TokenId;
 use kvscout::config;
 use kvscout::metrics::TokenizerMetrics;
-use kvscout::tokens::TokenPool;
+use kvscout::tokens::{Size, TokenPool};
 use serde_json::Value;
 
 use super::App;
@@ -68,7 +68,10 @@ async fn generate(app: Arc<App>, api: Api, headers: &HeaderMap, body: Bytes) -> 
 /// Long prompts take milliseconds to tokenize: not on a thread that serves others.
 async fn parse(app: Arc<App>, api: Api, body: Bytes) -> Result<Ask, Refusal> {
     let bytes = body.len();
-    let parsed = READERS.run(bytes, as_here(move || Ask::parse(&app, api, &body)));
+    let parsed = READERS.run(
+        Size::new(bytes),
+        as_here(move || Ask::parse(&app, api, &body)),
+    );
     parsed
         .await
         .unwrap_or_else(|_| Err(Refusal::shutting_down()))

@@ -5,51 +5,58 @@ use bytes::{Bytes, BytesMut};
 /// What is taken at once on a client's word for a body's length; more comes with its bytes.
 const ANNOUNCED_MAX: usize = 4 << 20;
 
-/// Chunks so far.
-#[derive(Debug, Default)]
+/// Chunks so far, of a body that is said to have `announced` bytes.
+#[derive(Debug)]
 pub struct Held {
-    /// The first chunk as it came: a short body has no other.
-    first: Bytes,
-    /// All of it from the second chunk on.
-    all: BytesMut,
+    chunks: Chunks,
     announced: usize,
+}
+
+#[derive(Debug)]
+enum Chunks {
+    /// As it came, with nothing after it: a short body has no other.
+    One(Bytes),
+    Many(BytesMut),
 }
 
 impl Held {
     /// Nothing yet of a body that is said to have so many bytes.
     pub fn announced(bytes: usize) -> Self {
-        let announced = bytes.min(ANNOUNCED_MAX);
         Self {
-            announced,
-            ..Self::default()
+            chunks: Chunks::One(Bytes::new()),
+            announced: bytes.min(ANNOUNCED_MAX),
         }
     }
 
     /// In bytes.
     pub fn len(&self) -> usize {
-        self.first.len() + self.all.len()
+        match &self.chunks {
+            Chunks::One(chunk) => chunk.len(),
+            Chunks::Many(all) => all.len(),
+        }
     }
 
     /// One more chunk.
     pub fn push(&mut self, chunk: Bytes) {
-        if self.len() == 0 {
-            self.first = chunk;
-        } else if !chunk.is_empty() {
-            let first = std::mem::take(&mut self.first);
-            if self.all.is_empty() {
-                self.all
-                    .reserve(self.announced.max(first.len() + chunk.len()));
+        match &mut self.chunks {
+            _ if chunk.is_empty() => {}
+            Chunks::One(first) if first.is_empty() => *first = chunk,
+            Chunks::One(first) => {
+                let bytes = self.announced.max(first.len() + chunk.len());
+                let mut all = BytesMut::with_capacity(bytes);
+                all.extend_from_slice(first);
+                all.extend_from_slice(&chunk);
+                self.chunks = Chunks::Many(all);
             }
-            self.all.extend_from_slice(&first);
-            self.all.extend_from_slice(&chunk);
+            Chunks::Many(all) => all.extend_from_slice(&chunk),
         }
     }
 
     /// The body.
     pub fn whole(self) -> Bytes {
-        match self.all.is_empty() {
-            true => self.first,
-            false => self.all.freeze(),
+        match self.chunks {
+            Chunks::One(chunk) => chunk,
+            Chunks::Many(all) => all.freeze(),
         }
     }
 }
@@ -86,7 +93,10 @@ mod tests {
         let mut held = Held::announced(3_000);
         held.push(Bytes::from(vec![7; 1_000]));
         held.push(Bytes::from(vec![7; 1_000]));
-        let at = held.all.as_ptr();
+        let Chunks::Many(all) = &held.chunks else {
+            panic!("there are two");
+        };
+        let at = all.as_ptr();
         held.push(Bytes::from(vec![7; 1_000]));
         assert_eq!(held.whole().as_ptr(), at);
     }

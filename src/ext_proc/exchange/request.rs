@@ -48,6 +48,13 @@ pub(super) struct Head {
     request_id: String,
     path: String,
     content_type: Option<String>,
+    /// In a box, since most headers say nothing of the kind.
+    hints: Option<Box<Hints>>,
+}
+
+/// What a gateway or a client may say of who is to serve, and how.
+#[derive(Debug, Default, PartialEq)]
+struct Hints {
     subset: Option<Vec<String>>,
     objective: Option<String>,
     fairness: Option<String>,
@@ -76,27 +83,34 @@ enum End {
 }
 
 impl Head {
-    /// Of a request that is called `fallback_id` where it has no `x-request-id`.
+    /// Of a request that is called by this number where it has no `x-request-id`.
     pub fn of(
         headers: &HttpHeaders,
         metadata: Option<&Metadata>,
         rules: &Rules,
-        fallback_id: &str,
+        number: u64,
     ) -> Self {
         let chosen = read::header(headers, read::CONFORMANCE_SELECTION)
             .filter(|_| rules.conformance)
             .map(|list| read::addresses(&list));
-        Self {
-            request_id: read::header(headers, "x-request-id")
-                .unwrap_or_else(|| fallback_id.to_owned()),
-            path: read::header(headers, ":path").unwrap_or_default(),
-            content_type: read::header(headers, "content-type"),
+        let hints = Hints {
             subset: chosen.or_else(|| read::subset(metadata)),
             objective: read::first(headers, &read::OBJECTIVE),
             fairness: read::first(headers, &read::FAIRNESS),
             target: read::first(headers, &read::TARGET),
             session: read::first(headers, &rules.session_headers),
+        };
+        Self {
+            request_id: read::header(headers, "x-request-id")
+                .unwrap_or_else(|| format!("kvscout-{number}")),
+            path: read::header(headers, ":path").unwrap_or_default(),
+            content_type: read::header(headers, "content-type"),
+            hints: (hints != Hints::default()).then(|| Box::new(hints)),
         }
+    }
+
+    fn take_hints(&mut self) -> Hints {
+        self.hints.take().map(|hints| *hints).unwrap_or_default()
     }
 }
 
@@ -306,32 +320,34 @@ impl Request {
         }
     }
 
-    fn place(&mut self, head: Head, body: Bytes, owed: Owed) -> Vec<Step> {
+    fn place(&mut self, mut head: Head, body: Bytes, owed: Owed) -> Vec<Step> {
+        let hints = head.take_hints();
         self.state = State::Placing(owed);
         vec![Step::Place(Box::new(Ask {
             request_id: head.request_id,
             path: head.path,
             content_type: head.content_type,
             body,
-            subset: head.subset,
+            subset: hints.subset,
             pool: std::mem::take(&mut self.pool),
-            objective: head.objective,
-            fairness: head.fairness,
-            target: head.target,
-            session: head.session,
+            objective: hints.objective,
+            fairness: hints.fairness,
+            target: hints.target,
+            session: hints.session,
             trace: None,
         }))]
     }
 
-    fn place_by_load(&mut self, head: Head, reason: &'static str, owed: Owed) -> Vec<Step> {
+    fn place_by_load(&mut self, mut head: Head, reason: &'static str, owed: Owed) -> Vec<Step> {
+        let hints = head.take_hints();
         let body_bytes = owed.body().map_or(0, Bytes::len);
         self.state = State::Placing(owed);
         vec![Step::PlaceByLoad(ByLoad {
             request_id: head.request_id,
-            subset: head.subset,
+            subset: hints.subset,
             pool: std::mem::take(&mut self.pool),
-            objective: head.objective,
-            session: head.session,
+            objective: hints.objective,
+            session: hints.session,
             trace: None,
             body_bytes,
             reason,

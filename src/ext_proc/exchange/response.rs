@@ -17,23 +17,16 @@ pub(super) struct Response {
     mode: Mode,
     status: Option<u16>,
     served: Option<SocketAddr>,
-    /// In a box, as what else is of no use while a request's body is held.
-    scanner: Option<Box<UsageScanner>>,
+    scanner: Option<UsageScanner>,
+    /// How its request was placed, where the client is told so.
+    summary: Option<String>,
     /// The model that the client asked for, where another one serves it.
     asked: Option<String>,
-    restorer: Option<Box<Restorer>>,
+    restorer: Option<Restorer>,
     streams: bool,
     output: bool,
     body_bytes: u64,
     finished: bool,
-}
-
-/// What a response's headers should tell the client.
-pub(super) struct Tell {
-    /// How its request was placed.
-    pub summary: Option<String>,
-    /// Who served, where the gateway says so.
-    pub served: bool,
 }
 
 impl Response {
@@ -42,6 +35,11 @@ impl Response {
             mode,
             ..Self::default()
         }
+    }
+
+    /// The client is told how its request was placed.
+    pub fn tells(&mut self, summary: Option<String>) {
+        self.summary = summary;
     }
 
     /// Another model than this one answers, which is what the client asked for.
@@ -65,11 +63,12 @@ impl Response {
         }
     }
 
+    /// Its headers came; those for the client say who served, too, where they are to.
     pub fn headers(
         &mut self,
         headers: &HttpHeaders,
         metadata: Option<&Metadata>,
-        tell: Tell,
+        tells_served: bool,
     ) -> Vec<Step> {
         let text = |name| read::header(headers, name);
         self.status = text(":status").and_then(|status| status.parse().ok());
@@ -78,17 +77,17 @@ impl Response {
         self.streams = content_type.as_deref().is_some_and(is_stream);
         let (kind, encoding) = (content_type.as_deref(), text("content-encoding"));
         let scanner = UsageScanner::new(kind, encoding.as_deref());
-        self.scanner = Some(Box::new(scanner));
+        self.scanner = Some(scanner);
         let asked = self.asked.take();
         let has_name = !headers.end_of_stream && usage::readable(kind, encoding.as_deref());
         let asked = asked.filter(|_| has_name);
-        self.restorer = asked.map(|name| Box::new(Restorer::new(&name, self.streams)));
+        self.restorer = asked.map(|name| Restorer::new(&name, self.streams));
         self.hear_served(metadata);
         let mut set = Vec::new();
-        if let Some(summary) = tell.summary {
+        if let Some(summary) = self.summary.take() {
             set.push((reply::DECISION, summary));
         }
-        if let Some(served) = self.served.filter(|_| tell.served) {
+        if let Some(served) = self.served.filter(|_| tells_served) {
             set.push((reply::CONFORMANCE_SERVED, served.to_string()));
         }
         let mut steps = vec![send(reply::headers(Side::Response, &set, self.untrue()))];

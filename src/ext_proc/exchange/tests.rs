@@ -16,7 +16,7 @@ use crate::proto::filter::processing_mode::BodySendMode;
 const POD: &str = "10.0.0.7:8000";
 
 fn exchange() -> Exchange {
-    Exchange::new(Rules::default(), "kvscout-1".into())
+    Exchange::new(Rules::default(), 1)
 }
 
 fn message(request: Message) -> ProcessingRequest {
@@ -219,7 +219,7 @@ fn headers_say_what_a_request_is_by_either_of_their_names() {
         ..Rules::default()
     };
     let said = |pairs: &[(&str, &str)]| {
-        let mut exchange = Exchange::new(rules.clone(), "kvscout-1".into());
+        let mut exchange = Exchange::new(rules.clone(), 1);
         on(
             &mut exchange,
             message(Message::RequestHeaders(headers(pairs, false))),
@@ -271,13 +271,10 @@ fn answered(mode: BodySendMode, head: &[(&str, &str)], chunks: &[&str]) -> (Stri
     let body = br#"{"model":"chat"}"#;
     let mut exchange = exchange();
     on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
-    exchange.response = Response::new(
-        read::modes(Some(ProtocolConfiguration {
-            response_body_mode: mode.into(),
-            ..Default::default()
-        }))
-        .1,
-    );
+    (_, exchange.response_mode) = read::modes(Some(ProtocolConfiguration {
+        response_body_mode: mode.into(),
+        ..Default::default()
+    }));
     on(&mut exchange, request_body(body, true));
     let outline = Outline::of(body).expect("an object");
     placed_with(&mut exchange, Some(outline.replaced("model", "chat-v2")));
@@ -533,7 +530,7 @@ fn a_body_beyond_the_limit_is_placed_by_load_and_streams_through() {
         body_bytes_max: 4,
         ..Rules::default()
     };
-    let mut exchange = Exchange::new(rules.clone(), String::new());
+    let mut exchange = Exchange::new(rules.clone(), 0);
     on(&mut exchange, post(BodySendMode::FullDuplexStreamed, false));
     assert_eq!(on(&mut exchange, request_body(b"abc", false)), []);
     let steps = on(&mut exchange, request_body(b"def", false));
@@ -545,7 +542,7 @@ fn a_body_beyond_the_limit_is_placed_by_load_and_streams_through() {
     let steps = on(&mut exchange, request_body(b"gh", true));
     assert_eq!(all_told(&steps), ["request body 2 bytes, end"]);
 
-    let mut exchange = Exchange::new(rules, String::new());
+    let mut exchange = Exchange::new(rules, 0);
     on(&mut exchange, post(BodySendMode::Buffered, false));
     let steps = on(&mut exchange, request_body(b"abcdef", true));
     assert_eq!(all_told(&steps), ["place by load"]);
@@ -678,7 +675,7 @@ fn the_decision_is_told_only_where_asked_for() {
             decision_header,
             ..Rules::default()
         };
-        let mut exchange = Exchange::new(rules, String::new());
+        let mut exchange = Exchange::new(rules, 0);
         on(&mut exchange, post(BodySendMode::FullDuplexStreamed, true));
         placed(&mut exchange);
         let head = headers(&[(":status", "200")], false);
@@ -694,7 +691,7 @@ fn a_client_names_its_endpoint_only_under_conformance() {
             conformance,
             ..Rules::default()
         };
-        let mut exchange = Exchange::new(rules, String::new());
+        let mut exchange = Exchange::new(rules, 0);
         let steps = on(&mut exchange, post(BodySendMode::FullDuplexStreamed, true));
         assert_eq!(by_load(&steps), Some(&subset));
     }
@@ -756,7 +753,7 @@ proptest! {
         let total: usize = sizes.iter().sum();
         let whole: Vec<u8> = (0..total).map(|i| (i % 251) as u8).collect();
         let rules = Rules { body_bytes_max, ..Rules::default() };
-        let mut exchange = Exchange::new(rules, String::new());
+        let mut exchange = Exchange::new(rules, 0);
         let mut steps = on(&mut exchange, post(BodySendMode::FullDuplexStreamed, respond));
         let (mut at, mut sent) = (0, Vec::new());
         for (i, size) in sizes.iter().enumerate() {

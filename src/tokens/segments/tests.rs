@@ -315,6 +315,20 @@ fn the_cache_is_bounded_in_bytes_and_counts_what_it_does() {
 }
 
 #[test]
+fn no_tenant_finds_what_another_has_asked_for() {
+    let tokenizer = segmented(&json(BYTE_LEVEL, false), 1 << 20);
+    let hits = |salt| {
+        let before = tokenizer.cache_sizes().hits;
+        let ids = tokenizer.encode_salted("a text of both", false, salt);
+        assert_eq!(ids, tokenizer.engine.encode("a text of both", false));
+        tokenizer.cache_sizes().hits - before
+    };
+    for salt in [None, Some("one"), Some("other")] {
+        assert_eq!((hits(salt), hits(salt)), (0, 1), "{salt:?}");
+    }
+}
+
+#[test]
 fn a_collision_gives_no_wrong_ids() {
     let tokenizer = segmented(&json(BYTE_LEVEL, false), 1 << 20);
     let hash = xxh3_64_with_seed(b"asked", tokenizer.seed);
