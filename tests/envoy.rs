@@ -31,11 +31,11 @@ struct World {
 /// Tests name the endpoint they want as upstream's conformance suite does.
 fn settings() -> ExtProcSettings {
     ExtProcSettings {
-        rules: Rules {
+        rules: Arc::new(Rules {
             conformance: true,
             decision_header: true,
             ..Rules::default()
-        },
+        }),
         ..ExtProcSettings::default()
     }
 }
@@ -185,7 +185,7 @@ async fn ten_megabytes_come_back_as_they_were() {
 async fn a_body_beyond_the_limit_streams_through() {
     let (pods, addresses) = Pod::several(2).await;
     let mut settings = settings();
-    settings.rules.body_bytes_max = 100_000;
+    Arc::make_mut(&mut settings.rules).body_bytes_max = 100_000;
     let kvscout = Kvscout::start(&addresses, Tls::SelfSigned, settings).await;
     let envoy = Envoy::start(
         &addresses,

@@ -4,6 +4,7 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -45,10 +46,10 @@ async fn kvscout(
         priority: -1,
     };
     let settings = ExtProcSettings {
-        rules: Rules {
+        rules: Arc::new(Rules {
             conformance,
             ..Rules::default()
-        },
+        }),
         ..ExtProcSettings::default()
     };
     let pods: &[SocketAddr] = if fleet == Fleet::Empty { &[] } else { &[pod] };

@@ -11,7 +11,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// A body is looked at once in so many bytes,
 const STEP_BYTES: usize = 8 << 10;
-/// and there at so many, the last of them: a 32nd of it, so that 100,000 tokens take some 10 us.
+/// and there at so many, the last of them: a 32nd of it, so that 100,000 tokens take some 10 us. And at its first, where the model is
+/// named.
 const LOOK_BYTES: usize = 256;
 /// Marks that are kept, of half a gigabyte of bodies in as many kilobytes.
 const MARKS: usize = 1 << 16;
@@ -39,17 +40,13 @@ impl Default for Seen {
 impl Seen {
     /// What this body looks like.
     pub fn marks(&self, body: &[u8]) -> Marks {
-        let next = |before: &mut u64, step: &[u8]| {
-            let look = &step[STEP_BYTES - LOOK_BYTES..];
-            *before = xxh3_64_with_seed(look, *before);
-            Some(*before)
-        };
+        let mut mark = xxh3_64_with_seed(&body[..LOOK_BYTES.min(body.len())], self.seed);
         let steps = body.chunks_exact(STEP_BYTES);
-        Marks(
-            steps
-                .scan(self.seed, |before, step| next(before, step))
-                .collect(),
-        )
+        let marks = steps.map(|step| {
+            mark = xxh3_64_with_seed(&step[STEP_BYTES - LOOK_BYTES..], mark);
+            mark
+        });
+        Marks(marks.collect())
     }
 
     /// How many leading bytes of what looks so were read before.
@@ -92,6 +89,9 @@ mod tests {
         let mut other = after.clone();
         other[3 * STEP_BYTES - 1] ^= 1;
         assert_eq!(known(&other), 2 * STEP_BYTES, "what follows is another's");
+        let mut for_another_model = after;
+        for_another_model[10] ^= 1;
+        assert_eq!(known(&for_another_model), 0);
     }
 
     #[test]
