@@ -52,6 +52,11 @@ pub trait Tokenizer: Send + Sync {
         0
     }
 
+    /// Whether what it has encoded takes much less time again.
+    fn remembers(&self) -> bool {
+        false
+    }
+
     /// How large its segment cache is and what it did; zeros where it has none.
     fn cache_sizes(&self) -> CacheSizes {
         CacheSizes::default()

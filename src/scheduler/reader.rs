@@ -63,9 +63,7 @@ impl Reader {
         };
         match self.pool.run(size, work).await {
             Ok(Ok(reading)) => {
-                // Nor do we show by the time that a tenant's body begins as one of another tenant's.
-                let salted = reading.identity.cache_salt.is_some();
-                if !salted && !reading.tokens.is_empty() && reading.rendered_in < QUICK_MAX {
+                if reading.is_quick_again {
                     self.seen.keep(&marks);
                 }
                 reading
@@ -114,6 +112,10 @@ fn read_by(
     let request = request.reread(renderer, body);
     let prompt = request.render(renderer).map_err(|error| explain(&error))?;
     let rendered = Instant::now();
+    // What a tenant with a salt has asked for is nobody's to find, by no sign.
+    let is_quick_again = named.model.tokenizer.remembers()
+        && rendered - began < QUICK_MAX
+        && prompt.cache_salt.is_none();
     let texts = tokens::tokens_of(&prompt, named.model.tokenizer.as_ref())
         .map_err(|error| error.label())?;
     let prompt_tokens = texts.iter().map(|text| text.len() as u64).sum();
@@ -143,6 +145,7 @@ fn read_by(
         answers: request.answers(),
         wants_report: request.wants_cache_report(),
         rendered_bytes: rendered_bytes(&prompt),
+        is_quick_again,
         rendered_in: rendered - began,
         tokenized_in: rendered.elapsed(),
     })

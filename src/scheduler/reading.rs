@@ -36,6 +36,8 @@ pub(super) struct Reading {
     pub wants_report: bool,
     /// Bytes of its texts, once rendered; none where they are token ids or were not read.
     pub rendered_bytes: Option<usize>,
+    /// A body that begins like this one's will be read quickly, as far as it does.
+    pub is_quick_again: bool,
     /// What parsing and rendering took, and tokenizing.
     pub rendered_in: Duration,
     pub tokenized_in: Duration,
@@ -58,6 +60,7 @@ impl Reading {
             answers: 1,
             wants_report: false,
             rendered_bytes: None,
+            is_quick_again: false,
             rendered_in: Duration::ZERO,
             tokenized_in: Duration::ZERO,
         }

@@ -14,8 +14,9 @@ const STEP_BYTES: usize = 8 << 10;
 /// and there at so many, the last of them: a 32nd of it, so that 100,000 tokens take some 10 us. And at its first, where the model is
 /// named.
 const LOOK_BYTES: usize = 256;
-/// Marks that are kept, of half a gigabyte of bodies in as many kilobytes.
-const MARKS: usize = 1 << 16;
+/// Marks that are kept, of 128 MB of bodies: the token cache has room for about as many (`limits.token_cache_bytes_max`, 256 MB of texts
+/// and ids).
+const MARKS: usize = 1 << 14;
 
 /// Marks of bodies that were read, each in a place of its own until another takes that.
 pub(super) struct Seen {

@@ -17,6 +17,8 @@ const INLINE_BYTES_MAX: usize = 16 << 10;
 /// Beside so many that were read before, which takes a tenth of the time: 1 MiB takes a millisecond. The way to another thread
 /// and back takes 0.2 ms where cores are busy.
 const KNOWN_BYTES_MAX: usize = 1 << 20;
+/// So long no such text takes that was known indeed: the guess was wrong, or the cache has forgotten it.
+const KNOWN_MAX: Duration = Duration::from_millis(2);
 /// How far ahead a thread may read such texts of the half of its time that it has for them: it serves others too, and may be the
 /// only one that has anything to serve.
 const AHEAD_MAX: Duration = Duration::from_millis(4);
@@ -107,11 +109,12 @@ impl Where {
     }
 }
 
-/// This thread has read for so long.
-fn spend(time: Duration) {
-    let now = Instant::now();
-    let from = SPENT_UNTIL.get().map_or(now, |until| until.max(now));
-    SPENT_UNTIL.set(Some(from + time * 2));
+/// This thread has read for so long since then: that is half of twice as long. What took too long counts eight times that, so that
+/// where caches are too small for what is asked, nearly all of it goes elsewhere.
+fn spend(began: Instant, time: Duration) {
+    let times = if time < KNOWN_MAX { 2 } else { 16 };
+    let from = SPENT_UNTIL.get().map_or(began, |until| until.max(began));
+    SPENT_UNTIL.set(Some(from + time * times));
 }
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -199,7 +202,7 @@ impl TokenPool {
             Where::HereCounted => {
                 let began = Instant::now();
                 let done = measure(&self.measured, work);
-                spend(began.elapsed());
+                spend(began, began.elapsed());
                 return done;
             }
             Where::Elsewhere => {}
@@ -308,30 +311,46 @@ mod tests {
     async fn what_was_read_before_is_read_where_it_is_for_half_of_a_threads_time() {
         let pool = pool(1, PATIENCE);
         let here = std::thread::current().id();
-        let size = |known_bytes| Size {
-            known_bytes,
-            ..SHORT
-        };
-        let busy = |time: Duration| {
-            move || {
+        let run = async |known_bytes, time: Duration| {
+            let size = Size {
+                known_bytes,
+                ..SHORT
+            };
+            let work = move || {
                 let began = Instant::now();
                 while began.elapsed() < time {}
                 std::thread::current().id()
-            }
+            };
+            pool.run(size, work).await.expect("done") == here
         };
-        let long = 500_000;
-        let run = |known, time| pool.run(size(known), busy(time));
-        assert_eq!(run(long, AHEAD_MAX).await, Ok(here));
-        // Twice as long ahead as it may be: nothing of that kind until as much time has gone by.
-        let again = run(long, Duration::ZERO).await;
-        assert_ne!(again, Ok(here));
-        assert_eq!(run(0, Duration::ZERO).await, Ok(here), "short texts always");
-        while SPENT_UNTIL.get().expect("it has read") > Instant::now() {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(run(long, Duration::ZERO).await, Ok(here));
-        let too_long = run(KNOWN_BYTES_MAX + 1, Duration::ZERO).await;
-        assert_ne!(too_long, Ok(here));
+        let (long, at_once, time) = (500_000, Duration::ZERO, Duration::from_millis(1));
+        let began = Instant::now();
+        assert!(run(long, time).await);
+        let spent_until = || SPENT_UNTIL.get().expect("it has read");
+        assert!(spent_until() >= began + 2 * time);
+        SPENT_UNTIL.set(Some(began + PATIENCE));
+        assert!(!run(long, at_once).await, "its half is spent for long");
+        assert!(run(0, at_once).await, "short texts always");
+        assert_eq!(spent_until(), began + PATIENCE, "which cost it nothing");
+        SPENT_UNTIL.set(Some(began));
+        assert!(run(long, at_once).await);
+        assert!(!run(KNOWN_BYTES_MAX + 1, at_once).await);
+    }
+
+    #[test]
+    fn a_wrong_guess_counts_eight_times() {
+        let (began, time) = (Instant::now(), KNOWN_MAX / 2);
+        spend(began, time);
+        assert_eq!(SPENT_UNTIL.get(), Some(began + 2 * time));
+        spend(began, KNOWN_MAX);
+        assert_eq!(SPENT_UNTIL.get(), Some(began + 2 * time + 16 * KNOWN_MAX));
+        let later = began + PATIENCE;
+        spend(later, time);
+        assert_eq!(
+            SPENT_UNTIL.get(),
+            Some(later + 2 * time),
+            "nothing is saved up"
+        );
     }
 
     /// Work that ends when told to.

@@ -190,6 +190,10 @@ impl<E: Tokenizer> Tokenizer for Segmented<E> {
         self.cuts.settled_bytes(text)
     }
 
+    fn remembers(&self) -> bool {
+        true
+    }
+
     fn cache_sizes(&self) -> CacheSizes {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         CacheSizes {
